@@ -1,0 +1,79 @@
+"""The errors a user can cause, each one line long and saying what to do.
+
+```
+MoesimError
+├── InputError        a file or a value is not what was expected (exit code 1)
+│   ├── FormatError   a file: names the file and the place in it
+│   └── UnknownName   no such solver, policy, preset, ...
+├── MissingExtra      an optional package is not installed
+└── Infeasible        proven: no placement satisfies the constraints (exit code 3)
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class MoesimError(Exception):
+    """Base of every error that a user, not a bug, causes."""
+
+    exit_code = 1
+
+
+class InputError(MoesimError):
+    """A value is not what was expected."""
+
+
+class FormatError(InputError):
+    """A file does not hold what its format says.
+
+    Parameters
+    ----------
+    path
+        The file.
+    place
+        Where in the file: a key, a row, a line.
+    problem
+        What was expected, what was found, what to do.
+    """
+
+    def __init__(self, path: str | Path, place: str, problem: str) -> None:
+        self.path, self.place, self.problem = str(path), place, problem
+        where = f"{path}: {place}" if place else f"{path}"
+        super().__init__(f"{where}: {problem}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.path, self.place, self.problem))
+
+
+class UnknownName(InputError):
+    """A name is not in a registry; the message suggests the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        close = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(self.known)}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.kind, self.name, self.known))
+
+
+class MissingExtra(MoesimError):
+    """An optional dependency is needed; the message holds the command that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"{package} is not installed: run  pip install 'moesim[{extra}]'")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.package, self.extra))
+
+
+class Infeasible(MoesimError):
+    """Proven: nothing satisfies the constraints; the message says which one cannot hold."""
+
+    exit_code = 3
