@@ -24,7 +24,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
     except OSError as error:
-        raise InputError(f"{final}: cannot write there: {error.strerror}; choose an existing, writable folder") from None
+        raise InputError(
+            f"{final}: cannot write there: {error.strerror}; choose an existing, writable folder"
+        ) from None
     os.close(handle)
     temporary = Path(name)
     try:

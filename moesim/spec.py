@@ -1,0 +1,269 @@
+"""The static facts of a Mixture-of-Experts model, and presets of published ones.
+
+Symbols used everywhere: L MoE layers, E routed experts, K experts a token picks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from moesim.base.errors import InputError, UnknownName
+
+FP8_BLOCK: Final = 1.0 + 4 / 128
+"""Bytes per element of block-scaled fp8: one byte and a float32 scale per 128 elements (DeepSeek-V3 report)."""
+BF16: Final = 2.0
+MXFP4: Final = 0.5 + 1 / 32
+"""Bytes per element of MXFP4: half a byte and one shared exponent byte per 32 elements (OCP MX specification)."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Shape of the attention block, for its weights, arithmetic and KV cache.
+
+    Grouped-query attention is ``heads, kv_heads, head_dim``; latent attention (MLA) adds the ranks, and then
+    ``head_dim`` is the non-rotary part of a query head.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    q_rank: int = 0
+    kv_rank: int = 0
+    rope_dim: int = 0
+    value_dim: int = 0
+
+    @property
+    def latent(self) -> bool:
+        """Whether this is latent attention (MLA)."""
+        return self.kv_rank > 0
+
+    def parameters(self, hidden: int) -> int:
+        """Return the number of projection weights of one layer."""
+        if not self.latent:
+            return hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        query_out = self.heads * (self.head_dim + self.rope_dim)
+        query = hidden * self.q_rank + self.q_rank * query_out if self.q_rank else hidden * query_out
+        key_value = hidden * (self.kv_rank + self.rope_dim) + self.kv_rank * self.heads * (self.head_dim + self.value_dim)
+        return query + key_value + self.heads * self.value_dim * hidden
+
+    def score_flops(self) -> float:
+        """Return the FLOPs of one query against one cached position (scores and weighted sum)."""
+        if not self.latent:
+            return 4.0 * self.heads * self.head_dim
+        # absorbed form: scores and values both live in the latent space
+        return 2.0 * self.heads * (2 * self.kv_rank + self.rope_dim)
+
+    def cache_elements(self) -> int:
+        """Return the elements of KV cache that one token keeps in one layer."""
+        return self.kv_rank + self.rope_dim if self.latent else 2 * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Static facts of an MoE model.
+
+    Parameters
+    ----------
+    name
+        Name of the model.
+    layer_ids
+        Decoder index of each MoE layer, ascending; their number is L.
+    num_hidden_layers
+        All decoder layers, dense ones included.
+    experts, top_k
+        Routed experts per MoE layer (E) and experts a token picks (K).
+    hidden, intermediate
+        Model width and the width of one routed expert.
+    shared_experts, shared_intermediate
+        Experts that every token visits, and their total width.
+    groups, group_limit
+        Expert groups and groups a token may pick from (node-limited routing); 1 and 1 where there are none.
+    dense_intermediate
+        Width of the feed-forward block of dense decoder layers, 0 where there are none.
+    gated
+        Whether an expert has a gate projection (SwiGLU: three matrices) or not (two matrices).
+    attention
+        Shape of attention, or None where it is not known.
+    vocab, tied_embeddings
+        For parameter counts.
+    weight_bytes, dispatch_bytes, combine_bytes
+        Bytes per element of expert weights, of tokens on their way to experts and of results on the way back.
+    """
+
+    name: str
+    layer_ids: tuple[int, ...]
+    num_hidden_layers: int
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+    shared_experts: int = 0
+    shared_intermediate: int = 0
+    groups: int = 1
+    group_limit: int = 1
+    dense_intermediate: int = 0
+    gated: bool = True
+    attention: Attention | None = None
+    vocab: int = 0
+    tied_embeddings: bool = False
+    weight_bytes: float = BF16
+    dispatch_bytes: float = BF16
+    combine_bytes: float = BF16
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer_ids", tuple(int(i) for i in self.layer_ids))
+        for name in ("num_hidden_layers", "experts", "top_k", "hidden", "intermediate", "groups", "group_limit"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
+        if self.top_k > self.experts:
+            raise InputError(f"model {self.name!r}: top_k {self.top_k} is more than its {self.experts} experts")
+        if not self.layer_ids or list(self.layer_ids) != sorted(set(self.layer_ids)):
+            raise InputError(f"model {self.name!r}: layer_ids must be ascending and unique, got {self.layer_ids}")
+        if self.layer_ids[0] < 0 or self.layer_ids[-1] >= self.num_hidden_layers:
+            raise InputError(
+                f"model {self.name!r}: layer_ids must lie in 0..{self.num_hidden_layers - 1}, got {self.layer_ids}"
+            )
+        if self.experts % self.groups:
+            raise InputError(f"model {self.name!r}: {self.groups} groups do not divide {self.experts} experts")
+        for name in ("weight_bytes", "dispatch_bytes", "combine_bytes"):
+            if not 0 < getattr(self, name) <= 8:
+                raise InputError(f"model {self.name!r}: {name} must lie in (0, 8], got {getattr(self, name)}")
+
+    @property
+    def layers(self) -> int:
+        """Number of MoE layers, L."""
+        return len(self.layer_ids)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Weights of one routed expert."""
+        return (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    @property
+    def expert_bytes(self) -> float:
+        """Bytes of one routed expert's weights."""
+        return self.expert_parameters * self.weight_bytes
+
+    @property
+    def expert_flops(self) -> float:
+        """FLOPs of one token in one routed expert."""
+        return 2.0 * self.expert_parameters
+
+    @property
+    def shared_parameters(self) -> int:
+        """Weights of all shared experts of one MoE layer."""
+        return (3 if self.gated else 2) * self.hidden * self.shared_intermediate
+
+    @property
+    def dispatch_token_bytes(self) -> float:
+        """Bytes of one copy of a token on its way to an expert."""
+        return self.hidden * self.dispatch_bytes
+
+    @property
+    def combine_token_bytes(self) -> float:
+        """Bytes of one copy of a result on its way back."""
+        return self.hidden * self.combine_bytes
+
+    def parameters(self, active: bool = False) -> int:
+        """Return the number of weights of the whole model, or only those one token uses.
+
+        Norms and biases are left out (below 0.01 % of any model here).
+        """
+        dense_layers = self.num_hidden_layers - self.layers
+        per_moe = (self.top_k if active else self.experts) * self.expert_parameters
+        per_moe += self.shared_parameters + self.hidden * self.experts
+        attention = self.attention.parameters(self.hidden) if self.attention else 0
+        embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        dense = (3 if self.gated else 2) * self.hidden * self.dense_intermediate
+        return self.layers * per_moe + dense_layers * dense + self.num_hidden_layers * attention + embeddings
+
+    def at_dimensions(self, other: ModelSpec) -> ModelSpec:
+        """Return this model's routing (layers, experts, top_k, groups) at another model's dimensions and dtypes.
+
+        A small model's bytes are latency-bound and would hide what placement does; replaying its routing at
+        production dimensions shows it. Results say so through the name, ``"mine @ theirs"``.
+        """
+        wanted = ("hidden", "intermediate", "gated", "attention", "weight_bytes", "dispatch_bytes", "combine_bytes")
+        changes = {name: getattr(other, name) for name in wanted}
+        shared = other.shared_intermediate if self.shared_experts else 0
+        return dataclasses.replace(self, name=f"{self.name} @ {other.name}", shared_intermediate=shared, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Build a spec from plain data.
+
+        Raises
+        ------
+        InputError
+            If a key is unknown, missing, or has a value of the wrong kind.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise InputError(f"model spec: unknown keys {unknown}; known ones are {sorted(known)}")
+        values = dict(data)
+        try:
+            if isinstance(values.get("attention"), Mapping):
+                values["attention"] = Attention(**values["attention"])
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"model spec: {error}") from None
+
+    @classmethod
+    def preset(cls, name: str) -> ModelSpec:
+        """Return a published model by name.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such preset.
+        """
+        if name not in PRESETS:
+            raise UnknownName("model preset", name, PRESETS)
+        return PRESETS[name]
+
+
+def _spec(name: str, layers: int, *, dense: int = 0, **facts: Any) -> ModelSpec:
+    return ModelSpec(name=name, layer_ids=tuple(range(dense, layers)), num_hidden_layers=layers, **facts)
+
+
+_DEEPSEEK_V3_ATTENTION: Final = Attention(
+    heads=128, kv_heads=128, head_dim=128, q_rank=1536, kv_rank=512, rope_dim=64, value_dim=128
+)
+
+# Each from the model's published config.json; fp8 and MXFP4 where the weights are published so.
+PRESETS: Final[dict[str, ModelSpec]] = {
+    spec.name: spec
+    for spec in (
+        _spec("mixtral-8x7b", 32, experts=8, top_k=2, hidden=4096, intermediate=14336, vocab=32000,
+              attention=Attention(heads=32, kv_heads=8, head_dim=128)),
+        _spec("mixtral-8x22b", 56, experts=8, top_k=2, hidden=6144, intermediate=16384, vocab=32768,
+              attention=Attention(heads=48, kv_heads=8, head_dim=128)),
+        _spec("deepseek-v2-lite", 27, dense=1, experts=64, top_k=6, hidden=2048, intermediate=1408, shared_experts=2,
+              shared_intermediate=2816, dense_intermediate=10944, vocab=102400,
+              attention=Attention(heads=16, kv_heads=16, head_dim=128, kv_rank=512, rope_dim=64, value_dim=128)),
+        _spec("deepseek-v2", 60, dense=1, experts=160, top_k=6, hidden=5120, intermediate=1536, shared_experts=2,
+              shared_intermediate=3072, groups=8, group_limit=3, dense_intermediate=12288, vocab=102400,
+              attention=_DEEPSEEK_V3_ATTENTION),
+        _spec("deepseek-v3", 61, dense=3, experts=256, top_k=8, hidden=7168, intermediate=2048, shared_experts=1,
+              shared_intermediate=2048, groups=8, group_limit=4, dense_intermediate=18432, vocab=129280,
+              attention=_DEEPSEEK_V3_ATTENTION, weight_bytes=1.0, dispatch_bytes=FP8_BLOCK),
+        _spec("qwen3-30b-a3b", 48, experts=128, top_k=8, hidden=2048, intermediate=768, vocab=151936,
+              attention=Attention(heads=32, kv_heads=4, head_dim=128)),
+        _spec("qwen3-235b-a22b", 94, experts=128, top_k=8, hidden=4096, intermediate=1536, vocab=151936,
+              attention=Attention(heads=64, kv_heads=4, head_dim=128)),
+        _spec("gpt-oss-20b", 24, experts=32, top_k=4, hidden=2880, intermediate=2880, vocab=201088,
+              attention=Attention(heads=64, kv_heads=8, head_dim=64), weight_bytes=MXFP4),
+        _spec("gpt-oss-120b", 36, experts=128, top_k=4, hidden=2880, intermediate=2880, vocab=201088,
+              attention=Attention(heads=64, kv_heads=8, head_dim=64), weight_bytes=MXFP4),
+        _spec("olmoe-1b-7b", 16, experts=64, top_k=8, hidden=2048, intermediate=1024, vocab=50304,
+              attention=Attention(heads=16, kv_heads=16, head_dim=128)),
+    )
+}  # fmt: skip
+"""Published models by name."""
