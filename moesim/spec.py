@@ -46,7 +46,8 @@ class Attention:
             return hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         query_out = self.heads * (self.head_dim + self.rope_dim)
         query = hidden * self.q_rank + self.q_rank * query_out if self.q_rank else hidden * query_out
-        key_value = hidden * (self.kv_rank + self.rope_dim) + self.kv_rank * self.heads * (self.head_dim + self.value_dim)
+        expand = self.kv_rank * self.heads * (self.head_dim + self.value_dim)
+        key_value = hidden * (self.kv_rank + self.rope_dim) + expand
         return query + key_value + self.heads * self.value_dim * hidden
 
     def score_flops(self) -> float:
