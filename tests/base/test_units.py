@@ -1,0 +1,57 @@
+"""Quantities carry their unit at the rim and are SI inside."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.base.errors import InputError
+from moesim.base.units import parse, show
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("450 GB/s", "bandwidth", 450e9),
+        ("400 Gb/s", "bandwidth", 50e9),
+        ("400 Gbps", "bandwidth", 50e9),
+        ("1 GiB/s", "bandwidth", 2.0**30),
+        ("2.5 us", "time", 2.5e-6),
+        ("2.5µs", "time", 2.5e-6),
+        ("80 GiB", "bytes", 80 * 2.0**30),
+        ("80 GB", "bytes", 80e9),
+        ("989 TFLOP/s", "flops", 989e12),
+        ("1e3 ns", "time", 1e-6),
+        (".5 s", "time", 0.5),
+    ],
+)
+def test_text_with_a_unit_becomes_si(text: str, kind: str, value: float):
+    assert parse(text, kind, "x") == pytest.approx(value, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [
+        (450, "bandwidth", "bare value 450"),
+        (4.5, "time", "bare value 4.5"),
+        (True, "time", "bare value True"),
+        ("450", "bandwidth", "number with a unit"),
+        ("450 GB", "bandwidth", "unknown unit 'GB'"),
+        ("80 gb", "bytes", "unknown unit 'gb'"),
+        ("-1 us", "time", "not negative"),
+        ("1e999 s", "time", "finite"),
+        ("", "time", "number with a unit"),
+        ("fast", "time", "number with a unit"),
+    ],
+)
+def test_what_is_no_quantity_is_refused_with_its_place(value: object, kind: str, says: str):
+    with pytest.raises(InputError) as caught:
+        parse(value, kind, "tier.rail.bandwidth")
+    assert str(caught.value).startswith("tier.rail.bandwidth: ")
+    assert says in str(caught.value)
+
+
+@given(st.floats(1e-12, 1e18), st.sampled_from(["time", "bytes", "bandwidth", "flops"]))
+def test_what_is_shown_can_be_read_back(value: float, kind: str):
+    assert parse(show(value, kind, digits=17), kind, "x") == pytest.approx(value, rel=1e-12)

@@ -1,0 +1,65 @@
+"""Published models have the parameter counts that were published."""
+
+from __future__ import annotations
+
+import pytest
+
+from moesim.base.errors import InputError, UnknownName
+from moesim.spec import PRESETS, ModelSpec
+
+# total and active parameters in billions, from each model's report or model card
+PUBLISHED = {
+    "mixtral-8x7b": (46.7, 12.9),
+    "mixtral-8x22b": (141, 39),
+    "deepseek-v2-lite": (15.7, 2.4),
+    "deepseek-v2": (236, 21),
+    "deepseek-v3": (671, 37),
+    "qwen3-30b-a3b": (30.5, 3.3),
+    "qwen3-235b-a22b": (235, 22),
+    "gpt-oss-20b": (20.9, 3.6),
+    "gpt-oss-120b": (116.8, 5.1),
+    "olmoe-1b-7b": (6.9, 1.3),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_total_parameters_match_the_published_figure(name: str):
+    assert PRESETS[name].parameters() / 1e9 == pytest.approx(PUBLISHED[name][0], rel=0.01)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_active_parameters_match_the_published_figure(name: str):
+    # reports differ in whether the (input) embedding counts as active: compare without one embedding, or with
+    spec = PRESETS[name]
+    embedding = spec.vocab * spec.hidden
+    active = spec.parameters(active=True)
+    assert min(abs(a / 1e9 / PUBLISHED[name][1] - 1) for a in (active, active - embedding)) < 0.03
+
+
+def test_routing_replayed_at_other_dimensions_keeps_its_experts_and_says_so():
+    small, big = PRESETS["olmoe-1b-7b"], PRESETS["deepseek-v3"]
+    replayed = small.at_dimensions(big)
+    assert (replayed.experts, replayed.top_k, replayed.layers) == (small.experts, small.top_k, small.layers)
+    assert (replayed.hidden, replayed.intermediate) == (big.hidden, big.intermediate)
+    assert replayed.name == "olmoe-1b-7b @ deepseek-v3"
+
+
+def test_a_spec_survives_json():
+    for spec in PRESETS.values():
+        assert ModelSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_nonsense_is_refused():
+    good = PRESETS["mixtral-8x7b"].to_dict()
+    for change, says in [
+        ({"top_k": 9}, "more than its 8 experts"),
+        ({"layer_ids": (3, 1)}, "ascending"),
+        ({"layer_ids": (99,)}, "must lie in"),
+        ({"groups": 3}, "do not divide"),
+        ({"hidden": 0}, "at least 1"),
+        ({"colour": "red"}, "unknown keys"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            ModelSpec.from_dict(good | change)
+    with pytest.raises(UnknownName, match="did you mean 'deepseek-v3'"):
+        ModelSpec.preset("deepseekv3")
