@@ -1,0 +1,201 @@
+"""The fast path: how many copies each expert gets, and which rank holds them, by load alone.
+
+Copies go greedily to the expert with the most load per copy (which minimises the largest load per copy), copies
+go heaviest first to the lightest rank that may hold them, and pairs are swapped between the fullest rank and
+others while that lowers the fuller of the two. Milliseconds for a whole model, within a percent of the mean load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from moesim.solve.repair import EMPTY, repair_duplicates
+
+Ints = NDArray[np.int32]
+
+
+@njit(cache=True, nogil=True)
+def _copies(load: Any, slots: int, most: int) -> Any:
+    layers, experts = load.shape
+    copies = np.ones((layers, experts), np.int32)
+    for layer in range(layers):
+        share = load[layer].copy()
+        for _ in range(min(slots, most * experts) - experts):
+            best = -1
+            for expert in range(experts):
+                if copies[layer, expert] < most and (best < 0 or share[expert] > share[best]):
+                    best = expert
+            copies[layer, best] += 1
+            share[best] = load[layer, best] / copies[layer, best]
+    return copies
+
+
+def greedy_copies(load: ArrayLike, slots: int, most: int) -> Ints:
+    """Return copies of each expert, int32 [layers, experts]: ``slots`` in all, at most ``most`` each.
+
+    A copy goes to the expert with the most load per copy, which minimises the largest load per copy.
+    """
+    copies: Ints = _copies(np.ascontiguousarray(load, dtype=np.float64), slots, most)
+    return copies
+
+
+def copies_by_weight(load: ArrayLike, copies: Ints) -> tuple[Ints, Ints]:
+    """Return every copy of every expert, heaviest load per copy first: ``expert [L, S]`` and its count ``[L]``.
+
+    Rows are padded with -1; equal loads keep the order of expert ids, and copies of one expert stay together.
+    """
+    share = np.asarray(load, dtype=np.float64) / copies
+    order = np.argsort(-share, axis=1, kind="stable").astype(np.int32)
+    count = copies.sum(axis=1).astype(np.int32)
+    expert = np.full((len(share), int(count.max())), EMPTY, np.int32)
+    for layer, row in enumerate(order):
+        expert[layer, : count[layer]] = np.repeat(row, copies[layer, row])
+    return expert, count
+
+
+@njit(cache=True, nogil=True)
+def _lightest(share: Any, item: Any, count: Any, speed: Any, experts: Any) -> None:
+    """Heaviest copy first to the rank that then finishes first; fills ``experts`` [L, R, C]."""
+    layers, ranks, slots = experts.shape
+    total = share.shape[1]
+    for layer in range(layers):
+        load = np.zeros(ranks)
+        used = np.zeros(ranks, np.int32)
+        held = np.zeros((ranks, total), np.bool_)
+        for position in range(count[layer]):
+            expert = item[layer, position]
+            best, fallback = -1, -1
+            for rank in range(ranks):
+                if used[rank] == slots:
+                    continue
+                finish = (load[rank] + share[layer, expert]) / speed[rank]
+                if fallback < 0 or finish < (load[fallback] + share[layer, expert]) / speed[fallback]:
+                    fallback = rank
+                if not held[rank, expert] and (
+                    best < 0 or finish < (load[best] + share[layer, expert]) / speed[best]
+                ):
+                    best = rank
+            if best < 0:
+                best = fallback  # only ranks that hold it have room: the repair moves it
+            experts[layer, best, used[best]] = expert
+            used[best] += 1
+            held[best, expert] = True
+            load[best] += share[layer, expert]
+
+
+def lightest_first(load: ArrayLike, ranks: int, slots: int, speed: ArrayLike | None = None) -> Ints:
+    """Return the LPT placement, int32 [layers, ranks, slots]: heaviest copy first, to the lightest rank.
+
+    Parameters
+    ----------
+    load
+        Load of each expert, [layers, experts].
+    speed
+        Relative speed of each rank, [ranks]; equal ones by default.
+    """
+    load = np.ascontiguousarray(load, dtype=np.float64)
+    copies = greedy_copies(load, ranks * slots, ranks)
+    item, count = copies_by_weight(load, copies)
+    experts = np.full((len(load), ranks, slots), EMPTY, np.int32)
+    pace = np.ones(ranks) if speed is None else np.ascontiguousarray(speed, dtype=np.float64)
+    _lightest(load / copies, item, count, pace, experts)
+    return repair_duplicates(experts, load)[0]
+
+
+@njit(cache=True, nogil=True)
+def _swap(experts: Any, load: Any, speed: Any, rounds: int) -> None:
+    """Swap copies between the slowest rank and others while the slower of the two gets faster; in place."""
+    layers, ranks, slots = experts.shape
+    total_experts = load.shape[1]
+    for layer in range(layers):
+        copies = np.zeros(total_experts, np.int32)
+        held = np.zeros((ranks, total_experts), np.bool_)
+        for rank in range(ranks):
+            for slot in range(slots):
+                expert = experts[layer, rank, slot]
+                if expert >= 0:
+                    copies[expert] += 1
+                    held[rank, expert] = True
+        # the extra entry stands for an empty slot (index -1)
+        share = np.zeros(total_experts + 1)
+        total = np.zeros(ranks)
+        for expert in range(total_experts):
+            if copies[expert] > 0:
+                share[expert] = load[layer, expert] / copies[expert]
+        for rank in range(ranks):
+            for slot in range(slots):
+                total[rank] += share[experts[layer, rank, slot]]
+        mean = total.sum() / speed.sum()
+        for _ in range(rounds):
+            worst = 0
+            for rank in range(ranks):
+                if total[rank] / speed[rank] > total[worst] / speed[worst]:
+                    worst = rank
+            peak = total[worst] / speed[worst]
+            if peak <= mean * (1 + 1e-4):
+                break
+            best, best_rank, best_slot, best_mine = peak * (1 - 1e-9), -1, -1, -1
+            for other in range(ranks):
+                if other == worst or total[other] / speed[other] >= peak:
+                    continue
+                for mine in range(slots):
+                    give = experts[layer, worst, mine]
+                    if give < 0 or held[other, give]:
+                        continue
+                    for slot in range(slots):
+                        take = experts[layer, other, slot]
+                        moved = share[give] - share[take]
+                        if moved <= 0 or (take >= 0 and held[worst, take]):
+                            continue
+                        after = max((total[worst] - moved) / speed[worst], (total[other] + moved) / speed[other])
+                        if after < best:
+                            best, best_rank, best_slot, best_mine = after, other, slot, mine
+            if best_rank < 0:
+                break
+            give = experts[layer, worst, best_mine]
+            take = experts[layer, best_rank, best_slot]
+            experts[layer, worst, best_mine] = take
+            experts[layer, best_rank, best_slot] = give
+            held[worst, give] = False
+            held[best_rank, give] = True
+            if take >= 0:
+                held[worst, take] = True
+                held[best_rank, take] = False
+            moved = share[give] - share[take]
+            total[worst] -= moved
+            total[best_rank] += moved
+
+
+def balance(load: ArrayLike, ranks: int, slots: int, speed: ArrayLike | None = None, rounds: int = 400) -> Ints:
+    """Return a placement balanced by load, int32 [layers, ranks, slots]: LPT, then swaps.
+
+    Parameters
+    ----------
+    load
+        Load of each expert, [layers, experts].
+    speed
+        Relative speed of each rank, [ranks]; equal ones by default.
+    rounds
+        Most swaps in a layer.
+    """
+    load = np.ascontiguousarray(load, dtype=np.float64)
+    experts = lightest_first(load, ranks, slots, speed)
+    pace = np.ones(ranks) if speed is None else np.ascontiguousarray(speed, dtype=np.float64)
+    _swap(experts, load, pace, rounds)
+    return experts
+
+
+def rank_loads(experts: Ints, load: ArrayLike) -> NDArray[np.float64]:
+    """Return the load of each rank, [layers, ranks], when the copies of an expert share it equally."""
+    load = np.asarray(load, dtype=np.float64)
+    layers, total = load.shape
+    flat = np.where(experts < 0, total, experts).reshape(layers, -1)
+    copies = np.zeros((layers, total + 1))
+    np.add.at(copies, (np.arange(layers)[:, None], flat), 1)
+    copies[:, total] = 1
+    share = np.concatenate([load, np.zeros((layers, 1))], axis=1) / np.maximum(copies, 1)
+    return np.asarray(np.take_along_axis(share, flat, axis=1).reshape(experts.shape).sum(axis=2))
