@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
 from moesim.base.arrays import Array, Sealed, digest, seal
-from moesim.base.errors import InputError
-from moesim.trace.trace import PHASES, Trace
+from moesim.base.errors import InputError, UnknownName
+from moesim.trace import packing
+from moesim.trace.trace import DECODE, PHASES, PREFILL, TRAIN, Trace
+
+DEFAULT_TOKENS: Final = {PREFILL: 1024, DECODE: 128, TRAIN: 1024}
+"""Tokens per rank and step where none are given: the sizes that DeepEP's and SGLang's wide-EP runs report."""
+RESAMPLED_STEPS: Final = 4
+"""Steps made of a trace that does not fill one: enough to see that batches differ, few enough to stay honest."""
+_HOMES: Final = ("round-robin", "least-loaded")
+_NO_LIMIT: Final = 2**62
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +107,268 @@ class Batches(Sealed):
     def positions(self, step: int) -> Array:
         """Return the positions of one step's tokens in their requests, int32 [n]."""
         return np.asarray(self.trace.position[self._rows(step)])
+
+    def take(self, steps: slice) -> Batches:
+        """Return a run of consecutive steps, e.g. ``take(slice(0, 4))``."""
+        first, last, stride = steps.indices(len(self))
+        if stride != 1:
+            raise InputError(f"Batches.take: expected consecutive steps, got stride {stride}")
+        last = max(first, last)
+        rows = slice(int(self.offsets[first]), int(self.offsets[last]))
+        offsets = self.offsets[first : last + 1] - self.offsets[first]
+        return dataclasses.replace(
+            self, token=self.token[rows], home=self.home[rows], offsets=offsets, phase=self.phase[first:last]
+        )
+
+
+def make_batches(
+    trace: Trace,
+    ranks: int,
+    *,
+    tokens_per_rank: int | Mapping[int, int] | None = None,
+    phase: str | None = None,
+    homes: str = "round-robin",
+    seed: int = 0,
+    max_steps: int | None = None,
+) -> Batches:
+    """Return the steps in which a trace runs on a number of ranks.
+
+    A trace that recorded its steps and the source ranks of as many ranks is replayed as recorded, unless
+    ``tokens_per_rank`` is given. Otherwise requests get home ranks and are packed into full steps: prefill in
+    chunks that keep the order of positions, decode one token a request. What does not fill a step is dropped.
+    Where fewer requests live at a time than a decode step holds, decode tokens count as requests of their own; a
+    trace that does not fill one step is resampled. The notes say what was done.
+
+    Parameters
+    ----------
+    ranks
+        Size of the expert-parallel group.
+    tokens_per_rank
+        Tokens every rank holds in a step, or by phase code; see `DEFAULT_TOKENS`.
+    phase
+        Name of the phase to keep. None keeps all phases of steps that are replayed as recorded, the phases of a
+        ``tokens_per_rank`` given by phase, and else the first of prefill, decode and train that the trace holds.
+    homes
+        ``"round-robin"``: ranks with room take the next request in turn. ``"least-loaded"``: the emptiest one
+        does. In decode a rank takes a request whenever one of its own ends, so both are the same.
+    seed
+        Orders the requests of a trace that did not record steps, and draws where it must be resampled.
+    max_steps
+        Keep only the first so many steps (of each phase); a resampled trace has exactly so many.
+
+    Raises
+    ------
+    InputError
+        If the trace has no routes or no token of the phase, or a number is out of range.
+    """
+    _check_options(trace, ranks, tokens_per_rank, phase, homes, max_steps)
+    rows = np.arange(trace.rows) if phase is None else np.flatnonzero(trace.phase == PHASES.index(phase))
+    held = [code for code in range(len(PHASES)) if (trace.phase[rows] == code).any()]
+    if not held:
+        there = ", ".join(sorted({PHASES[code] for code in np.unique(trace.phase)})) or "none at all"
+        raise InputError(f"batching: the trace holds no {phase or ''} tokens (it holds: {there}); choose another phase")
+    limit = _NO_LIMIT if max_steps is None else max_steps
+    notes: list[str] = []
+    if tokens_per_rank is None and trace.has_steps:
+        why_not = _why_not_as_recorded(trace, rows, ranks)
+        if not why_not:
+            return _as_recorded(trace, rows, ranks, limit)
+        notes.append(f"regrouped: {why_not}, so tokens are packed into steps anew")
+    elif trace.has_steps:
+        notes.append("regrouped: a number of tokens per rank was given, so recorded steps are packed anew")
+    if isinstance(tokens_per_rank, Mapping):
+        if missing := sorted(set(tokens_per_rank) - set(held)):
+            raise InputError(f"batching: the trace holds no {PHASES[missing[0]]} tokens; leave that phase out")
+        codes = sorted(tokens_per_rank)
+        sizes = dict(tokens_per_rank)
+    else:
+        codes = held[:1]
+        sizes = DEFAULT_TOKENS if tokens_per_rank is None else dict.fromkeys(held, tokens_per_rank)
+    if left_out := [PHASES[code] for code in held if code not in codes]:
+        notes.append(f"phase: {' and '.join(PHASES[c] for c in codes)} only, {' and '.join(left_out)} left out")
+    parts = [
+        _pack(trace, rows[trace.phase[rows] == code], code, ranks, sizes[code], homes, seed, limit) for code in codes
+    ]
+    lengths = np.concatenate(
+        [np.full(part.steps, ranks * sizes[code]) for code, part in zip(codes, parts, strict=True)]
+    )
+    return Batches(
+        trace=trace,
+        token=np.concatenate([part.token for part in parts]),
+        home=np.concatenate([part.home for part in parts]),
+        offsets=np.r_[0, np.cumsum(lengths)].astype(np.int64),
+        phase=np.repeat(codes, [part.steps for part in parts]),
+        ranks=ranks,
+        tokens_per_rank=sizes[codes[0]] if len({sizes[code] for code in codes}) == 1 else None,
+        notes=(*notes, *(note for part in parts for note in part.notes)),
+        resampled=any(part.resampled for part in parts),
+    )
+
+
+def _check_options(
+    trace: Trace,
+    ranks: int,
+    tokens_per_rank: int | Mapping[int, int] | None,
+    phase: str | None,
+    homes: str,
+    max_steps: int | None,
+) -> None:
+    if trace.routes is None:
+        raise InputError("batching: the trace holds counts only; steps need the routes of every token")
+    if ranks < 1:
+        raise InputError(f"batching: expected at least 1 rank, got {ranks}")
+    if phase is not None and phase not in PHASES:
+        raise UnknownName("phase", phase, PHASES)
+    if homes not in _HOMES:
+        raise UnknownName("way to choose home ranks", homes, _HOMES)
+    if max_steps is not None and max_steps < 1:
+        raise InputError(f"batching: max_steps must be at least 1, got {max_steps}")
+    sizes = tokens_per_rank if isinstance(tokens_per_rank, Mapping) else {PREFILL: tokens_per_rank}
+    if not sizes or any(code not in range(len(PHASES)) for code in sizes):
+        raise InputError(
+            f"batching: tokens_per_rank by phase needs phase codes 0..{len(PHASES) - 1}, got {dict(sizes)}"
+        )
+    if any(size is not None and size < 1 for size in sizes.values()):
+        raise InputError(f"batching: tokens_per_rank must be at least 1, got {tokens_per_rank}")
+
+
+def _why_not_as_recorded(trace: Trace, rows: Array, ranks: int) -> str:
+    source = trace.source[rows]
+    if (source < 0).any():
+        return "source ranks were not recorded"
+    recorded = max(int(trace.origin.get("ranks", 0)), int(source.max()) + 1)
+    return "" if recorded == ranks else f"the trace was recorded on {recorded} ranks, not {ranks}"
+
+
+def _as_recorded(trace: Trace, rows: Array, ranks: int, limit: int) -> Batches:
+    rows = rows[np.lexsort((rows, trace.source[rows], trace.step[rows]))]
+    ids, begin = np.unique(trace.step[rows], return_index=True)
+    offsets = np.r_[begin, len(rows)][: min(len(ids), limit) + 1]
+    notes = ["as recorded: steps and home ranks are those of the trace"]
+    if len(ids) > limit:
+        notes.append(f"kept: the first {limit} of {len(ids)} steps")
+    rows = rows[: offsets[-1]]
+    by_phase = np.stack([np.add.reduceat(trace.phase[rows] == code, offsets[:-1]) for code in range(len(PHASES))])
+    if mixed := int(((by_phase > 0).sum(axis=0) > 1).sum()):
+        notes.append(f"mixed: {mixed} steps hold tokens of several phases and count as the phase of most of them")
+    return Batches(
+        trace=trace,
+        token=rows,
+        home=trace.source[rows],
+        offsets=offsets,
+        phase=by_phase.argmax(axis=0),
+        ranks=ranks,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Packed steps of one phase."""
+
+    token: Array
+    home: Array
+    steps: int
+    notes: tuple[str, ...]
+    resampled: bool
+
+
+def _pack(trace: Trace, rows: Array, code: int, ranks: int, size: int, homes: str, seed: int, limit: int) -> _Part:
+    rng = np.random.default_rng([seed, code])
+    rows, lengths = _requests_in_order(trace, rows, rng)
+    name, full = PHASES[code], ranks * size
+    if code != DECODE:
+        place, home, _, steps = packing.chunks(lengths, ranks, size, homes == "least-loaded", limit)
+        if steps:
+            return _Part(rows[place], home, steps, _left_over(name, rows, place, limit, steps), False)
+        return _resample_chunks(rows, lengths, name, ranks, size, homes, seed, limit, rng)
+    place, home, _, steps = packing.live(lengths, ranks, size, limit)
+    if steps and len(place) >= min(len(rows) // full, limit) * full / 2:
+        return _Part(rows[place], home, steps, _left_over(name, rows, place, limit, steps), False)
+    return _independent(trace, rows, len(lengths), name, ranks, size, seed, limit, rng)
+
+
+def _requests_in_order(trace: Trace, rows: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return rows sorted by request and position, and tokens per request, in the order of arrival or shuffled."""
+    _, group, lengths = np.unique(trace.request[rows], return_inverse=True, return_counts=True)
+    if trace.has_steps:
+        arrival = np.full(len(lengths), np.iinfo(np.int64).max)
+        np.minimum.at(arrival, group, trace.step[rows])
+        order = np.argsort(arrival, kind="stable")
+    else:
+        order = rng.permutation(len(lengths))
+    served = np.empty(len(order), np.int64)
+    served[order] = np.arange(len(order))
+    rows = rows[np.lexsort((rows, trace.position[rows], served[group]))]
+    return rows, lengths[order]
+
+
+def _left_over(name: str, rows: Array, place: Array, limit: int, steps: int) -> tuple[str, ...]:
+    left = len(rows) - len(place)
+    if not left:
+        return ()
+    if steps == limit:
+        return (f"kept: the first {steps} {name} steps, {len(place)} of {len(rows)} tokens",)
+    return (f"dropped: {left} of {len(rows)} {name} tokens that do not fill a step of every rank",)
+
+
+def _resample_chunks(
+    rows: Array,
+    lengths: Array,
+    name: str,
+    ranks: int,
+    size: int,
+    homes: str,
+    seed: int,
+    limit: int,
+    rng: np.random.Generator,
+) -> _Part:
+    wanted = RESAMPLED_STEPS if limit == _NO_LIMIT else limit
+    begin = np.cumsum(lengths) - lengths
+    rounds = -(-wanted * ranks * size // len(rows))
+    while True:
+        # whole shuffles one after the other, so that every request is used equally often, give or take one
+        drawn = np.concatenate([rng.permutation(len(lengths)) for _ in range(rounds)])
+        place, home, _, steps = packing.chunks(lengths[drawn], ranks, size, homes == "least-loaded", wanted)
+        if steps == wanted:
+            break
+        rounds *= 2
+    place = packing.ragged_range(begin[drawn], lengths[drawn])[place]
+    note = (
+        f"resampled: {len(rows)} {name} tokens do not fill a step of {ranks} x {size}; {wanted} steps draw requests "
+        f"again and again (seed {seed}), each token {len(place) / len(rows):.3g} times on average"
+    )
+    return _Part(rows[place], home, wanted, (note,), True)
+
+
+def _independent(
+    trace: Trace,
+    rows: Array,
+    requests: int,
+    name: str,
+    ranks: int,
+    size: int,
+    seed: int,
+    limit: int,
+    rng: np.random.Generator,
+) -> _Part:
+    full = ranks * size
+    what = f"{requests} requests do not keep {full} places busy"
+    if len(rows) >= full:
+        steps = min(len(rows) // full, limit)
+        # recorded time is kept, so that drift over the trace survives; else requests are mixed
+        drawn = np.argsort(trace.step[rows], kind="stable") if trace.has_steps else rng.permutation(len(rows))
+        notes = [f"independent: {what}; {name} tokens run as requests of their own, each once"]
+        notes += _left_over(name, rows, drawn[: steps * full], limit, steps)
+    else:
+        steps = RESAMPLED_STEPS if limit == _NO_LIMIT else limit
+        rounds = -(-steps * full // len(rows))
+        drawn = np.concatenate([rng.permutation(len(rows)) for _ in range(rounds)])
+        notes = [
+            f"resampled: {what}; {len(rows)} {name} tokens run as requests of their own, drawn again and again "
+            f"(seed {seed}), each {steps * full / len(rows):.3g} times on average"
+        ]
+    # step by step, rank after rank
+    token = rows[drawn[: steps * full]].reshape(steps, size, ranks).transpose(0, 2, 1).ravel()
+    home = np.tile(np.repeat(np.arange(ranks), size), steps)
+    return _Part(token, home, steps, tuple(notes), True)
