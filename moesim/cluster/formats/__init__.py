@@ -1,0 +1,1 @@
+"""File formats of topologies; TOML is the one that moesim writes."""

@@ -1,0 +1,43 @@
+"""Where the shipped topologies are: ``topologies/`` of a checkout, or the copy inside an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moesim.base.errors import InputError, UnknownName
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def preset_folder() -> Path:
+    """Return the folder of the presets.
+
+    Raises
+    ------
+    InputError
+        If the installation lost it.
+    """
+    # the top-level folder is the truth; a wheel carries it as moesim/topologies (package-dir in pyproject.toml)
+    for folder in (_PACKAGE.parent / "topologies", _PACKAGE / "topologies"):
+        if (folder / "h100-4x8-rail.toml").is_file():
+            return folder
+    raise InputError(f"{_PACKAGE}: the topologies are missing from this installation; install moesim again")
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    return sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """Return the file of a preset.
+
+    Raises
+    ------
+    UnknownName
+        If there is none of that name.
+    """
+    names = preset_names()
+    if name not in names:
+        raise UnknownName("topology", name, names)
+    return preset_folder() / f"{name}.toml"
