@@ -1,7 +1,11 @@
 """Placement of experts on ranks, and where a batch of tokens goes under it."""
 
+from moesim.placement.dispatch import dispatch as dispatch
 from moesim.placement.flow import WANT as WANT
 from moesim.placement.flow import Flow as Flow
 from moesim.placement.flow import NotComputed as NotComputed
 from moesim.placement.placement import EMPTY as EMPTY
 from moesim.placement.placement import Placement as Placement
+from moesim.placement.policies import POLICIES as POLICIES
+from moesim.placement.policies import nearest_table as nearest_table
+from moesim.placement.reference import dispatch_reference as dispatch_reference

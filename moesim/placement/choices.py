@@ -1,0 +1,109 @@
+"""Compiled replica choices: which copy of an expert a token or a source rank uses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.placement.kernels import compiled
+
+
+@compiled
+def nearest_column(expert: int, rank: Array, slot: Array, node: Array, column: Array, scratch: Array) -> None:
+    """Choose the copy of one expert that every source rank uses: own rank, else own node, else any.
+
+    Parameters
+    ----------
+    expert
+        Logical expert; where several copies are equally near, it turns the order in which they are dealt out, so that
+        left-over sources do not pile up on the first copies.
+    rank, slot
+        int32 [holders]: ranks that hold the expert, ascending, and the physical slot on each.
+    node
+        int32 [ranks].
+    column
+        int32 [ranks], output: physical slot each source rank uses.
+    scratch
+        int64 [2, nodes]: working space.
+    """
+    copies = len(rank)
+    here, dealt = scratch
+    here[:] = 0
+    dealt[:] = expert
+    for holder in range(copies):
+        here[node[rank[holder]]] += 1
+    dealt_anywhere = expert
+    following = 0
+    for source in range(len(node)):
+        place = node[source]
+        if following < copies and rank[following] == source:
+            column[source] = slot[following]
+            following += 1
+        elif here[place]:
+            wanted = dealt[place] % here[place]
+            dealt[place] += 1
+            for holder in range(copies):
+                if node[rank[holder]] == place:
+                    if wanted == 0:
+                        column[source] = slot[holder]
+                        break
+                    wanted -= 1
+        else:
+            column[source] = slot[dealt_anywhere % copies]
+            dealt_anywhere += 1
+
+
+@compiled
+def nearest_layer(indptr: Array, rank: Array, slot: Array, node: Array, table: Array) -> None:
+    """Fill ``table`` int32 [ranks, experts] of one layer; holders as compressed rows, ``slot`` physical."""
+    scratch = np.empty((2, node.max() + 1), np.int64)
+    column = np.empty(len(node), np.int32)
+    for expert in range(len(indptr) - 1):
+        first, last = indptr[expert], indptr[expert + 1]
+        nearest_column(expert, rank[first:last], slot[first:last], node, column, scratch)
+        table[:, expert] = column
+
+
+@compiled
+def hash_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, out: Array) -> None:
+    """Choose copies by the row of the token in its home rank's batch, as vLLM does (``base_router.py``).
+
+    ``copy = ((row * 2654435769) & 0xffffffff) % copies``, copies in the order of physical slots.
+    """
+    for home in range(len(group_ptr) - 1):
+        for token in range(group_ptr[home], group_ptr[home + 1]):
+            mixed = ((token - group_ptr[home]) * 2654435769) & 0xFFFFFFFF
+            for pick in range(routes.shape[1]):
+                expert = routes[token, pick]
+                if expert < 0:
+                    out[token, pick] = -1
+                else:
+                    copies = indptr[expert + 1] - indptr[expert]
+                    out[token, pick] = slot[indptr[expert] + mixed % copies]
+
+
+@compiled
+def random_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, key: int, out: Array) -> None:
+    """Choose every copy at random; the same key, home rank, row and expert give the same copy.
+
+    The generator is SplitMix64's output function (Steele, Lea, Flood, OOPSLA 2014) on a counter.
+    """
+    for home in range(len(group_ptr) - 1):
+        for token in range(group_ptr[home], group_ptr[home + 1]):
+            place = (np.uint64(home) << np.uint64(32)) + np.uint64(token - group_ptr[home])
+            for pick in range(routes.shape[1]):
+                expert = routes[token, pick]
+                if expert < 0:
+                    out[token, pick] = -1
+                else:
+                    drawn = _mix(np.uint64(key) ^ _mix(place * np.uint64(65536) + np.uint64(expert)))
+                    copies = np.uint64(indptr[expert + 1] - indptr[expert])
+                    out[token, pick] = slot[indptr[expert] + np.int64(drawn % copies)]
+
+
+@compiled
+def _mix(value: int) -> int:
+    state = np.uint64(value) + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

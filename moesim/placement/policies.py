@@ -1,0 +1,191 @@
+"""Dispatch policies: which copy of an expert serves a token.
+
+A policy is one function in one of three wrappers, which say what the function decides:
+
+* :class:`TablePolicy`: one copy per (source rank, expert), known from the placement alone;
+* :class:`SharePolicy`: a share per copy; every (token, expert) draws its copy by these shares and the Flow holds
+  expected values;
+* :class:`TokenPolicy`: a copy for every single pick.
+
+Others register theirs in the entry-point group ``moesim.policies``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.base.errors import InputError
+from moesim.base.registry import Registry
+from moesim.placement import choices
+from moesim.placement.placement import Placement
+
+NEEDS_SUPPORT: Final = "needs engine support"
+"""``engine`` of a policy that no released engine runs."""
+
+
+@dataclass(frozen=True)
+class LayerBatch:
+    """What a policy may look at: one layer of one batch.
+
+    Parameters
+    ----------
+    layer
+        MoE layer of the placement.
+    placement, node
+        The placement and the node of every rank, int32 [ranks].
+    indptr, rank, slot
+        Holders of each expert, from ``Placement.holders``, but ``slot`` is the physical slot int32 [holders].
+    routes
+        int16 [tokens, picks], grouped by home rank, negative = no pick.
+    group_ptr
+        int64 [ranks + 1]: where the tokens of each home rank stand; their order is that of the home rank's batch.
+    seed
+        For policies that draw.
+    """
+
+    layer: int
+    placement: Placement
+    node: Array
+    indptr: Array
+    rank: Array
+    slot: Array
+    routes: Array
+    group_ptr: Array
+    seed: int
+
+
+class Table(Protocol):
+    """Return int32 [chosen layers, ranks, experts]: the physical slot each source rank uses."""
+
+    def __call__(self, placement: Placement, node: Array, layers: Sequence[int]) -> Array: ...
+
+
+class Shares(Protocol):
+    """Return ``share`` float64 [sources, holders], adding up to 1 per expert, and ``source`` int64 [ranks].
+
+    ``source`` says which row of ``share`` each home rank uses.
+    """
+
+    def __call__(self, batch: LayerBatch) -> tuple[Array, Array]: ...
+
+
+class Picks(Protocol):
+    """Return int32 [tokens, picks]: the physical slot of every pick of ``batch.routes``, -1 where there is none."""
+
+    def __call__(self, batch: LayerBatch) -> Array: ...
+
+
+@dataclass(frozen=True)
+class TablePolicy:
+    """One copy per (source rank, expert). ``engine`` says who runs it today."""
+
+    engine: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class SharePolicy:
+    """Copies by shares, in expectation. ``engine`` says who runs it today."""
+
+    engine: str
+    shares: Shares
+
+
+@dataclass(frozen=True)
+class TokenPolicy:
+    """A copy for every pick. ``engine`` says who runs it today."""
+
+    engine: str
+    picks: Picks
+
+
+Policy = TablePolicy | SharePolicy | TokenPolicy
+
+POLICIES: Registry[Policy] = Registry(
+    "dispatch policy",
+    {
+        "uniform": "moesim.placement.policies:UNIFORM",
+        "hash": "moesim.placement.policies:HASH",
+        "nearest": "moesim.placement.policies:NEAREST",
+        "random": "moesim.placement.policies:RANDOM",
+    },
+    "moesim.policies",
+)
+
+
+def chosen_layers(layers: slice | Sequence[int] | int, count: int) -> list[int]:
+    """Return the layer numbers that a slice, a sequence or a single number selects.
+
+    Raises
+    ------
+    InputError
+        If a number is not in 0..count - 1.
+    """
+    if isinstance(layers, slice):
+        return list(range(count))[layers]
+    given: Any = np.atleast_1d(np.asarray(layers))
+    numbers = [operator.index(i) for i in given.tolist()]
+    for number in numbers:
+        if not 0 <= number < count:
+            raise InputError(f"layers: expected numbers in 0..{count - 1}, got {number}")
+    return numbers
+
+
+def nearest_table(placement: Placement, node: Array, layers: slice | Sequence[int] = slice(None)) -> Array:
+    """Return int32 [chosen layers, ranks, experts]: the slot (``rank * C + slot``) that each source rank uses.
+
+    A rank uses its own copy, else one of its node, else any; ranks that have several equally near copies to choose
+    from are dealt out over them in turn, so the numbers of ranks per copy differ by one at most.
+
+    SGLang's static dispatch follows the same three steps, but shuffles the dealing with ``random.Random(42)``: the
+    number of sources per copy is the same, which source uses which copy is not.
+    """
+    node = np.asarray(node, dtype=np.int32)
+    numbers = chosen_layers(layers, placement.layers)
+    table = np.empty((len(numbers), placement.ranks, placement.num_experts), dtype=np.int32)
+    for index, layer in enumerate(numbers):
+        indptr, rank, slot = physical_holders(placement, layer)
+        choices.nearest_layer(indptr, rank, slot, node, table[index])
+    table.flags.writeable = False
+    return table
+
+
+def physical_holders(placement: Placement, layer: int) -> tuple[Array, Array, Array]:
+    """Return ``Placement.holders`` of a layer with physical slots (``rank * C + slot``) instead of slots on the rank."""
+    indptr, rank, slot = placement.holders(layer)
+    return indptr, rank, rank * np.int32(placement.slots_per_rank) + slot
+
+
+def _uniform(batch: LayerBatch) -> tuple[Array, Array]:
+    copies = np.diff(batch.indptr)
+    share = np.repeat(1.0 / copies, copies)
+    return share[None, :], np.zeros(len(batch.node), dtype=np.int64)
+
+
+def _hash(batch: LayerBatch) -> Array:
+    slots = np.empty(batch.routes.shape, dtype=np.int32)
+    choices.hash_picks(batch.routes, batch.group_ptr, batch.indptr, batch.slot, slots)
+    return slots
+
+
+def _random(batch: LayerBatch) -> Array:
+    slots = np.empty(batch.routes.shape, dtype=np.int32)
+    key = np.random.SeedSequence([batch.seed, batch.layer]).generate_state(1, np.uint64)[0]
+    choices.random_picks(batch.routes, batch.group_ptr, batch.indptr, batch.slot, key, slots)
+    return slots
+
+
+UNIFORM: Final = SharePolicy("expectation of SGLang's dynamic dispatch", _uniform)
+"""Equal shares of all copies, expected values."""
+HASH: Final = TokenPolicy("vLLM", _hash)
+"""Knuth hash of the token's row modulo the number of copies (vLLM 0.33)."""
+NEAREST: Final = TablePolicy("SGLang, static dispatch", nearest_table)
+"""One copy per source rank: own rank, else own node, else any (SGLang 0.5)."""
+RANDOM: Final = TokenPolicy("SGLang, dynamic dispatch", _random)
+"""A copy drawn for every pick: what ``uniform`` is the mean of."""
