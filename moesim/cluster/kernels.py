@@ -160,7 +160,7 @@ def fold(
     source: Array,
     target: Array,
     value: Array,
-    add: bool,
+    mode: int,
     members: Array,
     node: Array,
     relay: Array,
@@ -174,7 +174,7 @@ def fold(
     core_link: Array,
     core_share: Array,
 ) -> Array:
-    """Return per pair the share-weighted sum of a value over its links, or the largest value on any of them."""
+    """Return per pair: mode 0 the sum of share x value over its links, 1 the largest value, 2 the largest share x value."""
     link_of, share_of = np.empty(2 * value.size, np.int32), np.empty(2 * value.size, np.float64)
     out = np.zeros(source.size, np.float64)
     for f in range(source.size):
@@ -183,10 +183,12 @@ def fold(
             chain_vertex, row, column, core_start, core_link, core_share,
         )  # fmt: skip
         for k in range(count):
-            if add:
+            if mode == 0:
                 out[f] += share_of[k] * value[link_of[k]]
-            elif value[link_of[k]] > out[f]:
-                out[f] = value[link_of[k]]
+            elif mode == 1:
+                out[f] = max(out[f], value[link_of[k]])
+            else:
+                out[f] = max(out[f], share_of[k] * value[link_of[k]])
     return out
 
 

@@ -141,7 +141,7 @@ class Paths(Sealed):
         """Return the latency of each pair's path in seconds, float64 [pairs]; 0 for a rank with itself."""
         from moesim.cluster import kernels
 
-        return kernels.fold(*self._pairs(source, target), self.link_latency, True, *self.tables())
+        return kernels.fold(*self._pairs(source, target), self.link_latency, 0, *self.tables())
 
     def slowest(self, link_time_s: ArrayLike, source: ArrayLike, target: ArrayLike) -> Array:
         """Return the largest link time on each pair's path, float64 [pairs], from times per link [links]."""
@@ -150,7 +150,13 @@ class Paths(Sealed):
         time_s = self._per_link(link_time_s)
         if time_s.ndim != 1:
             raise InputError(f"link_time_s: expected axes [links], got shape {time_s.shape}")
-        return kernels.fold(*self._pairs(source, target), time_s, False, *self.tables())
+        return kernels.fold(*self._pairs(source, target), time_s, 1, *self.tables())
+
+    def alone_s(self, link_time_s: ArrayLike, source: ArrayLike, target: ArrayLike) -> Array:
+        """Return the largest share x link time on each pair's path, float64 [pairs]: a byte of a pair on its own."""
+        from moesim.cluster import kernels
+
+        return kernels.fold(*self._pairs(source, target), self._per_link(link_time_s), 2, *self.tables())
 
     def slowest_matrix(self, link_time_s: ArrayLike) -> Array:
         """Return the largest link time on the path of all pairs, [..., ranks, ranks] from [..., links]."""

@@ -250,6 +250,9 @@ def _touched(plan: Plan, name: str, key: str) -> set[Cable]:
 def _flat(plan: Plan, through_ranks: bool) -> Wiring:
     vertices = [rank.name for rank in plan.ranks] + plan.others
     index = {name: i for i, name in enumerate(vertices)}
+    if len(index) < len(vertices):
+        twice = next(name for i, name in enumerate(vertices) if index[name] != i)
+        raise InputError(f"topology: two things are named {twice!r}; give the node another name")
     nodes = {name: i for i, name in enumerate(dict.fromkeys(rank.node for rank in plan.ranks))}
     return Wiring(
         vertices=tuple(vertices),

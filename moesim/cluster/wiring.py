@@ -83,7 +83,7 @@ def unconnected(wiring: Wiring, s: int, t: int) -> InputError:
         advice = f"add [tier.node], or a [[link]] on the way from {a} to {b}"
     else:
         advice = (
-            f"add a [tier.rail] or [tier.leaf] (with [tier.spine] or `pxn = true` where rails must meet), "
-            f"or a [[link]] on the way from {a} to {b}"
+            "add a [tier.rail] or [tier.leaf] (with [tier.spine] or `pxn = true` where rails must meet), a [[link]] "
+            "on the way, or `through_ranks = true` to let GPUs forward"
         )
     return InputError(f"topology: ranks {s} ({a}) and {t} ({b}) are not connected; {advice}")
