@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,12 +102,17 @@ class Trace(Sealed):
         elif self.weights is not None:
             raise InputError("Trace.weights: a trace of counts has no weights")
         else:
-            rows = seal(self, "given_counts", self.given_counts, np.int64, ("steps", "layers", "experts"), sizes).shape[
-                0
-            ]  # type: ignore[arg-type]
+            axes = ("steps", "layers", "experts")
+            counts: Any = self.given_counts
+            rows = seal(self, "given_counts", counts, np.int64, axes, sizes).shape[0]
         self._seal_columns(rows)
         object.__setattr__(self, "domains", tuple(str(name) for name in self.domains))
-        object.__setattr__(self, "origin", MappingProxyType(dict(self.origin)))
+        try:
+            # what a file would give back: plain data
+            origin = json.loads(json.dumps(dict(self.origin), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Trace.origin: expected plain data that JSON can hold: {error}") from None
+        object.__setattr__(self, "origin", MappingProxyType(origin))
         self._check()
 
     def _seal_columns(self, rows: int) -> None:
