@@ -1,0 +1,35 @@
+"""Simulating the steps of a model on a cluster: `simulate` returns a `Report`, `chrome_trace` draws its timeline."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from moesim.simulate.report import Bottleneck as Bottleneck
+from moesim.simulate.report import Report as Report
+
+if TYPE_CHECKING:
+    from moesim.simulate.chrome import chrome_trace as chrome_trace
+    from moesim.simulate.chrome import write_chrome_trace as write_chrome_trace
+    from moesim.simulate.run import simulate as simulate
+    from moesim.simulate.schedules import SCHEDULES as SCHEDULES
+    from moesim.simulate.schedules import Schedule as Schedule
+
+# imported when first used: looking at a report needs no engine
+_HOME = {
+    "SCHEDULES": "moesim.simulate.schedules",
+    "Schedule": "moesim.simulate.schedules",
+    "chrome_trace": "moesim.simulate.chrome",
+    "simulate": "moesim.simulate.run",
+    "write_chrome_trace": "moesim.simulate.chrome",
+}
+
+__all__ = ["SCHEDULES", "Bottleneck", "Report", "Schedule", "chrome_trace", "simulate", "write_chrome_trace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'moesim.simulate' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,36 @@
+"""The max-plus step of an exchange: when each rank has its last inbound byte, given when each rank began."""
+
+from __future__ import annotations
+
+import numba
+
+from moesim.base.arrays import Array
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def exchange_end(
+    start: Array, arrive: Array, own: Array, word: float, everyone: bool, sends: Array, end: Array
+) -> None:
+    """Write when each rank's exchange ends to ``end [R]``.
+
+    A rank waits for the network (its bytes drain from the moment the first rank begins), for every rank that sends
+    to it (which needs its own time alone once it begins), for a word of everyone where the transport has it so, and
+    for itself.
+
+    Parameters
+    ----------
+    start
+        Clocks at the beginning ``[R]``.
+    arrive, own, word, everyone, sends
+        One exchange of a :class:`~moesim.simulate.work.Work`: ``[R]``, ``[R]``, seconds, flag, ``[R, R]``.
+    """
+    R = len(start)
+    first = start.min()
+    least = start.max() + word if everyone else first
+    for rank in range(R):
+        end[rank] = max(start[rank], first + arrive[rank], least)
+    for sender in range(R):
+        done = start[sender] + own[sender]
+        for rank in range(R):
+            if sends[sender, rank]:
+                end[rank] = max(end[rank], done)

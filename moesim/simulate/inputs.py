@@ -1,0 +1,194 @@
+"""From what the user gave to what the engines need: one checked Setup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.base.arrays import Array, digest
+from moesim.base.errors import InputError, UnknownName
+from moesim.cluster import Cluster, Deployment
+from moesim.costs import Costs
+from moesim.placement import POLICIES, Placement
+from moesim.simulate.schedules import Schedule, get_schedule
+from moesim.spec import ModelSpec
+from moesim.trace import PHASES, PREFILL, Batches, Trace, make_batches
+
+DEFAULT_POLICY: Final = "nearest"
+DEFAULT_TRANSPORT: Final = "hierarchical"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is simulated, checked: every part fits every other."""
+
+    batches: Batches
+    cluster: Cluster
+    placement: Placement
+    policy: str
+    costs: Costs
+    schedule: Schedule
+    seen: Array
+    notes: tuple[str, ...]
+    seed: int
+
+
+def prepare(
+    trace: Trace | Batches,
+    cluster: Cluster,
+    plan: Any,
+    *,
+    policy: str | None,
+    transport: str | None,
+    network: str | None,
+    schedule: str | Schedule | None,
+    deployment: Deployment | None,
+    dims: ModelSpec | None,
+    tokens_per_rank: int | Mapping[int, int] | None,
+    phase: str | None,
+    costs: Costs | None,
+    max_steps: int | None,
+    seed: int,
+) -> Setup:
+    """Return the setup of a simulation; see :func:`moesim.simulate.simulate` for the arguments.
+
+    Raises
+    ------
+    InputError
+        If the parts do not fit one another; the message says which and what to do.
+    UnknownName
+        If a policy, schedule or phase has no such name.
+    """
+    placement = plan if isinstance(plan, Placement) else getattr(plan, "placement", None)
+    if not isinstance(placement, Placement):
+        raise InputError(f"simulate: expected a plan or a placement, got {type(plan).__name__}")
+    policy = policy or getattr(plan, "policy", None) or DEFAULT_POLICY
+    if policy not in POLICIES.names():
+        raise UnknownName(POLICIES.kind, policy, POLICIES.names())
+    group = deployment.restrict(cluster) if deployment else cluster
+    batches, notes = _batches(trace, group, tokens_per_rank, phase, max_steps, seed)
+    spec = batches.trace.spec
+    _check_fit(placement, spec, group, batches)
+    if dims is not None:
+        spec = spec.at_dimensions(dims)
+        notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {dims.name}")
+    if costs is None:
+        costs = Costs.default(
+            spec,
+            group,
+            transport=transport or getattr(plan, "transport", None) or DEFAULT_TRANSPORT,
+            network=network or "bottleneck",
+        )
+    else:
+        _check_costs(costs, spec, group, transport, network)
+    if schedule is None:
+        schedule = "shared-overlap" if costs.shared_expert == "overlap" else "sequential"
+    if spec.num_hidden_layers > spec.layers:
+        dense = spec.num_hidden_layers - spec.layers
+        notes.append(f"only MoE layers are timed: {dense} dense layers, embeddings and head are left out")
+    seen, remark = seen_steps(batches, getattr(plan, "inputs", None))
+    notes += [*batches.notes, *([remark] if remark else []), *costs.notes]
+    return Setup(batches, group, placement, policy, costs, get_schedule(schedule), seen, _unique(notes), seed)
+
+
+def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Array, str]:
+    """Return which steps hold tokens that the plan was fitted on, and a remark where that is not known.
+
+    A plan's inputs name the trace it was fitted on: ``trace`` (its digest), ``origin`` (digest of the origin that
+    all parts of one recording share), ``steps`` and ``requests`` (ids that occur in it). A token was seen if the
+    trace is the same, or if the origin is the same and both its step and its request occur in the fit.
+    """
+    unseen = np.zeros(len(batches), dtype=bool)
+    if inputs is None:
+        return unseen, "a placement does not say what it was fitted on: which steps it had seen is not known"
+    trace = batches.trace
+    if inputs.get("trace") == trace.digest:
+        return ~unseen, ""
+    if not {"origin", "steps", "requests"} <= set(inputs):
+        return unseen, "the plan does not list the steps and requests it was fitted on: which it had seen is not known"
+    if inputs["origin"] != origin_digest(trace):
+        return unseen, ""
+    known = np.isin(trace.step, inputs["steps"]) & np.isin(trace.request, inputs["requests"])
+    tokens = known[batches.token].astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(tokens)])
+    seen: Array = before[batches.offsets[1:]] > before[batches.offsets[:-1]]
+    return seen, ""
+
+
+def origin_digest(trace: Trace) -> str:
+    """Return 16 hex digits shared by all parts of one recording and by no other."""
+    return digest(trace.spec.to_dict(), dict(trace.origin))
+
+
+def _batches(
+    trace: Trace | Batches,
+    cluster: Cluster,
+    tokens_per_rank: int | Mapping[int, int] | None,
+    phase: str | None,
+    max_steps: int | None,
+    seed: int,
+) -> tuple[Batches, list[str]]:
+    if phase is not None and phase not in PHASES:
+        raise UnknownName("phase", phase, PHASES)
+    if isinstance(trace, Batches):
+        if tokens_per_rank is not None or phase is not None or max_steps is not None:
+            raise InputError(
+                "simulate: batches are given, so tokens_per_rank, phase and max_steps are settled; "
+                "leave them out or give the trace"
+            )
+        if trace.ranks != cluster.ranks:
+            raise InputError(
+                f"simulate: the batches are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
+                "make them for its ranks"
+            )
+        batches, notes = trace, []
+    else:
+        notes = []
+        phases = np.unique(trace.phase)
+        if phase is None and len(phases) > 1:
+            phase = PHASES[PREFILL] if PREFILL in phases else PHASES[int(phases[0])]
+            names = " and ".join(PHASES[int(code)] for code in phases)
+            notes.append(f"the trace holds {names}; only {phase} is simulated (choose with phase)")
+        batches = make_batches(
+            trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed, max_steps=max_steps
+        )
+    if not len(batches):
+        raise InputError("simulate: there is no step to simulate; give a longer trace or fewer tokens_per_rank")
+    return batches, notes
+
+
+def _check_fit(placement: Placement, spec: ModelSpec, cluster: Cluster, batches: Batches) -> None:
+    if placement.ranks != cluster.ranks:
+        raise InputError(
+            f"simulate: the placement is for {placement.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
+            "solve for this cluster, or give a deployment of that many ranks"
+        )
+    if placement.layers != spec.layers:
+        raise InputError(
+            f"simulate: the placement has {placement.layers} MoE layers, the trace of {spec.name} has {spec.layers}; "
+            "solve for this model"
+        )
+    if placement.num_experts != spec.experts:
+        raise InputError(
+            f"simulate: the placement has {placement.num_experts} experts, the trace of {spec.name} has "
+            f"{spec.experts}; solve for this model"
+        )
+
+
+def _check_costs(costs: Costs, spec: ModelSpec, cluster: Cluster, transport: str | None, network: str | None) -> None:
+    for name, wanted in (("transport", transport), ("network", network)):
+        if wanted is not None and wanted != getattr(costs, name):
+            raise InputError(
+                f"simulate: the costs are for {name} {getattr(costs, name)!r}, {wanted!r} is asked for; give one of the two"
+            )
+    if costs.cluster.digest != cluster.digest:
+        raise InputError(f"simulate: the costs are for another cluster ({costs.cluster.name}) than {cluster.name}")
+    if (costs.spec.layers, costs.spec.experts, costs.spec.top_k) != (spec.layers, spec.experts, spec.top_k):
+        raise InputError(f"simulate: the costs are for model {costs.spec.name}, the trace is of {spec.name}")
+
+
+def _unique(notes: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(notes))

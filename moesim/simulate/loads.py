@@ -1,0 +1,145 @@
+"""From the tokens of one step to its Work, and the bytes and tokens it moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.costs import Timing
+from moesim.placement import Flow, dispatch, nearest_table
+from moesim.simulate.inputs import Setup
+from moesim.simulate.work import Work
+from moesim.trace import DECODE
+
+_CHUNK_ELEMENTS = 32_000_000
+"""Elements of one [layers, ranks, ranks] array that are held at a time (256 MB): more layers go in several passes."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One step, ready for an engine, with what the report counts.
+
+    Parameters
+    ----------
+    work
+        Durations for the engines.
+    slot_tokens
+        Token-expert pairs in each slot ``[L, R, C]``.
+    link_bytes
+        Bytes over each link ``[links]``.
+    link_time_s
+        Seconds ``[2, L, links]`` that each link needs for dispatch and for combine.
+    node_bytes
+        Bytes from node to node ``[N, N]``.
+    """
+
+    work: Work
+    slot_tokens: Array
+    link_bytes: Array
+    link_time_s: Array
+    node_bytes: Array
+
+
+def cut(home: Array, ranks: int, parts: int) -> Array:
+    """Return the micro-batch ``[n]`` of each token: every rank's tokens are cut into equal runs, in order.
+
+    Parameters
+    ----------
+    home
+        Home rank of each token ``[n]``.
+    ranks, parts
+        Number of ranks and of micro-batches.
+    """
+    order = np.argsort(home, kind="stable")
+    count = np.bincount(home, minlength=ranks)
+    place = np.empty(len(home), dtype=np.int64)
+    place[order] = np.arange(len(home)) - np.repeat(np.cumsum(count) - count, count)
+    part: Array = place * parts // np.maximum(count, 1)[home]
+    return part
+
+
+class Loader:
+    """Makes the Load of each step; what does not change between steps is made once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        cluster, placement = setup.cluster, setup.placement
+        self.table = nearest_table(placement, cluster.node) if setup.policy == "nearest" else None
+        self.one_hot = np.zeros((cluster.ranks, cluster.nodes))
+        self.one_hot[np.arange(cluster.ranks), cluster.node] = 1.0
+        self.chunk = max(1, _CHUNK_ELEMENTS // cluster.ranks**2)
+
+    def load(self, step: int) -> Load:
+        """Return the load of one step."""
+        batches, micro_batches = self.setup.batches, self.setup.schedule.micro_batches
+        routes, home, position = batches.routes(step), batches.homes(step), batches.positions(step)
+        if micro_batches == 1:
+            parts = [slice(None)]
+        else:
+            part = cut(home, batches.ranks, micro_batches)
+            parts = [np.flatnonzero(part == m) for m in range(micro_batches)]
+        decode = int(batches.phase[step]) == DECODE
+        return _join([self._part(routes[p], home[p], position[p], decode) for p in parts])
+
+    def _part(self, routes: Array, home: Array, position: Array, decode: bool) -> Load:
+        """Return the load of one micro-batch, layers in chunks that fit memory."""
+        costs, R = self.setup.costs, self.setup.cluster.ranks
+        L = routes.shape[1]
+        tokens = np.bincount(home, minlength=R).astype(np.float64)
+        context = np.bincount(home, weights=position + 1.0, minlength=R)
+        chunks = [self._layers(routes, home, slice(a, min(a + self.chunk, L))) for a in range(0, L, self.chunk)]
+        slot_tokens, timings, node_bytes = zip(*chunks, strict=True)
+        slots = np.concatenate(slot_tokens)
+
+        def whole(name: str) -> Array:
+            """Return an attribute of both exchanges, all layers: [1, 2, L, ...]."""
+            return np.stack([np.concatenate([getattr(t[way], name) for t in timings]) for way in (0, 1)])[None]
+
+        work = Work(
+            attention_s=_every_layer(costs.attention_s(tokens, context, decode), L),
+            shared_s=_every_layer(costs.shared_s(tokens), L),
+            experts_s=costs.experts_s(slots)[None],
+            arrive_s=whole("arrive_s"),
+            own_s=whole("own_s"),
+            word_s=whole("floor_s"),
+            sends=whole("senders"),
+            everyone=(timings[0][0].everyone, timings[0][1].everyone),
+        )
+        return Load(work, slots, whole("link_bytes").sum(axis=(0, 1, 2)), whole("link_time_s")[0], sum(node_bytes))
+
+    def _layers(self, routes: Array, home: Array, layers: slice) -> tuple[Array, tuple[Timing, Timing], Array]:
+        setup, cluster = self.setup, self.setup.cluster
+        flow = dispatch(
+            routes,
+            home,
+            setup.placement,
+            cluster.node,
+            cluster.landing,
+            policy=setup.policy,
+            table=None if self.table is None else self.table[layers],
+            layers=layers,
+            seed=setup.seed,
+        )
+        timing = setup.costs.dispatch(flow), setup.costs.combine(flow)
+        return flow.slot_tokens, timing, self._node_bytes(flow)
+
+
+def _every_layer(seconds: Array, L: int) -> Array:
+    return np.broadcast_to(seconds, (1, L, len(seconds)))
+
+
+def _join(parts: list[Load]) -> Load:
+    """Return micro-batches as one load."""
+    if len(parts) == 1:
+        return parts[0]
+    names = ("attention_s", "shared_s", "experts_s", "arrive_s", "own_s", "word_s", "sends")
+    joined = {name: np.concatenate([getattr(part.work, name) for part in parts]) for name in names}
+    return Load(
+        Work(**joined, everyone=parts[0].work.everyone),
+        slot_tokens=np.sum([part.slot_tokens for part in parts], axis=0),
+        link_bytes=np.sum([part.link_bytes for part in parts], axis=0),
+        link_time_s=np.sum([part.link_time_s for part in parts], axis=0),
+        node_bytes=np.sum([part.node_bytes for part in parts], axis=0),
+    )

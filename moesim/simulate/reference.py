@@ -1,0 +1,105 @@
+"""The reference engine: simpy processes for every rank, an event for every message. Slow, plain, for tests.
+
+Every rank runs its streams by itself; simpy's clock is the time. It shares no arithmetic with the event engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import simpy
+
+from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
+from moesim.simulate.schedules import Schedule
+from moesim.simulate.work import Timeline, Work, empty_timeline
+
+Op = tuple[int, int, int]  # micro-batch, phase, layer
+
+STAGES = ((ATTENTION, SHARED), (DISPATCH,), (EXPERTS,), (COMBINE,))
+"""What a rank launches for each micro-batch in turn before it goes on to the next stage."""
+
+
+def launch_order(schedule: Schedule, micro_batches: int, layers: int) -> dict[str, list[Op]]:
+    """Return the phases that each stream runs, in order: micro-batches alternate stage by stage."""
+    order: dict[str, list[Op]] = {stream: [] for stream in schedule.stream.values()}
+    for layer in range(layers):
+        for stage in STAGES:
+            for m in range(micro_batches):
+                for phase in stage:
+                    order[schedule.stream[PHASES[phase]]].append((m, phase, layer))
+    return order
+
+
+class _Reference:
+    def __init__(self, work: Work, schedule: Schedule) -> None:
+        self.work, self.schedule = work, schedule
+        self.env = simpy.Environment()
+        M, L, R = work.shape
+        self.start_s, self.end_s, self.previous = empty_timeline(M, L, R)
+        ops = [(m, phase, layer) for m in range(M) for phase in range(len(PHASES)) for layer in range(L)]
+        every = [(op, rank) for op in ops for rank in range(R)]
+        self.ended = {key: self.env.event() for key in every}
+        # of an exchange: the rank's own bytes and its word are there; the network has brought it its last byte
+        self.sent = {key: self.env.event() for key in every}
+        self.spoken = {key: self.env.event() for key in every}
+        self.drained = {key: self.env.event() for key in every}
+        self.opened: set[Op] = set()
+
+    def run(self) -> Timeline:
+        M, L, R = self.work.shape
+        for ops in launch_order(self.schedule, M, L).values():
+            for before, op in zip([None, *ops], ops, strict=False):
+                if before is not None:
+                    self.previous[op] = (before[0] * len(PHASES) + before[1]) * L + before[2]
+            for rank in range(R):
+                self.env.process(self._stream(rank, ops))
+        self.env.run()
+        return Timeline(self.start_s, self.end_s, self.previous)
+
+    def _stream(self, rank: int, ops: list[Op]) -> Iterator[Any]:
+        for op in ops:
+            yield self.env.all_of([self.ended[need, rank] for need in self._needs(op)])
+            self.start_s[(*op, rank)] = self.env.now
+            m, phase, layer = op
+            if phase in (DISPATCH, COMBINE):
+                self._send(op, rank)
+                yield self.env.all_of([self.drained[op, rank], *self._inbound(op, rank)])
+            else:
+                yield self.env.timeout(self.work.compute_s(phase)[m, layer, rank])
+            self.end_s[(*op, rank)] = self.env.now
+            self.ended[op, rank].succeed()
+
+    def _needs(self, op: Op) -> list[Op]:
+        m, phase, layer = op
+        if phase == ATTENTION:
+            return [(m, COMBINE, layer - 1), (m, SHARED, layer - 1)] if layer else []
+        return [(m, need, layer) for need in self.schedule.needs[phase]]
+
+    def _send(self, op: Op, rank: int) -> None:
+        m, phase, layer = op
+        way = int(phase == COMBINE)
+        self._later(self.sent[op, rank], self.work.own_s[m, way, layer, rank])
+        self._later(self.spoken[op, rank], self.work.word_s[m, way, layer])
+        if op not in self.opened:
+            self.opened.add(op)
+            for other, arrive_s in enumerate(self.work.arrive_s[m, way, layer]):
+                self._later(self.drained[op, other], arrive_s)
+
+    def _inbound(self, op: Op, rank: int) -> list[simpy.Event]:
+        m, phase, layer = op
+        way = int(phase == COMBINE)
+        senders = self.work.sends[m, way, layer, :, rank]
+        events = [self.sent[op, int(other)] for other in senders.nonzero()[0]]
+        if self.work.everyone[way]:
+            events += [self.spoken[op, other] for other in range(len(senders))]
+        return events
+
+    def _later(self, event: simpy.Event, delay_s: float) -> None:
+        """Let an event happen after that many seconds."""
+        self.env.timeout(delay_s).callbacks.append(lambda _: event.succeed())
+
+
+def run_reference(work: Work, schedule: Schedule) -> Timeline:
+    """Simulate one step with the reference engine."""
+    return _Reference(work, schedule).run()
