@@ -58,10 +58,38 @@ def nearest_layer(indptr: Array, rank: Array, slot: Array, node: Array, table: A
     """Fill ``table`` int32 [ranks, experts] of one layer; holders as compressed rows, ``slot`` physical."""
     scratch = np.empty((2, node.max() + 1), np.int64)
     column = np.empty(len(node), np.int32)
+    # most experts have one copy, the same for every source
+    table[:] = slot[indptr[:-1]]
     for expert in range(len(indptr) - 1):
         first, last = indptr[expert], indptr[expert + 1]
-        nearest_column(expert, rank[first:last], slot[first:last], node, column, scratch)
-        table[:, expert] = column
+        if last - first > 1:
+            nearest_column(expert, rank[first:last], slot[first:last], node, column, scratch)
+            table[:, expert] = column
+
+
+@compiled
+def wrong_entry(table: Array, physical_to_logical: Array) -> tuple[int, int]:
+    """Return rank and expert of the first entry of ``table`` whose slot does not hold the expert, or -1 and -1."""
+    for source in range(table.shape[0]):
+        for expert in range(table.shape[1]):
+            slot = table[source, expert]
+            if slot < 0 or slot >= len(physical_to_logical) or physical_to_logical[slot] != expert:
+                return source, expert
+    return -1, -1
+
+
+@compiled
+def wrong_pick(slots: Array, routes: Array, physical_to_logical: Array) -> int:
+    """Return the first row of ``slots`` [tokens, picks] with a slot that does not hold the expert picked, or -1."""
+    for token in range(routes.shape[0]):
+        for pick in range(routes.shape[1]):
+            slot = slots[token, pick]
+            if slot < 0:
+                if routes[token, pick] >= 0:
+                    return token
+            elif slot >= len(physical_to_logical) or physical_to_logical[np.uintp(slot)] != routes[token, pick]:
+                return token
+    return -1
 
 
 @compiled
@@ -70,16 +98,21 @@ def hash_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, out:
 
     ``copy = ((row * 2654435769) & 0xffffffff) % copies``, copies in the order of physical slots.
     """
+    copies = (indptr[1:] - indptr[:-1]).astype(np.float64)
+    share = 1.0 / copies
+    first = indptr.astype(np.uintp)
     for home in range(len(group_ptr) - 1):
         for token in range(group_ptr[home], group_ptr[home + 1]):
-            mixed = ((token - group_ptr[home]) * 2654435769) & 0xFFFFFFFF
+            mixed = np.float64(((token - group_ptr[home]) * 2654435769) & 0xFFFFFFFF)
             for pick in range(routes.shape[1]):
-                expert = routes[token, pick]
-                if expert < 0:
+                if routes[token, pick] < 0:
                     out[token, pick] = -1
-                else:
-                    copies = indptr[expert + 1] - indptr[expert]
-                    out[token, pick] = slot[indptr[expert] + mixed % copies]
+                    continue
+                expert = np.uintp(routes[token, pick])
+                # the remainder without an integer division: exact, because the hash has 32 bits and
+                # (hash + 1/2) / copies is at least 1 / (2 copies) from a whole number, far above rounding
+                quotient = np.float64(np.int64((mixed + 0.5) * share[expert]))
+                out[token, pick] = slot[first[expert] + np.uintp(mixed - quotient * copies[expert])]
 
 
 @compiled
@@ -102,8 +135,8 @@ def random_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, ke
 
 
 @compiled
-def _mix(value: int) -> int:
-    state = np.uint64(value) + np.uint64(0x9E3779B97F4A7C15)
+def _mix(value: np.uint64) -> np.uint64:
+    state = value + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

@@ -57,8 +57,7 @@ class Flow(Sealed):
         tokens = seal(self, "tokens", self.tokens, np.int64, ("ranks",))
         ranks = len(tokens)
         node = seal(self, "node", self.node, np.int32, ("ranks",), {"ranks": ranks})
-        sizes = {"ranks": ranks, "expert ranks": ranks, "nodes": int(node.max()) + 1}
-        sizes["largest node"] = int(np.bincount(node).max())
+        sizes = {"ranks": ranks, "expert ranks": ranks, "largest node": int(np.bincount(node).max())}
         axes = {
             "slot_tokens": ("layers", "ranks", "slots"),
             "pairs": ("layers", "ranks", "expert ranks"),

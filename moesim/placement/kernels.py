@@ -3,7 +3,8 @@
 All kernels work on *grouped* tokens: the rows of one home rank stand together, ``indptr[r]`` to
 ``indptr[r + 1] - 1`` for rank r (see :func:`group`). Home ranks then share nothing but ``slot_tokens`` and ``forward``,
 and every counter a token touches stays in the first-level cache. A token is counted once per rank and node by a stamp:
-an array that remembers which token was seen there last.
+an array that remembers which token was seen there last. Indices are unsigned in the inner loops because signed ones
+cost a test for negative values each.
 
 An output of size 0 is not wanted and stays untouched; the others are overwritten. The kernels release the GIL, so
 callers may run layers in threads.
@@ -112,8 +113,8 @@ def flow_table(
     """
     ranks, experts = table.shape
     picks = routes.shape[1]
-    expert_rank = np.empty(experts, np.int64)
-    expert_node = np.empty(experts, np.int64)
+    expert_rank = np.empty(experts, np.uintp)
+    expert_node = np.empty(experts, np.uintp)
     per_expert = np.empty(experts, np.int64)
     by_rank = np.empty(ranks, np.int64)
     by_node = np.empty(landing.shape[1], np.int64)
@@ -131,12 +132,12 @@ def flow_table(
             expert_node[expert] = node[expert_rank[expert]]
         for token in range(indptr[home], indptr[home + 1]):
             for pick in range(picks):
-                expert = np.int64(routes[token, pick])
-                if expert < 0:
+                if routes[token, pick] < 0:
                     continue
-                target = expert_rank[expert]
-                place = expert_node[expert]
-                per_expert[expert] += 1
+                picked = np.uintp(routes[token, pick])
+                target = expert_rank[picked]
+                place = expert_node[picked]
+                per_expert[picked] += 1
                 by_rank[target] += rank_seen[target] != token
                 by_node[place] += node_seen[place] != token
                 rank_seen[target] = token
@@ -170,9 +171,8 @@ def flow_slots(
     """
     ranks = len(node)
     picks = slots.shape[1]
-    slot_node = np.empty(len(slot_rank), np.int64)
-    for slot in range(len(slot_rank)):
-        slot_node[slot] = node[slot_rank[slot]]
+    target_of = slot_rank.astype(np.uintp)
+    node_of = node[slot_rank].astype(np.uintp)
     per_slot = np.empty(len(slot_rank), np.int64)
     by_rank = np.empty(ranks, np.int64)
     by_node = np.empty(landing.shape[1], np.int64)
@@ -187,12 +187,12 @@ def flow_slots(
         by_node[:] = 0
         for token in range(indptr[home], indptr[home + 1]):
             for pick in range(picks):
-                slot = slots[token, pick]
-                if slot < 0:
+                if slots[token, pick] < 0:
                     continue
-                target = slot_rank[slot]
-                place = slot_node[slot]
-                per_slot[slot] += 1
+                picked = np.uintp(slots[token, pick])
+                target = target_of[picked]
+                place = node_of[picked]
+                per_slot[picked] += 1
                 by_rank[target] += rank_seen[target] != token
                 by_node[place] += node_seen[place] != token
                 rank_seen[target] = token
@@ -282,11 +282,11 @@ def flow_shares(
             met = 0
             reached = 0
             for pick in range(picks):
-                expert = np.int64(routes[token, pick])
-                if expert < 0:
+                if routes[token, pick] < 0:
                     continue
-                per_expert[expert] += 1
-                for holder in range(holder_ptr[expert], holder_ptr[expert + 1]):
+                picked = np.uintp(routes[token, pick])
+                per_expert[picked] += 1
+                for holder in range(holder_ptr[picked], holder_ptr[picked + 1]):
                     target = slot_rank[holder_slot[holder]]
                     if rank_seen[target] != token:
                         rank_seen[target] = token
@@ -294,7 +294,7 @@ def flow_shares(
                         ranks_met[met] = target
                         met += 1
                     rank_missed[target] *= 1.0 - chance[holder]
-                for at in range(entry_ptr[expert], entry_ptr[expert + 1]):
+                for at in range(entry_ptr[picked], entry_ptr[picked + 1]):
                     place = entry_node[at]
                     if node_seen[place] != token:
                         node_seen[place] = token

@@ -63,7 +63,9 @@ class LayerBatch:
 class Table(Protocol):
     """Return int32 [chosen layers, ranks, experts]: the physical slot each source rank uses."""
 
-    def __call__(self, placement: Placement, node: Array, layers: Sequence[int]) -> Array: ...
+    def __call__(self, placement: Placement, node: Array, layers: Sequence[int]) -> Array:
+        """Make the table."""
+        ...
 
 
 class Shares(Protocol):
@@ -72,13 +74,17 @@ class Shares(Protocol):
     ``source`` says which row of ``share`` each home rank uses.
     """
 
-    def __call__(self, batch: LayerBatch) -> tuple[Array, Array]: ...
+    def __call__(self, batch: LayerBatch) -> tuple[Array, Array]:
+        """Share out one layer of one batch."""
+        ...
 
 
 class Picks(Protocol):
     """Return int32 [tokens, picks]: the physical slot of every pick of ``batch.routes``, -1 where there is none."""
 
-    def __call__(self, batch: LayerBatch) -> Array: ...
+    def __call__(self, batch: LayerBatch) -> Array:
+        """Choose for one layer of one batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def nearest_table(placement: Placement, node: Array, layers: slice | Sequence[in
 
 
 def physical_holders(placement: Placement, layer: int) -> tuple[Array, Array, Array]:
-    """Return ``Placement.holders`` of a layer with physical slots (``rank * C + slot``) instead of slots on the rank."""
+    """Return ``Placement.holders`` of a layer, but with physical slots (``rank * C + slot``)."""
     indptr, rank, slot = placement.holders(layer)
     return indptr, rank, rank * np.int32(placement.slots_per_rank) + slot
 

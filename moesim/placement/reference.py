@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.placement.dispatch import check, make_flow
+from moesim.placement.checks import check, layer_batch, policy_picks, policy_shares, policy_table
+from moesim.placement.dispatch import make_flow
 from moesim.placement.flow import WANT, Flow, positions
 from moesim.placement.placement import Placement
-from moesim.placement.policies import LayerBatch, Policy, SharePolicy, TablePolicy, physical_holders
+from moesim.placement.policies import LayerBatch, Policy, SharePolicy, TokenPolicy
 
 
 def dispatch_reference(
@@ -28,24 +29,22 @@ def dispatch_reference(
 ) -> Flow:
     """Return what :func:`moesim.placement.dispatch.dispatch` returns, whole numbers identical."""
     batch = check(routes, home, placement, cluster_node, landing, policy, table, layers, want, seed)
-    ranks, node = placement.ranks, batch.node
+    ranks = placement.ranks
     order = np.argsort(batch.home, kind="stable")
     home = batch.home[order]
     group_ptr = np.concatenate([[0], np.cumsum(np.bincount(home, minlength=ranks))])
-    chosen = batch.table
-    if chosen is None and isinstance(batch.policy, TablePolicy):
-        chosen = batch.policy.table(placement, node, batch.layers)
+    table = policy_table(batch)
     results = []
     for index, layer in enumerate(batch.layers):
         picks = np.ascontiguousarray(batch.routes[order, layer], dtype=np.int16)
-        view = LayerBatch(layer, placement, node, *physical_holders(placement, layer), picks, group_ptr, batch.seed)
-        if isinstance(batch.policy, SharePolicy):
-            results.append(_expect(view, home, *batch.policy.shares(view), batch.landing))
-        elif isinstance(batch.policy, TablePolicy):
-            table = chosen[index]
-            results.append(_count(view, home, np.where(picks >= 0, table[home[:, None], picks], -1), batch.landing))
-        else:
-            results.append(_count(view, home, batch.policy.picks(view), batch.landing))
+        view = layer_batch(batch, layer, picks, group_ptr)
+        if table is not None:
+            slots = np.where(picks >= 0, table[index][home[:, None], picks], -1)
+            results.append(_count(view, home, slots, batch.landing))
+        elif isinstance(batch.policy, SharePolicy):
+            results.append(_expect(view, home, *policy_shares(batch.policy, view), batch.landing))
+        elif isinstance(batch.policy, TokenPolicy):
+            results.append(_count(view, home, policy_picks(batch.policy, view), batch.landing))
     return make_flow({name: np.stack([r[name] for r in results]) for name in WANT}, batch, group_ptr)
 
 

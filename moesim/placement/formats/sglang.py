@@ -1,0 +1,88 @@
+"""SGLang's ``--init-expert-location`` file: ``{"physical_to_logical_map": [[...], ...]}`` and no other key.
+
+One row a decoder layer, dense layers included; their rows are not used, but must be complete, so they get the trivial
+map (slot modulo experts). SGLang 0.5.23 refuses any other key, reads -1 as the last expert and accepts rows of a wrong
+length silently, so everything is checked here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from moesim.base.errors import FormatError, InputError
+from moesim.base.files import write_text
+from moesim.placement.formats import require_full
+from moesim.placement.formats.native import first_problem, load_json
+from moesim.placement.placement import Placement
+from moesim.spec import ModelSpec
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    physical_to_logical_map: list[list[int]]
+
+
+def sniff(path: Path) -> bool:
+    """Return whether the file is JSON that starts with SGLang's only key."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    return head.lstrip().startswith(b"{") and b'"physical_to_logical_map"' in head
+
+
+def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None) -> Placement:
+    """Read the MoE rows of a map.
+
+    Raises
+    ------
+    FormatError
+        If ``ranks`` or ``spec`` is missing, or the map does not fit them.
+    """
+    try:
+        rows = _File.model_validate(load_json(path)).physical_to_logical_map
+    except ValidationError as error:
+        raise FormatError(path, *first_problem(error)) from None
+    if ranks is None or spec is None:
+        raise FormatError(
+            path, "", "the file tells neither the expert-parallel size nor which layers are dense: give ranks and spec"
+        )
+    if len(rows) != spec.num_hidden_layers:
+        raise FormatError(
+            path, "physical_to_logical_map", f"expected {spec.num_hidden_layers} rows, one a decoder layer of "
+            f"{spec.name!r}, found {len(rows)}"
+        )  # fmt: skip
+    for index, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise FormatError(
+                path, f"physical_to_logical_map.{index}", f"expected {len(rows[0])} slots, found {len(row)}"
+            )
+    try:
+        return Placement.from_physical(np.array([rows[i] for i in spec.layer_ids]), ranks, spec.experts).for_model(spec)
+    except InputError as error:
+        raise FormatError(path, "physical_to_logical_map", f"{error} (layers count MoE layers only)") from None
+
+
+def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) -> None:
+    """Write the map for all decoder layers.
+
+    Raises
+    ------
+    InputError
+        If a slot is empty, or the decoder index of the MoE layers is not known.
+    """
+    placement = placement if spec is None else placement.for_model(spec)
+    if placement.layer_ids is None or placement.num_hidden_layers is None:
+        raise InputError(
+            "SGLang numbers all decoder layers, and this placement does not know them: "
+            "use placement.for_model(spec), or give spec"
+        )
+    require_full(placement, "SGLang")
+    slots = placement.ranks * placement.slots_per_rank
+    rows = np.tile(np.arange(slots) % placement.num_experts, (placement.num_hidden_layers, 1))
+    rows[list(placement.layer_ids)] = placement.physical_to_logical
+    text = json.dumps({"physical_to_logical_map": rows.tolist()})
+    write_text(path, text.replace("], [", "],\n [") + "\n")
