@@ -1,0 +1,153 @@
+"""What a solver is given: the cluster, the traffic to fit, the costs and the limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.arrays import Array
+from moesim.base.errors import UnknownName
+from moesim.base.registry import Registry
+from moesim.cluster import Cluster
+from moesim.costs import Costs
+from moesim.placement import Placement
+from moesim.solve.loads import count_loads
+from moesim.spec import ModelSpec
+from moesim.trace.batching import Batches
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything that a solver may look at.
+
+    Parameters
+    ----------
+    spec
+        The model, at the dimensions that are costed.
+    cluster
+        The ranks of the expert-parallel group.
+    batches
+        Windows of the traffic to fit, each a run of consecutive steps.
+    slots_per_rank
+        Experts that a rank can hold in a layer, C.
+    costs
+        What turns counts into seconds, transport included.
+    policy
+        Dispatch policy that will run.
+    previous
+        Placement that runs now, if any.
+    seed, deadline_s
+        Source of all randomness, and seconds of wall clock that the solver may use.
+    jobs
+        Threads that the solver may use.
+    options
+        Options of the solver, complete.
+    notes
+        The solver appends what a reader of the plan must know.
+    """
+
+    spec: ModelSpec
+    cluster: Cluster
+    batches: tuple[Batches, ...]
+    slots_per_rank: int
+    costs: Costs
+    policy: str = "nearest"
+    previous: Placement | None = None
+    seed: int = 0
+    deadline_s: float = 60.0
+    jobs: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, R."""
+        return self.cluster.ranks
+
+    @property
+    def layers(self) -> int:
+        """Number of MoE layers, L."""
+        return self.spec.layers
+
+    @property
+    def experts(self) -> int:
+        """Number of experts of a layer, E."""
+        return self.spec.experts
+
+    @cached_property
+    def window_loads(self) -> NDArray[np.float64]:
+        """Picks of each expert in each window, float64 [windows, layers, experts]."""
+        return np.stack([count_loads(window) for window in self.batches])
+
+    @cached_property
+    def loads(self) -> NDArray[np.float64]:
+        """Picks of each expert, float64 [layers, experts]."""
+        return np.asarray(self.window_loads.sum(axis=0))
+
+    def seconds_left(self) -> float:
+        """Return the wall-clock seconds until the deadline."""
+        return self.deadline_s - (time.monotonic() - self.started)
+
+    def note(self, text: str) -> None:
+        """Add a note to the plan, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+class Solver(Protocol):
+    """Return the expert of every slot, int32 [layers, ranks, slots], -1 where a slot stays empty."""
+
+    def __call__(self, problem: Problem) -> Array: ...
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes(**defaults: Any) -> Callable[[Function], Function]:
+    """Declare the options of a solver and their defaults; ``solve()`` refuses others."""
+
+    def declare(function: Function) -> Function:
+        function.defaults = defaults  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def complete_options(solver: Solver, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a solver with defaults filled in.
+
+    Raises
+    ------
+    UnknownName
+        If an option is none of this solver's.
+    """
+    defaults: Mapping[str, Any] = getattr(solver, "defaults", {})
+    for option in given:
+        if option not in defaults:
+            raise UnknownName(f"option of solver {name!r}", option, defaults or ["(it takes none)"])
+    return {**defaults, **given}
+
+
+SOLVERS: Final[Registry[Solver]] = Registry(
+    "solver",
+    {
+        "contiguous": "moesim.solve.solvers.contiguous:contiguous",
+        "round-robin": "moesim.solve.solvers.round_robin:round_robin",
+        "random": "moesim.solve.solvers.shuffled:shuffled",
+        "lpt": "moesim.solve.solvers.lpt:lpt",
+        "snake": "moesim.solve.solvers.snake:snake",
+        "eplb": "moesim.solve.solvers.eplb:eplb",
+        "eplb-hierarchical": "moesim.solve.solvers.eplb:eplb_hierarchical",
+        "moesim": "moesim.solve.solvers.moesim:moesim",
+        "cp-sat": "moesim.solve.solvers.cp_sat:cp_sat",
+    },
+    "moesim.solvers",
+)
+"""Solvers by name; others register theirs in the entry-point group ``moesim.solvers``."""

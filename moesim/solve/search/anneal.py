@@ -1,0 +1,142 @@
+"""Simulated annealing over slots: swap two copies, or put another expert where a spare copy sits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from moesim.solve.search.state import TOKENS, State, refresh, reroute, settle
+
+
+@njit(cache=True, nogil=True)
+def _power(value: float) -> float:
+    square = value * value
+    fourth = square * square
+    eighth = fourth * fourth
+    return eighth * eighth
+
+
+@njit(cache=True, nogil=True)
+def cost(load: Any, scale: Any) -> float:
+    """Return the smooth layer time in seconds, mean over windows.
+
+    The slowest rank and the slowest link decide, so both enter as a power mean (exponent 16): close to the largest,
+    yet every rank counts a little, which gives the search a slope to walk down.
+
+    Parameters
+    ----------
+    load
+        Counts, int64 [windows, counters, ranks].
+    scale
+        Seconds of one count, float64 [counters, ranks].
+    """
+    windows, counters, ranks = load.shape
+    total = 0.0
+    for window in range(windows):
+        compute = top = 0.0
+        for rank in range(ranks):
+            top = max(top, load[window, TOKENS, rank] * scale[TOKENS, rank])
+        if top > 0:
+            for rank in range(ranks):
+                compute += _power(load[window, TOKENS, rank] * scale[TOKENS, rank] / top)
+            compute = top * (compute / ranks) ** (1 / 16)
+        network = top = 0.0
+        for counter in range(1, counters):
+            for rank in range(ranks):
+                top = max(top, load[window, counter, rank] * scale[counter, rank])
+        if top > 0:
+            for counter in range(1, counters):
+                for rank in range(ranks):
+                    network += _power(load[window, counter, rank] * scale[counter, rank] / top)
+            network = top * (network / (ranks * 2)) ** (1 / 16)
+        total += compute + network
+    return total / windows
+
+
+@njit(cache=True, nogil=True)
+def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
+    state.slots[rank, slot] = new
+    if old >= 0:
+        state.held[old, rank] = False
+        state.copies[old] -= 1
+    if new >= 0:
+        state.held[new, rank] = True
+        state.copies[new] += 1
+
+
+@njit(cache=True, nogil=True)
+def anneal(state: State, scale: Any, work: int, hot: float, cold: float, seed: int) -> Any:
+    """Improve the placement in ``state`` and leave the best one there.
+
+    Parameters
+    ----------
+    scale
+        Seconds of one count, float64 [counters, ranks].
+    work
+        Rows to look at in all; every move costs at least 100.
+    hot, cold
+        First and last temperature, as shares of the starting cost.
+    seed
+        Seed of the moves.
+
+    Returns
+    -------
+    cost_s, moves, accepted
+    """
+    np.random.seed(seed)
+    ranks, slots = state.slots.shape
+    experts = len(state.copies)
+    now = cost(state.load, scale)
+    start = now
+    best = now
+    best_slots = state.slots.copy()
+    load = state.load.copy()
+    spent = moves = accepted = 0
+    spare = state.copies.sum() > experts
+    while spent < work:
+        temperature = start * hot * (cold / hot) ** (spent / work)
+        spent += 100
+        rank = np.random.randint(ranks)
+        slot = np.random.randint(slots)
+        old = state.slots[rank, slot]
+        other = other_slot = -1
+        if spare and np.random.random() < 0.5:
+            if old >= 0 and state.copies[old] < 2:
+                continue
+            new = np.random.randint(experts)
+            if state.held[new, rank]:
+                continue
+        else:
+            other = np.random.randint(ranks)
+            other_slot = np.random.randint(slots)
+            new = state.slots[other, other_slot]
+            if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
+                continue
+        moves += 1
+        load[:] = state.load
+        _place(state, rank, slot, old, new)
+        if other >= 0:
+            _place(state, other, other_slot, new, old)
+        if old >= 0:
+            spent += reroute(state, old)
+        spent += reroute(state, new)
+        then = cost(state.load, scale)
+        if then <= now or np.random.random() < np.exp((now - then) / temperature):
+            now = then
+            accepted += 1
+            if now < best:
+                best = now
+                best_slots[:] = state.slots
+        else:
+            _place(state, rank, slot, new, old)
+            if other >= 0:
+                _place(state, other, other_slot, old, new)
+            if old >= 0:
+                refresh(state, old)
+            refresh(state, new)
+            state.load[:] = load
+    state.slots[:] = best_slots
+    settle(state)
+    return best, moves, accepted
