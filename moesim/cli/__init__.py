@@ -1,0 +1,41 @@
+"""The command line: parse, call, print.
+
+stdout carries data, stderr everything else. Exit codes: 0 done, 1 an error of the user in one line, 2 usage,
+3 proven infeasible, 130 interrupted. Verbs import what they need when they run, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from moesim.base.errors import MoesimError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Parameters
+    ----------
+    argv
+        Arguments; default those of the process.
+    """
+    from moesim.cli.app import app
+
+    try:
+        app(args=None if argv is None else list(argv), prog_name="moesim")
+    except MoesimError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OSError as error:
+        # a broken file system, not a bug of ours; everything else keeps its traceback
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(part.strip() for part in message.splitlines())
+    sys.stderr.write(f"moesim: {line}\n")
+    raise SystemExit(code)

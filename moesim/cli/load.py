@@ -1,0 +1,138 @@
+"""From what stands on the command line to the types of the other rooms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesim.base.errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+    from moesim.costs import Costs
+    from moesim.placement import Placement
+    from moesim.solve import Plan
+    from moesim.spec import ModelSpec
+    from moesim.trace import Batches, Trace
+
+
+def trace(path: Path, format: str | None, model: str | None, options: Sequence[str] | None) -> Trace:
+    """Read a trace in any importable format.
+
+    Raises
+    ------
+    InputError
+        If the file or an option is not what was expected.
+    """
+    from moesim.trace.formats import read_any
+
+    values = dict(_key_value(text) for text in options or ())
+    if model is not None:
+        values["model"] = model
+    return read_any(path, format, **values)
+
+
+def group(topology: str, ranks: int | None, attention_tp: int) -> Cluster:
+    """Read a cluster and return the sub-cluster of its expert-parallel group."""
+    from moesim.cluster import Cluster, Deployment
+
+    return Deployment(size=ranks, attention_tp=attention_tp).restrict(Cluster.read(topology))
+
+
+def dims(name: str | None) -> ModelSpec | None:
+    """Return the preset at whose dimensions routing is replayed, if one was named."""
+    from moesim.spec import ModelSpec
+
+    return None if name is None else ModelSpec.preset(name)
+
+
+def plan_or_placement(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None) -> Plan | Placement:
+    """Read a plan, or a placement in any format.
+
+    Parameters
+    ----------
+    path
+        The file.
+    ranks, spec
+        What a placement file may not say itself.
+
+    Raises
+    ------
+    FormatError
+        If the file is neither.
+    """
+    from moesim.solve import Plan
+
+    return Plan.read(path) if is_plan(path) else placement(path, None, ranks=ranks, spec=spec)
+
+
+def placement(path: Path, format: str | None, *, ranks: int | None, spec: ModelSpec | None) -> Placement:
+    """Read a placement in any format."""
+    from moesim.placement import Placement
+
+    return Placement.read(path, format, ranks=ranks, spec=spec)
+
+
+def is_plan(path: Path) -> bool:
+    """Return whether a file says that it is a plan.
+
+    Raises
+    ------
+    FormatError
+        If there is no such file.
+    """
+    if not path.is_file():
+        raise FormatError(path, "", "no such file; give a plan written by `moesim solve -o`, or a placement")
+    with path.open("rb") as file:
+        return b'"moesim-plan/' in file.read(256)
+
+
+def steps(
+    routing: Trace,
+    cluster: Cluster,
+    *,
+    part: str,
+    fit: float,
+    tokens_per_rank: int | None,
+    phase: str | None,
+    max_steps: int | None,
+    seed: int,
+) -> Batches:
+    """Return the steps of a part of a trace, as `compare` takes them."""
+    from moesim.study import part_of, steps_of
+
+    window = part_of(routing, part, fit=fit, seed=seed)
+    return steps_of(window, cluster, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=max_steps, seed=seed)
+
+
+def costs(spec: ModelSpec, other: ModelSpec | None, cluster: Cluster, transport: str, network: str) -> Costs:
+    """Return what turns counts into seconds, at the dimensions of another model where one is given."""
+    from moesim.costs import Costs
+
+    replayed = spec if other is None else spec.at_dimensions(other)
+    return Costs.default(replayed, cluster, transport=transport, network=network)
+
+
+def writable(*paths: Path | None) -> None:
+    """Check that files can be written, before work that takes minutes.
+
+    Raises
+    ------
+    InputError
+        If the folder of one does not exist.
+    """
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise InputError(f"--format-option: expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

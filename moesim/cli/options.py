@@ -1,0 +1,100 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+_IN, _RUN, _OUT = "Inputs", "What runs", "Output"
+
+TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace in any importable format.", show_default=False)]
+Format = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Format of the trace; default: sniffed.", rich_help_panel=_IN),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRESET",
+        help="Model that was recorded, where the file does not say (npz).",
+        rich_help_panel=_IN,
+    ),
+]
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format-option",
+        metavar="KEY=VALUE",
+        help="An option of the format, e.g. [cyan]domain=category[/cyan]; repeatable.",
+        rich_help_panel=_IN,
+    ),
+]
+Topology = Annotated[
+    str,
+    typer.Option("--topology", "-t", metavar="FILE|PRESET", help="Cluster description.", rich_help_panel=_IN),
+]
+Part = Annotated[
+    str,
+    typer.Option(
+        help="Part of the trace: [cyan]all[/cyan], [cyan]fit[/cyan] or [cyan]held-out[/cyan].", rich_help_panel=_IN
+    ),
+]
+Fit = Annotated[
+    float,
+    typer.Option(metavar="FRACTION", help="Fraction of the trace that plans are fitted on.", rich_help_panel=_IN),
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Size of the expert-parallel group: the first N GPUs. Default: all.", rich_help_panel=_RUN
+    ),
+]
+AttentionTp = Annotated[
+    int,
+    typer.Option(metavar="N", help="GPUs that share the attention of one request.", rich_help_panel=_RUN),
+]
+Dims = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRESET",
+        help="Replay the routing at the dimensions of this model. Default: the model's own.",
+        rich_help_panel=_RUN,
+    ),
+]
+Phase = Annotated[
+    str | None,
+    typer.Option(
+        help="prefill, decode or train. Default: the first of them that the trace holds.", rich_help_panel=_RUN
+    ),
+]
+TokensPerRank = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Tokens of a rank in a step. Default: as recorded, else 1024 in prefill and 128 in decode.",
+        rich_help_panel=_RUN,
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option(metavar="N", help="Take only the first N steps of each part.", rich_help_panel=_RUN)
+]
+Policy = Annotated[str, typer.Option(metavar="NAME", help="Dispatch policy: who serves a token.", rich_help_panel=_RUN)]
+Transport = Annotated[str, typer.Option(metavar="NAME", help="How tokens travel.", rich_help_panel=_RUN)]
+Network = Annotated[str, typer.Option(metavar="NAME", help="How bytes become seconds.", rich_help_panel=_RUN)]
+SlotsPerRank = Annotated[
+    int | None,
+    typer.Option(
+        metavar="C",
+        help="Experts that a rank holds in a layer. Default: the fewest that hold all, and one more.",
+        rich_help_panel=_RUN,
+    ),
+]
+Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Time that a solver may take.", rich_help_panel=_RUN)]
+Seed = Annotated[int, typer.Option(help="Of everything drawn.", rich_help_panel=_RUN)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=_OUT)]
+
+DEFAULT_POLICY: Final = "nearest"
+DEFAULT_TRANSPORT: Final = "hierarchical"
+DEFAULT_NETWORK: Final = "bottleneck"

@@ -1,0 +1,288 @@
+"""The verbs solve, simulate and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.cli import load, screen
+from moesim.cli import options as opt
+
+if TYPE_CHECKING:
+    from moesim.study import Comparison
+
+
+def solve(
+    trace: opt.TraceFile,
+    topology: opt.Topology,
+    solver: Annotated[str, typer.Option(metavar="NAME", help="Solver.")] = "moesim",
+    slots_per_rank: opt.SlotsPerRank = None,
+    policy: opt.Policy = opt.DEFAULT_POLICY,
+    transport: opt.Transport = opt.DEFAULT_TRANSPORT,
+    network: opt.Network = opt.DEFAULT_NETWORK,
+    part: opt.Part = "all",
+    fit: opt.Fit = 0.5,
+    ranks: opt.Ranks = None,
+    attention_tp: opt.AttentionTp = 1,
+    dims: opt.Dims = None,
+    phase: opt.Phase = None,
+    tokens_per_rank: opt.TokensPerRank = None,
+    steps: opt.Steps = None,
+    seed: opt.Seed = 0,
+    deadline: opt.Deadline = 60.0,
+    previous: Annotated[
+        Path | None, typer.Option(metavar="PLAN", help="Plan or placement that runs now, from which to move.")
+    ] = None,
+    format: opt.Format = None,
+    model: opt.Model = None,
+    format_option: opt.FormatOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here.")] = None,
+    json: opt.Json = False,
+) -> None:
+    """Place the experts of TRACE on a cluster and print what that is worth."""
+    load.writable(output)
+    from moesim.solve import solve as run
+    from moesim.study import fewest_slots
+
+    group = load.group(topology, ranks, attention_tp)
+    routing = load.trace(trace, format, model, format_option)
+    other = load.dims(dims)
+    slots = slots_per_rank or fewest_slots(routing.spec.experts, group.ranks) + 1
+    running = None
+    if previous is not None:
+        running = load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec)
+    with screen.progress() as say:
+        say("packing steps")
+        batches = load.steps(
+            routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
+        )
+        costs = load.costs(routing.spec, other, group, transport, network)
+        say(f"planning with {solver}")
+        plan = run(
+            batches, group, slots_per_rank=slots, solver=solver, policy=policy, transport=transport, dims=other,
+            costs=costs, previous=getattr(running, "placement", running), seed=seed, deadline_s=deadline,
+        )  # fmt: skip
+    if output is not None:
+        plan.write(output)
+        screen.say(f"wrote {output}")
+    data = plan_facts(plan)
+    if json:
+        screen.print_json(data)
+        return
+    screen.stdout().print(screen.facts((key, _shown(key, value)) for key, value in data.items() if key != "notes"))
+    screen.print_notes(plan.notes)
+
+
+def simulate(
+    trace: opt.TraceFile,
+    topology: opt.Topology,
+    plan: Annotated[
+        Path, typer.Option("--plan", "-p", metavar="FILE", help="Plan of `moesim solve`, or a placement in any format.")
+    ],
+    policy: Annotated[str | None, typer.Option(metavar="NAME", help="Dispatch policy. Default: the plan's.")] = None,
+    transport: Annotated[str | None, typer.Option(metavar="NAME", help="Transport. Default: the plan's.")] = None,
+    network: opt.Network = opt.DEFAULT_NETWORK,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How phases share streams. Default: one after the other.")
+    ] = None,
+    part: opt.Part = "all",
+    fit: opt.Fit = 0.5,
+    ranks: opt.Ranks = None,
+    attention_tp: opt.AttentionTp = 1,
+    dims: opt.Dims = None,
+    phase: opt.Phase = None,
+    tokens_per_rank: opt.TokensPerRank = None,
+    steps: opt.Steps = None,
+    seed: opt.Seed = 0,
+    format: opt.Format = None,
+    model: opt.Model = None,
+    format_option: opt.FormatOption = None,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the timeline of the first step, for ui.perfetto.dev.")
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Simulate steps of TRACE under a plan.
+
+    [bold]--part held-out[/bold] with the [bold]--fit[/bold], [bold]--seed[/bold] and step options of a comparison
+    gives the numbers of its table again, to the last digit.
+    """
+    load.writable(timeline)
+    from moesim.simulate import simulate as run
+    from moesim.simulate import write_chrome_trace
+    from moesim.solve.bounds import step_bound
+
+    group = load.group(topology, ranks, attention_tp)
+    routing = load.trace(trace, format, model, format_option)
+    judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
+    other = load.dims(dims)
+    chosen: str = transport or getattr(judged, "transport", None) or opt.DEFAULT_TRANSPORT
+    with screen.progress() as say:
+        say("packing steps")
+        batches = load.steps(
+            routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
+        )
+        costs = load.costs(routing.spec, other, group, chosen, network)
+        say(f"simulating {len(batches)} steps")
+        settings: dict[str, Any] = {"policy": policy, "dims": other, "costs": costs, "schedule": schedule, "seed": seed}
+        report = run(batches, group, judged, **settings)
+        slots = getattr(judged, "placement", judged).slots_per_rank
+        # the bound is that of phases one after the other; a schedule that overlaps them may be faster
+        bound_s = step_bound(batches, group, costs, slots).step_s if schedule is None else None
+        if timeline is not None:
+            first = run(batches.take(slice(0, 1)), group, judged, spans=True, **settings)
+            write_chrome_trace(first, timeline)
+    if timeline is not None:
+        screen.say(f"wrote {timeline}")
+    gap = None if bound_s is None else report.mean_step_s / bound_s - 1
+    if json:
+        screen.print_json({**report.to_dict(), "bound_s": bound_s, "gap": gap})
+        return
+    from moesim.base.units import show
+
+    lines = [report.summary()]
+    if bound_s is not None:
+        lines.append(f"no placement of {slots} slots a rank beats {show(bound_s, 'time')}: {gap:.1%} above it")
+    screen.stdout().print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def compare(
+    trace: opt.TraceFile,
+    topology: opt.Topology,
+    solver: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Solvers. Default: the baselines and moesim.")
+    ] = None,
+    slots_per_rank: opt.SlotsPerRank = None,
+    policy: opt.Policy = opt.DEFAULT_POLICY,
+    transport: opt.Transport = opt.DEFAULT_TRANSPORT,
+    network: opt.Network = opt.DEFAULT_NETWORK,
+    fit: opt.Fit = 0.5,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(metavar="TRACE", help="Other traffic to judge on; plans are then fitted on all of the first."),
+    ] = None,
+    ranks: opt.Ranks = None,
+    attention_tp: opt.AttentionTp = 1,
+    dims: opt.Dims = None,
+    phase: opt.Phase = None,
+    tokens_per_rank: opt.TokensPerRank = None,
+    steps: opt.Steps = None,
+    seed: opt.Seed = 0,
+    deadline: opt.Deadline = 60.0,
+    format: opt.Format = None,
+    model: opt.Model = None,
+    format_option: opt.FormatOption = None,
+    save_plans: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the plan of every solver here, as SOLVER.json.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write an HTML report here.")
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Plan with every solver on one part of TRACE and judge the plans on the rest."""
+    load.writable(output, save_plans)
+    from moesim.study import DEFAULT_SOLVERS, fewest_slots
+    from moesim.study import compare as run
+
+    group = load.group(topology, ranks, attention_tp)
+    routing = load.trace(trace, format, model, format_option)
+    other = None if held_out is None else load.trace(held_out, format, model, format_option)
+    names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]
+    with screen.progress() as say:
+        found = run(
+            routing, group, slots_per_rank=slots_per_rank or fewest_slots(routing.spec.experts, group.ranks) + 1,
+            solvers=names, policy=policy, transport=transport, network=network, fit=fit, held_out=other,
+            dims=load.dims(dims), tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed,
+            deadline_s=deadline, progress=say,
+        )  # fmt: skip
+        if save_plans is not None:
+            save_plans.mkdir(exist_ok=True)
+            for name, plan in found.plans.items():
+                plan.write(save_plans / f"{name}.json")
+        if output is not None:
+            from moesim.report import write_report
+
+            say("writing the report")
+            write_report(found, output, commands=[command_line()])
+    for written in (save_plans, output):
+        if written is not None:
+            screen.say(f"wrote {written}")
+    if json:
+        screen.print_json(found.to_dict())
+    else:
+        print_comparison(found)
+
+
+def plan_facts(plan: Any) -> dict[str, Any]:
+    """Return what a plan promises, as plain data with stable keys."""
+    return {
+        "solver": plan.solver,
+        "policy": plan.policy,
+        "transport": plan.transport,
+        "score_s": plan.score_s,
+        "bound_s": plan.bound_s,
+        "gap": plan.gap,
+        "wall_s": plan.wall_s,
+        "seed": plan.seed,
+        **plan.placement.summary(),
+        "notes": list(plan.notes),
+    }
+
+
+def command_line() -> str:
+    """Return the command that is running, to be printed in reports."""
+    import shlex
+    import sys
+
+    return shlex.join(["moesim", *sys.argv[1:]])
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print the table of a comparison, its bound and its notes."""
+    from moesim.base.units import show
+
+    facts = found.facts
+    settings = facts["settings"]
+    title = (
+        f"{settings['model']} on {facts['topology']['name']} ({facts['topology']['ranks']} GPUs): mean of "
+        f"{settings['held_out_steps']} held-out {settings['phase']} steps, {settings['slots_per_rank']} slots a rank"
+    )
+    columns = (
+        "solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap", "fit step",
+        "planned in",
+    )  # fmt: skip
+    rows: list[list[str]] = [
+        [
+            row.solver, show(row.step_s, "time"), show(row.all_to_all_s, "time"), show(row.compute_s, "time"),
+            f"{row.imbalance:.3f}", f"{row.batch_imbalance:.3f}", show(row.cross_node_bytes, "bytes"),
+            f"{row.gap:.1%}", show(row.fit_step_s, "time"), show(row.solve_s, "time", 2),
+        ]
+        for row in found.rows
+    ]  # fmt: skip
+    console = screen.stdout()
+    best = [row.solver for row in found.rows].index(found.best.solver)
+    console.print(screen.table(columns, rows, title=title, bold=best))
+    for solver, reason in found.not_run.items():
+        console.print(f"{solver}: cannot run here: {reason}", markup=False, soft_wrap=True)
+    console.print(
+        f"{found.best.solver} is fastest: {show(found.best.step_s, 'time')} a step, "
+        f"{found.best.gap:.1%} above the bound of {show(found.bound_s, 'time')} that no placement beats",
+        markup=False,
+        soft_wrap=True,
+    )
+    screen.print_notes(found.notes)
+
+
+def _shown(key: str, value: object) -> str:
+    from moesim.base.units import show
+
+    if value is None:
+        return "not known"
+    if key == "gap":
+        return f"{value:.2%}"
+    if isinstance(value, float):
+        return show(value, "time") if key.endswith("_s") else f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,121 @@
+"""One look for every figure: a palette that colour-blind readers can tell apart, light and dark.
+
+Category colours are those of Okabe and Ito (2008). Scales differ in lightness as well as in hue, and busy links
+are drawn wider, so that nothing is told by hue alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import plotly.graph_objects as go
+
+PHASE_COLOURS: Final = {
+    "attention": "#009E73",
+    "dispatch": "#0072B2",
+    "experts": "#E69F00",
+    "combine": "#56B4E9",
+    "shared": "#CC79A7",
+    "wait": "#A8ADB5",
+}
+"""Colour of each phase of a step, the same in every figure."""
+
+PHASE_LABELS: Final = {
+    "attention": "attention and gate",
+    "dispatch": "dispatch",
+    "experts": "routed experts",
+    "combine": "combine",
+    "shared": "shared expert",
+    "wait": "waiting for others",
+}
+"""What each phase is called in legends."""
+
+ORDER: Final = ("attention", "dispatch", "experts", "combine", "shared", "wait")
+"""Order in which phases are stacked and listed."""
+
+BUSY_STEPS: Final = (0.05, 0.2, 0.4, 0.7)
+"""Bounds of the five classes of link utilisation."""
+
+_INK: Final = {False: "#1f2430", True: "#e8eaed"}
+_PAPER: Final = {False: "#ffffff", True: "#0e1117"}
+_GRID: Final = {False: "#e3e6ea", True: "#2b303a"}
+_BUSY: Final = {
+    False: ("#d3d7dd", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000"),
+    True: ("#3a404b", "#7a4a21", "#c8692b", "#fd9a55", "#fff0d0"),
+}
+# lightness falls away from the middle on light paper and rises from it on dark paper
+_DIVERGING: Final = {
+    False: ("#053061", "#4393c3", "#d1e5f0", "#f7f7f7", "#fddbc7", "#d6604d", "#67001f"),
+    True: ("#a6d8ff", "#4393c3", "#21445e", "#1b1e25", "#5e2d24", "#d6604d", "#ffc7b0"),
+}
+_SEQUENTIAL: Final = {
+    False: ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"),
+    True: ("#141a24", "#17375e", "#2171b5", "#6baed6", "#deebf7"),
+}
+
+
+def ink(dark: bool) -> str:
+    """Return the colour of text and lines that must be seen first."""
+    return _INK[dark]
+
+
+def paper(dark: bool) -> str:
+    """Return the colour behind a figure."""
+    return _PAPER[dark]
+
+
+def busy_colours(dark: bool) -> tuple[str, ...]:
+    """Return one colour for each class of link utilisation, idle first."""
+    return _BUSY[dark]
+
+
+def diverging(dark: bool) -> list[tuple[float, str]]:
+    """Return the scale of ratios around 1."""
+    return _scale(_DIVERGING[dark])
+
+
+def sequential(dark: bool) -> list[tuple[float, str]]:
+    """Return the scale of amounts from zero."""
+    return _scale(_SEQUENTIAL[dark])
+
+
+def figure(title: str, subtitle: str = "", *, dark: bool = False, height: int = 420, **layout: Any) -> go.Figure:
+    """Return an empty figure with the common look.
+
+    Parameters
+    ----------
+    title, subtitle
+        What the figure answers, and how to read it.
+    dark
+        Whether it stands on dark paper.
+    height
+        Pixels; the width is that of the page.
+    layout
+        More of plotly's layout.
+    """
+    axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True}
+    common = {
+        "title": {
+            "text": f"<b>{title}</b>",
+            "x": 0,
+            "xref": "container",
+            "pad": {"l": 12},
+            "font": {"size": 16},
+            "subtitle": {"text": subtitle, "font": {"size": 12.5}},
+        },
+        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": _INK[dark]},
+        "paper_bgcolor": _PAPER[dark],
+        "plot_bgcolor": _PAPER[dark],
+        "height": height,
+        "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        "hoverlabel": {"bgcolor": _PAPER[dark], "font": {"color": _INK[dark]}},
+        "xaxis": axis,
+        "yaxis": axis,
+    }
+    result = go.Figure(layout=go.Layout(**common))
+    return result.update_layout(**layout)
+
+
+def _scale(colours: tuple[str, ...]) -> list[tuple[float, str]]:
+    return [(i / (len(colours) - 1), colour) for i, colour in enumerate(colours)]

@@ -1,0 +1,310 @@
+"""Compare solvers: plan on one part of the traffic, judge on another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from moesim.base.errors import Infeasible, InputError, MoesimError
+from moesim.cluster import Cluster, Deployment
+from moesim.costs import Costs
+from moesim.simulate import Report, simulate
+from moesim.solve import SOLVERS, Plan, solve
+from moesim.solve.bounds import step_bound
+from moesim.spec import ModelSpec
+from moesim.study.windows import part_of, steps_of
+from moesim.trace import PHASES, Batches, Trace
+
+DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
+"""The baselines, and ours."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solver, judged. Every figure but ``fit_step_s`` and ``solve_s`` is on held-out steps.
+
+    Parameters
+    ----------
+    solver, policy, transport
+        What was compared.
+    step_s
+        Mean seconds of a step.
+    all_to_all_s, compute_s
+        Seconds of it in which the critical path runs through dispatch or combine, and through experts.
+    imbalance, batch_imbalance
+        Max over mean tokens of a rank, mean over layers: summed over the window, and step by step.
+    cross_node_bytes
+        Bytes that leave their node in a mean step.
+    bound_s, gap
+        Seconds that no placement can beat, and ``step_s / bound_s - 1``.
+    solve_s
+        Seconds that planning took.
+    fit_step_s
+        Mean seconds of a step on the traffic that the plan was fitted to.
+    """
+
+    solver: str
+    policy: str
+    transport: str
+    step_s: float
+    all_to_all_s: float
+    compute_s: float
+    imbalance: float
+    batch_imbalance: float
+    cross_node_bytes: float
+    bound_s: float
+    gap: float
+    solve_s: float
+    fit_step_s: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    Parameters
+    ----------
+    facts
+        What was compared on what: trace, topology and settings, with digests.
+    rows
+        One for each solver that ran, in the order asked for.
+    not_run
+        Solver to the reason why it cannot run here.
+    plans, reports
+        Plan of each solver, and its report on held-out steps.
+    notes
+        What a reader must know before trusting the numbers.
+    fitted, judged
+        The steps that plans were fitted on, and judged on.
+    cluster, costs
+        Ranks of the group, and what turned counts into seconds.
+    """
+
+    facts: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    not_run: Mapping[str, str]
+    plans: Mapping[str, Plan] = field(repr=False)
+    reports: Mapping[str, Report] = field(repr=False)
+    notes: tuple[str, ...] = field(repr=False)
+    fitted: Batches = field(repr=False)
+    judged: Batches = field(repr=False)
+    cluster: Cluster = field(repr=False)
+    costs: Costs = field(repr=False)
+
+    @property
+    def best(self) -> Row:
+        """The row with the shortest held-out step."""
+        return min(self.rows, key=lambda row: row.step_s)
+
+    @property
+    def bound_s(self) -> float:
+        """Mean seconds of a held-out step that no placement can beat."""
+        return self.rows[0].bound_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, with stable keys."""
+        return {
+            "schema": 1,
+            **self.facts,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "not_run": [{"solver": solver, "reason": reason} for solver, reason in self.not_run.items()],
+            "best": self.best.solver,
+            "bound_s": self.bound_s,
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    trace: Trace,
+    cluster: Cluster,
+    *,
+    slots_per_rank: int,
+    solvers: Sequence[str] = DEFAULT_SOLVERS,
+    policy: str = "nearest",
+    transport: str = "hierarchical",
+    network: str = "bottleneck",
+    fit: float = 0.5,
+    held_out: Trace | None = None,
+    deployment: Deployment | None = None,
+    dims: ModelSpec | None = None,
+    tokens_per_rank: int | None = None,
+    phase: str | None = None,
+    max_steps: int | None = None,
+    costs: Costs | None = None,
+    seed: int = 0,
+    deadline_s: float = 60.0,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Plan with every solver on one part of the traffic and judge the plans on another.
+
+    Parameters
+    ----------
+    trace
+        Real traffic.
+    cluster
+        Where it runs.
+    slots_per_rank
+        Experts that a rank holds in a layer, C.
+    solvers
+        Names of solvers.
+    policy, transport, network
+        Dispatch policy, transport and network model, the same for all.
+    fit
+        Fraction of the trace that plans are fitted on; they are judged on the rest.
+    held_out
+        Other traffic of the same model to judge on; plans are then fitted on all of ``trace``.
+    deployment
+        The GPUs of the expert-parallel group; default all.
+    dims
+        Model at whose dimensions the routing is replayed; default its own.
+    tokens_per_rank, phase, max_steps
+        How the trace becomes steps; see :func:`moesim.study.windows.steps_of`.
+    costs
+        What turns counts into seconds; default by ``transport`` and ``network``.
+    seed
+        Of everything drawn.
+    deadline_s
+        Seconds that each solver may take.
+    progress
+        Called with one line before each piece of work.
+
+    Raises
+    ------
+    UnknownName
+        If a solver has no such name.
+    InputError
+        If parts do not fit one another, or no solver runs here.
+    Infeasible
+        If it is proven that no placement holds all experts.
+    """
+    say = progress or (lambda _line: None)
+    for name in solvers:
+        SOLVERS.get(name)
+    if not solvers:
+        raise InputError("compare: no solver was named")
+    group = (deployment or Deployment()).restrict(cluster)
+    fit_trace, judge_trace = _parts(trace, held_out, fit, seed)
+    say("packing steps")
+    size = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
+    fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
+    spec = trace.spec if dims is None else trace.spec.at_dimensions(dims)
+    costs = costs or Costs.default(spec, group, transport=transport, network=network)
+
+    plans: dict[str, Plan] = {}
+    failed: dict[str, MoesimError] = {}
+    for name in dict.fromkeys(solvers):
+        say(f"planning with {name}")
+        try:
+            plans[name] = solve(
+                fitted, group, slots_per_rank=slots_per_rank, solver=name, policy=policy, dims=dims, costs=costs,
+                transport=transport, seed=seed, deadline_s=deadline_s,
+            )  # fmt: skip
+        except Infeasible:
+            raise
+        except MoesimError as error:
+            failed[name] = error
+    if not plans:
+        raise next(iter(failed.values()))
+
+    say("bounding held-out steps")
+    bound_s = step_bound(judged, group, costs, slots_per_rank).step_s
+    reports: dict[str, Report] = {}
+    rows = []
+    for name, plan in plans.items():
+        say(f"judging {name} on {len(judged)} held-out steps")
+        run = {"policy": policy, "dims": dims, "costs": costs, "seed": seed}
+        report = reports[name] = simulate(judged, group, plan, **run)
+        fit_report = simulate(fitted, group, plan, **run)
+        rows.append(
+            Row(
+                solver=name,
+                policy=policy,
+                transport=transport,
+                step_s=report.mean_step_s,
+                all_to_all_s=report.all_to_all_s,
+                compute_s=report.compute_s,
+                imbalance=report.imbalance,
+                batch_imbalance=report.batch_imbalance,
+                cross_node_bytes=report.cross_node_bytes,
+                bound_s=bound_s,
+                gap=report.mean_step_s / bound_s - 1,
+                solve_s=plan.wall_s,
+                fit_step_s=fit_report.mean_step_s,
+            )
+        )
+    return Comparison(
+        facts=_facts(trace, held_out, group, spec, fitted, judged, slots_per_rank, network, fit, seed),
+        rows=tuple(rows),
+        not_run=MappingProxyType({name: str(error) for name, error in failed.items()}),
+        plans=MappingProxyType(plans),
+        reports=MappingProxyType(reports),
+        notes=_notes(fitted, judged, held_out, reports),
+        fitted=fitted,
+        judged=judged,
+        cluster=group,
+        costs=costs,
+    )
+
+
+def _parts(trace: Trace, held_out: Trace | None, fit: float, seed: int) -> tuple[Trace, Trace]:
+    if held_out is None:
+        return part_of(trace, "fit", fit=fit, seed=seed), part_of(trace, "held-out", fit=fit, seed=seed)
+    ours, theirs = trace.spec, held_out.spec
+    if (ours.layers, ours.experts, ours.top_k) != (theirs.layers, theirs.experts, theirs.top_k):
+        raise InputError(
+            f"compare: the traces are of different models: {ours.name} ({ours.layers} layers, {ours.experts} experts, "
+            f"top {ours.top_k}) and {theirs.name} ({theirs.layers}, {theirs.experts}, {theirs.top_k}); "
+            "judge on traffic of the same model"
+        )
+    if trace.digest == held_out.digest:
+        raise InputError("compare: the held-out trace is the fit trace itself; give other traffic, or a fraction")
+    return trace, held_out
+
+
+def _facts(
+    trace: Trace,
+    held_out: Trace | None,
+    group: Cluster,
+    spec: ModelSpec,
+    fitted: Batches,
+    judged: Batches,
+    slots_per_rank: int,
+    network: str,
+    fit: float,
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "trace": {
+            "model": trace.spec.name,
+            "tokens": trace.tokens,
+            "digest": trace.digest,
+            "held_out_digest": held_out.digest if held_out is not None else trace.digest,
+            "synthetic": bool(trace.origin.get("synthetic", False)),
+        },
+        "topology": {"name": group.name, "ranks": group.ranks, "nodes": group.nodes, "digest": group.digest},
+        "settings": {
+            "model": spec.name,
+            "slots_per_rank": slots_per_rank,
+            "network": network,
+            "fit": fit if held_out is None else None,
+            "phase": PHASES[int(judged.phase[0])],
+            "tokens_per_rank": judged.tokens_per_rank,
+            "fit_steps": len(fitted),
+            "held_out_steps": len(judged),
+            "seed": seed,
+        },
+    }
+
+
+def _notes(fitted: Batches, judged: Batches, held_out: Trace | None, reports: Mapping[str, Report]) -> tuple[str, ...]:
+    notes = [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
+    seen = max(int(report.seen.sum()) for report in reports.values())
+    if seen:
+        notes.append(f"{seen} of {len(judged)} held-out steps hold tokens that plans were fitted on")
+    if held_out is None and not fitted.trace.has_steps:
+        notes.append("steps were not recorded: whole requests were dealt to the two parts by the seed")
+    first = next(iter(reports.values()))
+    return tuple(dict.fromkeys([*notes, *(note for note in first.notes if note not in judged.notes)]))

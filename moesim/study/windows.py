@@ -1,0 +1,82 @@
+"""Which part of a trace is looked at, and the steps it becomes: the same for compare, solve and simulate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from moesim.base.errors import InputError, UnknownName
+from moesim.cluster import Cluster
+from moesim.trace import PHASES, Batches, Trace, make_batches
+
+PARTS: Final = ("all", "fit", "held-out")
+"""Parts of a trace: all of it, what plans are fitted on, what they are judged on."""
+
+
+def part_of(trace: Trace, part: str, *, fit: float = 0.5, seed: int = 0) -> Trace:
+    """Return a part of a trace; the same fraction and seed give the same parts everywhere.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    part
+        One of `PARTS`.
+    fit
+        Fraction of the steps (or requests, where steps were not recorded) that plans are fitted on.
+    seed
+        Deals requests to the parts where steps were not recorded.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such part.
+    InputError
+        If the fraction is not between 0 and 1, or the trace is too short to be split.
+    """
+    if part not in PARTS:
+        raise UnknownName("part of a trace", part, PARTS)
+    if part == "all":
+        return trace
+    fitted, held_out = trace.split(fit, seed=seed)
+    return fitted if part == "fit" else held_out
+
+
+def steps_of(
+    trace: Trace,
+    cluster: Cluster,
+    *,
+    tokens_per_rank: int | Mapping[int, int] | None = None,
+    phase: str | None = None,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Batches:
+    """Return the steps in which a trace runs on a cluster, at least one.
+
+    Where the trace holds several phases and none is chosen, it is the first of prefill, decode and train: a step of
+    one phase says nothing about the other, and their mean belongs to neither.
+
+    Raises
+    ------
+    InputError
+        If no step comes of it.
+    """
+    codes = np.unique(trace.phase)
+    if phase is None and len(codes):
+        phase = PHASES[int(codes[0])]
+    batches = make_batches(
+        trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed, max_steps=max_steps
+    )
+    if not len(batches):
+        raise InputError(
+            f"trace of {trace.spec.name}: no step of {cluster.ranks} ranks comes of its {trace.tokens} tokens; "
+            "give a longer trace or fewer tokens per rank"
+        )
+    return batches
+
+
+def fewest_slots(experts: int, ranks: int) -> int:
+    """Return the fewest slots a rank that hold every expert."""
+    return -(-experts // ranks)
