@@ -7,7 +7,7 @@ co-activation, affinity between layers, reuse between tokens and domains that di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -93,7 +93,7 @@ def router(
     if domains < 1:
         raise InputError(f"synthetic router: expected at least 1 domain, got {domains}")
     rng = np.random.default_rng(seed)
-    columns = _columns(tokens, request_tokens, decode)
+    columns: dict[str, Any] = _columns(tokens, request_tokens, decode)
     requests = int(columns["request"].max(initial=-1)) + 1
     domain_of = rng.integers(domains, size=requests)
     experts = rng.standard_normal((spec.layers, spec.experts, _LATENT)).astype(np.float32)
@@ -101,21 +101,20 @@ def router(
     centre = rng.standard_normal((domains, _LATENT)).astype(np.float32)
     own = rng.standard_normal((requests, _LATENT)).astype(np.float32)
     turn = np.float32(0.35) * rng.standard_normal((spec.layers, _LATENT, _LATENT)).astype(np.float32) / np.float32(4)
-    drawn: dict[str, Any] = {"wander": np.zeros(_LATENT, np.float32), "chunk": -1}
+    wander = np.zeros(_LATENT, np.float32)
 
-    def score(first: int, last: int, layer: int) -> Array:
-        # called layer by layer within a chunk: the latent state of the chunk is carried from layer to layer
-        if drawn["chunk"] != first:
-            steps = rng.standard_normal((last - first, _LATENT)).astype(np.float32)
-            wander = _smooth(steps, drawn["wander"])
-            request = columns["request"][first:last]
-            noise = rng.standard_normal((last - first, _LATENT)).astype(np.float32)
-            latent = 0.4 * centre[domain_of[request]] + 0.25 * own[request] + 0.4 * wander + 0.4 * noise
-            drawn.update(chunk=first, wander=wander[-1], latent=latent.astype(np.float32))
-        drawn["latent"] = drawn["latent"] + drawn["latent"] @ turn[layer]
-        return np.asarray(drawn["latent"] @ experts[layer].T / np.float32(2) + bias[layer])
+    def scores(first: int, last: int) -> Iterator[Array]:
+        nonlocal wander
+        request = columns["request"][first:last]
+        walk = _smooth(rng.standard_normal((last - first, _LATENT)).astype(np.float32), wander)
+        wander = walk[-1]
+        noise = rng.standard_normal((last - first, _LATENT)).astype(np.float32)
+        latent = (0.4 * centre[domain_of[request]] + 0.25 * own[request] + 0.4 * walk + 0.4 * noise).astype(np.float32)
+        for layer in range(spec.layers):
+            latent = latent + latent @ turn[layer]
+            yield latent @ experts[layer].T / np.float32(2) + bias[layer]
 
-    routes, weights = _draw(spec, tokens, score, temperature, rng)
+    routes, weights = _draw(spec, tokens, scores, temperature, rng)
     origin = {"synthetic": True, "generator": "router", "domains": domains, "skew": skew, "temperature": temperature}
     return Trace(
         spec,
@@ -137,9 +136,9 @@ def _independent(
     request_tokens: int,
     decode: float,
 ) -> Trace:
-    columns = _columns(tokens, request_tokens, decode)
+    columns: dict[str, Any] = _columns(tokens, request_tokens, decode)
     scores = scores.astype(np.float32)
-    routes, weights = _draw(spec, tokens, lambda first, last, layer: scores[layer], 1.0, rng)
+    routes, weights = _draw(spec, tokens, lambda first, last: iter(scores), 1.0, rng)
     return Trace(spec, routes, weights, **columns, origin={"synthetic": True} | facts)
 
 
@@ -158,19 +157,22 @@ def _columns(tokens: int, request_tokens: int, decode: float) -> dict[str, Array
 def _draw(
     spec: ModelSpec,
     tokens: int,
-    score: Callable[[int, int, int], Array],
+    scores: Callable[[int, int], Iterator[Array]],
     temperature: float,
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
-    """Draw top_k different experts a token and layer; Gumbel noise makes the choice proportional to exp(score)."""
+    """Draw top_k different experts a token and layer; Gumbel noise makes the choice proportional to exp(score).
+
+    ``scores(first, last)`` gives the scores of some tokens layer by layer, [tokens or 1, experts].
+    """
     routes = np.empty((tokens, spec.layers, spec.top_k), np.int16)
     weights = np.empty(routes.shape, np.float16)
     for first in range(0, tokens, _CHUNK):
         last = min(first + _CHUNK, tokens)
-        for layer in range(spec.layers):
+        for layer, score in enumerate(scores(first, last)):
             uniform = rng.random((last - first, spec.experts), np.float32)
             gumbel = -np.log(-np.log(np.clip(uniform, 1e-7, 1 - 1e-7)))
-            noisy = score(first, last, layer) + np.float32(temperature) * gumbel
+            noisy = score + np.float32(temperature) * gumbel
             best = np.argpartition(-noisy, spec.top_k - 1, axis=1)[:, : spec.top_k]
             values = np.take_along_axis(noisy, best, axis=1)
             order = np.argsort(-values, axis=1)
