@@ -1,0 +1,67 @@
+"""Attention and gate of one layer per rank: projections, scores, KV cache, weights; data-parallel attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.costs import constants as k
+from moesim.costs.roofline import Device, uses_fp8
+from moesim.spec import BF16, FP8_BLOCK, Attention, ModelSpec
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+_KERNELS: Final = 8  # two norms, projections in, attention, projection out, gate, top-k, quantisation
+_QUERY_TILE: Final = 128  # queries that share one read of the cache in prefill (FlashAttention block M)
+
+SOURCES: Final = {
+    "attention: share of peak in prefill": str(k.ATTENTION_SHARE),
+    "attention: share of peak in projections": str(k.GEMM_SHARE),
+    "attention: HBM share": str(k.HBM_SHARE),
+    "attention: launch": str(k.LAUNCH_S),
+    "attention: query tile": "assumed: 128 queries share one read of the KV cache in prefill",
+}
+
+
+def attention_s(tokens: Array, context: Array, decode: bool, cluster: Cluster, spec: ModelSpec) -> Array:
+    """Return the seconds of attention and gate in one layer [..., R].
+
+    Parameters
+    ----------
+    tokens
+        Tokens of each rank [..., R].
+    context
+        Sum over those tokens of the positions each attends to [..., R].
+    decode
+        One query a request (the cache is read once per token, MLA in absorbed form) or a chunk of a prompt.
+    """
+    tokens, context = np.asarray(tokens, np.float64), np.asarray(context, np.float64)
+    # block-scaled fp8 models quantise all linear layers; models with narrower experts keep attention in bf16
+    fp8 = uses_fp8(spec) and spec.weight_bytes >= 1
+    device, plain = Device.of(cluster, fp8), Device.of(cluster, fp8=False)
+    element = FP8_BLOCK if fp8 else BF16
+    gate = spec.hidden * spec.experts
+    weights = gate * BF16
+    moved = tokens * spec.hidden * BF16 * 6  # residual, two norms, in and out of attention and gate
+    seconds = 2.0 * tokens * gate / (plain.flops * k.GEMM_SHARE.value)
+    shape = spec.attention
+    if shape is not None:
+        parameters = shape.parameters(spec.hidden)
+        weights += parameters * element
+        seconds = seconds + 2.0 * tokens * parameters / (device.flops * k.GEMM_SHARE.value)
+    seconds = np.maximum(seconds, (np.where(tokens > 0, weights, 0.0) + moved) / device.hbm)
+    if shape is not None:
+        score = context * _score_flops(shape, decode) / (plain.flops * k.ATTENTION_SHARE.value)
+        reads = context * shape.cache_elements() * BF16 / (1 if decode else _QUERY_TILE)
+        seconds = seconds + np.maximum(score, reads / device.hbm)
+    return np.asarray((seconds + _KERNELS * k.LAUNCH_S.value) / cluster.speed)
+
+
+def _score_flops(shape: Attention, decode: bool) -> float:
+    """Return FLOPs of one query and one position; prefill expands the latent of MLA, decode absorbs it."""
+    if decode or not shape.latent:
+        return shape.score_flops()
+    return 2.0 * shape.heads * (shape.head_dim + shape.rope_dim + shape.value_dim)

@@ -1,0 +1,109 @@
+"""Every constant of the cost models with where it comes from; ``docs/physics.md`` explains how each is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number, whether it was measured, is from a datasheet or is assumed, and its source."""
+
+    value: float
+    tag: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.tag}: {self.value:g}, {self.source}"
+
+
+_LL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_ll 0.5.12, H100, EP8, hidden 7168, top-8"
+_NORMAL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_normal 0.5.12, H100, EP8, hidden 7168, top-8"
+_README_LL: Final = "DeepEP README of 2025-06-05, low latency EP8 on H800, 128 tokens"
+
+# -- floors: what one phase costs before the first byte; launch, flags, barriers -----------------------------------
+LL_DISPATCH_FLOOR_S: Final = Constant(13.2e-6, "measured", f"latency at 1 token, {_LL_ROWS}")
+LL_COMBINE_FLOOR_S: Final = Constant(14.4e-6, "measured", f"latency at 1 token, {_LL_ROWS}")
+LL_CROSS_NODE_FLOOR_S: Final = Constant(
+    28e-6,
+    "measured",
+    f"{_README_LL}: 77/114 us less the wire time at its 160 GB/s and the receive copy leave 29.4/27.1 us; "
+    "kernels with their RDMA path enabled",
+)
+NORMAL_DISPATCH_FLOOR_S: Final = Constant(26.1e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
+NORMAL_COMBINE_FLOOR_S: Final = Constant(48.0e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
+COLLECTIVE_FLOOR_S: Final = Constant(
+    7.4e-6, "measured", "NCCL 8-GPU all-to-all of 512 B on H100, aiconfigurator-core 0.12.0 nccl_perf"
+)
+NVLINK_DISPATCH_FLOOR_S: Final = Constant(
+    18.5e-6, "measured", "TensorRT-LLM blog 18, one-sided all-to-all, GB200 EP8, 1 to 32 tokens: 17.6-18.9 us"
+)
+NVLINK_COMBINE_FLOOR_S: Final = Constant(
+    31.0e-6, "measured", "TensorRT-LLM blog 18, one-sided all-to-all, GB200 EP8, 1 to 8 tokens: 31.0-31.4 us"
+)
+
+# -- rates beside the links ----------------------------------------------------------------------------------------
+NIC_MESSAGE_S: Final = Constant(1 / 330e6, "datasheet", "ConnectX-7: 330 million messages a second")
+NORMAL_SMS: Final = Constant(24, "measured", "SMs of the kernels in the DeepEP test settings (README rows)")
+SM_DISPATCH_BANDWIDTH: Final = Constant(
+    17.6e9, "measured", f"bytes/s one SM forwards: 4096 tokens on 12 SMs in 754 us, {_NORMAL_ROWS}"
+)
+SM_COMBINE_BANDWIDTH: Final = Constant(
+    18.2e9, "measured", f"bytes/s one SM forwards: 4096 tokens on 12 SMs in 1417 us, {_NORMAL_ROWS}"
+)
+NORMAL_NVLINK_SHARE: Final = Constant(
+    0.92, "measured", f"4096 tokens on 24 SMs: 295 GB/s on the wire of the 320 that NCCL reaches, {_NORMAL_ROWS}"
+)
+LL_COMBINE_BANDWIDTH: Final = Constant(
+    238e9,
+    "measured",
+    f"wire bytes/s of a Hopper rank over NVLink: 0.472 us a token from 128 to 1024 tokens, less the receive pass, "
+    f"{_LL_ROWS}",
+)
+HBM_SHARE: Final = Constant(
+    0.74, "measured", "2470 of 3350 GB/s, weight-bound fp8 GEMMs of DeepGEMM README a6d97a1 (m = 64, H800)"
+)
+
+# -- bytes beside the payload --------------------------------------------------------------------------------------
+LL_HEADER_BYTES: Final = Constant(16, "measured", "DeepEP low-latency message: token index in an int4 header")
+NORMAL_META_BYTES: Final = Constant(8, "measured", "DeepEP internode SourceMeta per copy")
+NORMAL_PICK_BYTES: Final = Constant(12, "measured", "DeepEP: int64 expert id and float32 weight per pick")
+WEIGHT_BYTES: Final = Constant(4, "measured", "DeepEP combine: float32 weight per pick")
+INDEX_BYTES: Final = Constant(8, "assumed", "int32 expert id and float32 weight per pick")
+
+# -- arithmetic ----------------------------------------------------------------------------------------------------
+GEMM_SHARE: Final = Constant(
+    0.75,
+    "measured",
+    "share of peak inside a tile, from DeepGEMM README 55ab91f, m = 4096: N 7168 K 16384 1426 TFLOPS, N 7168 K 2048 "
+    "1168, N 4096 K 7168 1265 on H800 (1978 peak), wave quantisation and tile overhead taken out",
+)
+TILE_OVERHEAD_BLOCKS: Final = Constant(
+    4.0, "measured", "prologue and epilogue of a tile in K blocks of 128: ratio of the K 2048 and K 16384 rows above"
+)
+TILE_N: Final = Constant(128, "assumed", "columns of a tile; DeepGEMM chooses 64 to 160")
+TILE_K: Final = Constant(128, "measured", "DeepGEMM block K, one fp8 scale")
+TILE_M: Final = (64, 128)
+"""Rows of a tile: DeepGEMM block M; the better of the two is taken, as its launcher does."""
+LAUNCH_S: Final = Constant(2e-6, "assumed", "one kernel in a CUDA graph, start to start, beyond its work")
+ATTENTION_SHARE: Final = Constant(
+    0.6, "assumed", "share of bf16 peak in prefill attention (FlashAttention-3 paper: up to 0.75 on H100)"
+)
+SMS: Final[dict[str, int]] = {
+    "A100": 108, "A800": 108, "H100": 132, "H200": 132, "H800": 132, "GH200": 132, "H20": 78,
+    "B200": 148, "B300": 148, "GB200": 152, "GB300": 152,
+}  # fmt: skip
+"""Streaming multiprocessors by device (datasheets)."""
+
+
+def family(device: str) -> str:
+    """Return the product family of a device name: ``"NVIDIA H100-SXM"`` is ``"H100"``, unknown ones ``""``."""
+    upper = device.upper()
+    found = [name for name in SMS if name in upper]
+    return max(found, key=len) if found else ""
+
+
+def is_hopper(device: str) -> bool:
+    """Whether a device is of NVIDIA's Hopper generation."""
+    return family(device) in ("H100", "H200", "H800", "GH200", "H20")

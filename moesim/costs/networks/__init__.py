@@ -1,0 +1,1 @@
+"""Network models: how bytes on paths become arrival times."""

@@ -1,0 +1,67 @@
+"""What a rank's own ports can do, read off the paths of a cluster once."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.base.arrays import Array, Sealed, seal
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+
+@dataclass(frozen=True, eq=False)
+class Ports(Sealed):
+    """Per rank: bandwidth of its own ports; per pair: latency.
+
+    Attributes
+    ----------
+    seconds_per_byte
+        Time of one byte to a peer alone in the network, inside the node and across nodes [R, 2]; 0 where a rank has
+        no such peer. The nearest other rank of the node, and the rank of the same rail in the next node, stand for
+        all peers.
+    latency_s
+        Path latency of every pair [R, R].
+    inside_latency_s
+        Largest latency of a path inside a node, 0 where there is none.
+    """
+
+    seconds_per_byte: Array
+    latency_s: Array
+    inside_latency_s: float
+
+    def __post_init__(self) -> None:
+        seal(self, "seconds_per_byte", self.seconds_per_byte, np.float64, ("ranks", "kinds"), {"kinds": 2})
+        seal(self, "latency_s", self.latency_s, np.float64, ("ranks", "to"))
+
+
+_KNOWN: weakref.WeakKeyDictionary[Cluster, Ports] = weakref.WeakKeyDictionary()
+
+
+def ports(cluster: Cluster) -> Ports:
+    """Return the ports of a cluster, computed on first use."""
+    found = _KNOWN.get(cluster)
+    if found is None:
+        found = _KNOWN[cluster] = _read(cluster)
+    return found
+
+
+def _read(cluster: Cluster) -> Ports:
+    ranks, node = cluster.ranks, cluster.node
+    peer = np.full((ranks, 2), -1)
+    for group in (np.flatnonzero(node == n) for n in range(cluster.nodes)):
+        peer[group, 0] = np.roll(group, -1) if len(group) > 1 else -1
+    if cluster.nodes > 1:
+        peer[:, 1] = cluster.landing[np.arange(ranks), (node + 1) % cluster.nodes]
+    cost = np.zeros((ranks, 2))
+    for kind in range(2):
+        have = np.flatnonzero(peer[:, kind] >= 0)
+        if len(have):
+            cost[have, kind] = cluster.paths.alone_s(1 / cluster.link_bandwidth, have, peer[have, kind])
+    latency = cluster.paths.latency_matrix()
+    inside = latency[cluster.same_node]
+    return Ports(cost, latency, float(inside.max()) if inside.size else 0.0)

@@ -1,0 +1,130 @@
+"""Expert compute from datasheets: tiles in waves over the SMs, weight reads, activations, launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.costs import constants as k
+from moesim.spec import BF16, FP8_BLOCK, ModelSpec
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+_KERNELS: Final = 5  # permute, first GEMM, activation (and quantisation), second GEMM, unpermute
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """What the roofline needs of every rank, float64 [R]: FLOP/s for these weights, bytes/s, SMs, relative speed."""
+
+    flops: Array
+    hbm: Array
+    sms: Array
+    speed: Array
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cluster: Cluster, fp8: bool) -> Device:
+        """Take the datasheet figures of a cluster, achieved shares applied to memory but not to arithmetic."""
+        families = [k.family(device) for device in cluster.device]
+        unknown = sorted({d for d, f in zip(cluster.device, families, strict=True) if not f})
+        notes = tuple(f"{device}: number of SMs not known, 132 assumed" for device in unknown)
+        sms = np.array([k.SMS.get(name, 132) for name in families], np.float64)
+        flops = cluster.flops_fp8 if fp8 else cluster.flops_bf16
+        return cls(flops, cluster.hbm_bandwidth * k.HBM_SHARE.value, sms, cluster.speed, notes)
+
+
+def uses_fp8(spec: ModelSpec) -> bool:
+    """Whether expert GEMMs run in fp8: weights of at most a byte and tokens dispatched in at most block-scaled fp8.
+
+    Narrower weights (MXFP4) are widened to the tokens' type in the kernel: bf16 tokens compute in bf16.
+    """
+    return spec.weight_bytes <= FP8_BLOCK and spec.dispatch_bytes <= FP8_BLOCK
+
+
+def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int, permuted: bool = True) -> Array:
+    """Return the seconds of a grouped gated MLP on every rank, [..., R] from tokens per slot [..., R, C].
+
+    Two grouped GEMMs and what stands around them; each part takes the longer of arithmetic and memory. A slot
+    without tokens reads no weights.
+
+    Parameters
+    ----------
+    permuted
+        Whether tokens are gathered into slots and back (routed experts) or already lie in one block (dense).
+    """
+    m = np.asarray(slot_tokens, np.float64)
+    wide = (2 if spec.gated else 1) * intermediate
+    fp8 = uses_fp8(spec)
+    element = FP8_BLOCK if fp8 else BF16
+    rows, active = m.sum(axis=-1), (m > 0).sum(axis=-1)
+    first = _gemm_s(m, device, wide, spec.hidden)
+    second = _gemm_s(m, device, spec.hidden, intermediate)
+    first_bytes = active * wide * spec.hidden * spec.weight_bytes + rows * (spec.hidden * element + wide * BF16)
+    second_bytes = active * spec.hidden * intermediate * spec.weight_bytes
+    second_bytes = second_bytes + rows * (intermediate * element + spec.hidden * BF16)
+    between = rows * (wide * BF16 + intermediate * element)
+    # gather into slots (read, write), and read the results to add them up per token
+    around = rows * spec.hidden * (2 * element + BF16) if permuted else 0.0
+    busy = np.maximum(first, first_bytes / device.hbm) + np.maximum(second, second_bytes / device.hbm)
+    busy = busy + (between + around) / device.hbm
+    launches = (_KERNELS if permuted else _KERNELS - 2) * k.LAUNCH_S.value
+    return np.asarray((busy + launches) / device.speed)
+
+
+def _gemm_s(m: Array, device: Device, n: int, depth: int) -> Array:
+    """Return the arithmetic time [..., R] of a grouped GEMM: whole tiles in whole waves, the better tile height."""
+    blocks = np.ceil(depth / k.TILE_K.value) + k.TILE_OVERHEAD_BLOCKS.value
+    columns = np.ceil(n / k.TILE_N.value)
+    best = None
+    for height in k.TILE_M:
+        tiles = np.ceil(m / height).sum(axis=-1) * columns
+        tile_flops = 2.0 * height * k.TILE_N.value * k.TILE_K.value * blocks
+        seconds = np.ceil(tiles / device.sms) * tile_flops * device.sms / (device.flops * k.GEMM_SHARE.value)
+        best = seconds if best is None else np.minimum(best, seconds)
+    return np.asarray(best)
+
+
+@dataclass(frozen=True, eq=False)
+class Roofline:
+    """The roofline as a compute model."""
+
+    device: Device
+    sources: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def __call__(self, slot_tokens: Array, cluster: Cluster, spec: ModelSpec) -> Array:
+        """Return the seconds of the routed experts [..., R] from tokens per slot [..., R, C]."""
+        return mlp_s(slot_tokens, self.device, spec, spec.intermediate)
+
+
+def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:
+    """Build the roofline of a model on a cluster."""
+    device = Device.of(cluster, uses_fp8(spec))
+    names = ", ".join(dict.fromkeys(cluster.device))
+    note = f"expert compute by roofline: no measured table for {names}"
+    math = "fp8" if uses_fp8(spec) else "bf16"
+    notes = (f"{note}; arithmetic in {math}", *device.notes)
+    return Roofline(device, SOURCES, notes)
+
+
+SOURCES: Final[dict[str, str]] = {
+    f"compute: {name}": str(constant)
+    for name, constant in {
+        "share of peak in a tile": k.GEMM_SHARE,
+        "tile overhead": k.TILE_OVERHEAD_BLOCKS,
+        "tile columns": k.TILE_N,
+        "K block": k.TILE_K,
+        "HBM share": k.HBM_SHARE,
+        "launch": k.LAUNCH_S,
+    }.items()
+} | {
+    "compute: tile rows": "measured: 64 or 128, DeepGEMM block M; the faster is taken",
+    "compute: SMs": "datasheet: A100 108, H100 and H200 132, B200 148, GB200 152",
+}
+"""Constants of the roofline and where they come from."""

@@ -1,0 +1,1 @@
+"""Transports: how a flow becomes bytes on paths. One module a mechanism."""

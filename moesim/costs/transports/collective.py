@@ -1,0 +1,86 @@
+"""Allgather with reduce-scatter, and one-sided transport inside one NVLink domain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.base.errors import InputError
+from moesim.costs import constants as k
+from moesim.costs.ports import ports
+from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
+from moesim.costs.types import Direction, FlowLike, Transfer
+from moesim.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+
+def allgather(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Direction) -> Transfer:
+    """Give every rank all tokens (dispatch), add partial results up and scatter them (combine).
+
+    Volume does not depend on routing: a rank receives what the other R - 1 hold, (R - 1)/R of the whole. Across
+    nodes along the rails first, then inside the node, so every NIC carries its own rail and NVLink the rest.
+    """
+    layers, ranks = flow.rank_copies.shape[:2]
+    tokens = np.asarray(flow.tokens, np.float64)
+    every = np.arange(ranks)
+    rail = np.zeros((ranks, ranks))
+    rail[every[:, None], cluster.landing] = tokens[:, None]
+    # what a rank holds after the rail leg: its own tokens and what landed on it
+    inner = np.where(cluster.same_node, rail.sum(axis=0)[:, None], 0.0)
+    if direction == "dispatch":
+        size = spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value
+        order = (rail, inner)
+    else:
+        size = spec.combine_token_bytes
+        order = (inner.T, rail.T)
+    legs = tuple(clear_diagonal(np.broadcast_to(leg * size, (layers, ranks, ranks)).copy()) for leg in order)
+    apart = ~np.eye(ranks, dtype=bool) & (tokens > 0)[:, None]
+    apart = apart if direction == "dispatch" else apart.T
+    own = split_rows(legs[0], cluster)
+    if direction == "dispatch":
+        own[:, :, 0] = tokens * size * (cluster.same_node.sum(axis=1) - 1)
+    return Transfer(
+        legs=legs,
+        messages=np.full((layers, ranks), float(ranks - 1)),
+        floor_s=net_floor(k.COLLECTIVE_FLOOR_S, ports(cluster).inside_latency_s),
+        per_message_s=0.0,
+        sources=cited("allgather", {"floor": k.COLLECTIVE_FLOOR_S, "pick": k.INDEX_BYTES}),
+        senders=np.broadcast_to(apart, (layers, ranks, ranks)),
+        own_bytes=own,
+    )
+
+
+def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Direction) -> Transfer:
+    """Write one copy per destination rank straight into its memory: one-sided, inside one NVLink domain.
+
+    As TensorRT-LLM does it on NVL72: dispatch puts, combine gets the partial results, flags of all ranks end it.
+
+    Raises
+    ------
+    InputError
+        If the ranks span several NVLink domains.
+    """
+    if cluster.nodes > 1:
+        raise InputError(
+            f"transport nvlink: the {cluster.ranks} ranks of {cluster.name} span {cluster.nodes} NVLink domains; "
+            "choose transport hierarchical or direct, or the ranks of one domain"
+        )
+    copies = np.asarray(flow.rank_copies, np.float64)
+    if direction == "dispatch":
+        size = spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value
+        leg, floor = clear_diagonal(copies * size), k.NVLINK_DISPATCH_FLOOR_S
+    else:
+        size = spec.combine_token_bytes
+        leg, floor = clear_diagonal(copies.transpose(0, 2, 1) * size), k.NVLINK_COMBINE_FLOOR_S
+    return Transfer(
+        legs=(leg,),
+        messages=(leg > 0).sum(axis=2),
+        floor_s=net_floor(floor, ports(cluster).inside_latency_s),
+        per_message_s=0.0,
+        sources=cited("nvlink", {f"{direction} floor": floor, "pick": k.INDEX_BYTES}),
+        senders=leg > 0,
+        own_bytes=split_rows(leg, cluster),
+    )

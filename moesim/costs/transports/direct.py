@@ -1,0 +1,87 @@
+"""Point-to-point transports: one message per (token, expert) pair, or one copy per destination rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.costs import constants as k
+from moesim.costs.ports import ports
+from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
+from moesim.costs.types import Direction, FlowLike, Transfer
+from moesim.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+
+def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Direction) -> Transfer:
+    """Send one message per (token, expert) pair: DeepEP low latency since 2025-06.
+
+    NVLink inside the node, RDMA from the own NIC across nodes; every rank waits for a count or flag of every
+    expert. Dispatch carries hidden x dispatch bytes (scales included) and a 16-byte header; combine carries the
+    result of every pair home, where the K results of a token are read and added up. The receive pass over HBM
+    starts when everything has arrived, so it comes on top.
+    """
+    pairs = np.asarray(flow.pairs, np.float64)
+    if direction == "dispatch":
+        size = spec.dispatch_token_bytes + k.LL_HEADER_BYTES.value
+        leg, inbound = pairs * size, pairs.sum(axis=1)
+        moved, floor = 2 * inbound * size, k.LL_DISPATCH_FLOOR_S
+    else:
+        size = spec.combine_token_bytes
+        leg, inbound = pairs.transpose(0, 2, 1) * size, pairs.sum(axis=2)
+        moved, floor = (inbound + flow.tokens) * size, k.LL_COMBINE_FLOOR_S
+    # the receive pass; its launch is in the floor
+    drain = moved / (k.HBM_SHARE.value * cluster.hbm_bandwidth)
+    used = {"HBM share": k.HBM_SHARE, "header": k.LL_HEADER_BYTES, "NIC message": k.NIC_MESSAGE_S}
+    if cluster.nodes > 1:
+        floor = k.LL_CROSS_NODE_FLOOR_S
+    leg = clear_diagonal(leg)
+    own = split_rows(leg, cluster)
+    engine = np.array([k.is_hopper(device) for device in cluster.device]) / k.LL_COMBINE_BANDWIDTH.value
+    if direction == "combine":
+        out_s, in_s = own[:, :, 0] * engine, split_rows(leg.transpose(0, 2, 1), cluster)[:, :, 0] * engine
+        used["NVLink rate of combine"] = k.LL_COMBINE_BANDWIDTH
+    else:
+        out_s = in_s = np.zeros(pairs.shape[:2])
+    remote = ~cluster.same_node
+    return Transfer(
+        legs=(leg,),
+        messages=np.einsum("lsd,sd->ls", leg, remote) / size,
+        floor_s=net_floor(floor, ports(cluster).inside_latency_s),
+        per_message_s=k.NIC_MESSAGE_S.value,
+        sources=cited("direct", {**used, f"{direction} floor": floor}),
+        senders=leg > 0,
+        own_bytes=own,
+        out_s=(out_s,),
+        in_s=(in_s,),
+        drain_s=drain,
+    )
+
+
+def rank_dedup(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Direction) -> Transfer:
+    """Send a token once to every rank that holds one of its experts, and one partial sum back: all-to-all(v).
+
+    NVLink inside the node, the sender's own NIC across nodes; sizes are exchanged first, so every rank waits for
+    every rank. Each copy carries the ids and weights of the token's picks.
+    """
+    copies = np.asarray(flow.rank_copies, np.float64)
+    leg = _rank_leg(copies, spec, direction)
+    return Transfer(
+        legs=(leg,),
+        messages=(leg > 0).sum(axis=2),
+        floor_s=net_floor(k.COLLECTIVE_FLOOR_S, ports(cluster).inside_latency_s),
+        per_message_s=k.NIC_MESSAGE_S.value,
+        sources=cited("rank-dedup", {"floor": k.COLLECTIVE_FLOOR_S, "pick": k.INDEX_BYTES, "NIC": k.NIC_MESSAGE_S}),
+        senders=leg > 0,
+        own_bytes=split_rows(leg, cluster),
+    )
+
+
+def _rank_leg(copies: Array, spec: ModelSpec, direction: Direction) -> Array:
+    if direction == "dispatch":
+        return clear_diagonal(copies * (spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value))
+    return clear_diagonal(copies.transpose(0, 2, 1) * spec.combine_token_bytes)

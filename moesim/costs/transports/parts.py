@@ -1,0 +1,41 @@
+"""Small pieces that transports share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.costs.constants import Constant
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+
+def clear_diagonal(traffic: Array) -> Array:
+    """Return [L, R, R] bytes without what stays on a rank, ready to be sealed without a copy."""
+    out = np.ascontiguousarray(traffic)
+    if not out.flags.writeable or np.shares_memory(out, traffic):
+        out = out.copy() if not out.flags.owndata or not out.flags.writeable else out
+    ranks = out.shape[1]
+    out[:, np.arange(ranks), np.arange(ranks)] = 0.0
+    out.flags.writeable = False
+    return out
+
+
+def split_rows(traffic: Array, cluster: Cluster) -> Array:
+    """Return what every rank sends inside its node and across nodes, [L, R, 2] from [L, R, R]."""
+    inside = np.einsum("lsd,sd->ls", traffic, cluster.same_node)
+    return np.stack([inside, np.maximum(traffic.sum(axis=2) - inside, 0.0)], axis=2)
+
+
+def net_floor(floor: Constant, latency_s: float) -> float:
+    """Return a floor measured end to end without the path latency in it, which the network model adds itself."""
+    return max(floor.value - latency_s, 0.0)
+
+
+def cited(transport: str, used: Mapping[str, Constant]) -> dict[str, str]:
+    """Return the sources of a transport's constants."""
+    return {f"transport {transport}: {name}": str(constant) for name, constant in used.items()}
