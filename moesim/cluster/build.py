@@ -76,13 +76,13 @@ def landing_ranks(node: Array, local: Array, rail: Array) -> Array:
     out = np.empty((len(node), nodes), np.int32)
     for m in range(nodes):
         there = np.flatnonzero(node == m)
-        by_place = {(int(rail[t]), int(local[t])): t for t in there}
-        by_rail: dict[int, int] = {}
-        for t in there.tolist():
-            by_rail.setdefault(int(rail[t]), t)
-        for r, (own_rail, own_place) in enumerate(zip(rail.tolist(), local.tolist(), strict=True)):
-            same = by_place.get((own_rail, own_place))
-            out[r, m] = by_rail.get(own_rail, there[own_place % len(there)]) if same is None else same
+        place = np.full(int(local.max()) + 1, -1)
+        place[local[there]] = there
+        first = np.full(int(rail.max()) + 1, -1)
+        first[rail[there[::-1]]] = there[::-1]
+        same_place, same_rail = place[local], first[rail]
+        fits = (same_place >= 0) & (rail[same_place] == rail)
+        out[:, m] = np.where(fits, same_place, np.where(same_rail >= 0, same_rail, there[local % len(there)]))
         out[there, m] = there
     return out
 

@@ -174,7 +174,7 @@ def fold(
     core_link: Array,
     core_share: Array,
 ) -> Array:
-    """Return per pair: mode 0 the sum of share x value over its links, 1 the largest value, 2 the largest share x value."""
+    """Return per pair the sum of share x value over its links (mode 0), the largest value (1) or share x value (2)."""
     link_of, share_of = np.empty(2 * value.size, np.int32), np.empty(2 * value.size, np.float64)
     out = np.zeros(source.size, np.float64)
     for f in range(source.size):
@@ -193,39 +193,21 @@ def fold(
 
 
 @compiled
-def add_leg(
-    plane: int,
-    s: int,
-    t: int,
-    amount: float,
-    ends: Array,
-    core: Array,
-    out: Array,
-    attach: Array,
-    chain_start: Array,
-    chain_link: Array,
-    chain_vertex: Array,
-    row: Array,
-    column: Array,
-) -> None:
-    """Add one leg's bytes to the sums of its chain ends and core pair; only chains that meet early touch links."""
-    a, b = attach[plane, s], attach[plane, t]
-    if a != b:
-        core[row[a] + column[b]] += amount
-        ends[0, plane, s] += amount
-        ends[1, plane, t] += amount
-        return
-    ranks = attach.shape[1]
-    i, j = meet(plane, s, t, chain_start, chain_vertex, ranks)
-    first_s, first_t = chain_start[plane * ranks + s], chain_start[plane * ranks + t]
-    if i == chain_start[plane * ranks + s + 1] - first_s:
-        ends[0, plane, s] += amount
-        ends[1, plane, t] += amount
-        return
-    for k in range(i):
-        out[chain_link[first_s + k]] += amount
-    for k in range(j):
-        out[chain_link[first_t + k] ^ 1] += amount
+def alone(chain_start: Array, chain_vertex: Array) -> Array:
+    """Return whether no other chain of the plane runs below the top of a chain: then chains meet at the top only."""
+    rows = chain_start.size - 1
+    out = np.ones(rows, np.bool_)
+    visits = np.zeros(chain_vertex.max() + 1 if chain_vertex.size else 0, np.int64)
+    for first, last in ((0, rows // 2), (rows // 2, rows)):
+        visits[:] = 0
+        for r in range(first, last):
+            for k in range(chain_start[r], chain_start[r + 1] - 1):
+                visits[chain_vertex[k]] += 1
+        for r in range(first, last):
+            for k in range(chain_start[r], chain_start[r + 1] - 1):
+                if visits[chain_vertex[k]] > 1:
+                    out[r] = False
+    return out
 
 
 @compiled
@@ -248,73 +230,46 @@ def link_bytes(
     """Return bytes per link [batch, links] of traffic [batch, R, R]; the diagonal carries nothing."""
     batches, ranks = traffic.shape[0], attach.shape[1]
     out = np.zeros((batches, links), np.float64)
-    ends = np.empty((2, 2, ranks), np.float64)
+    # bytes are summed per chain end and core pair first; the links get them once, below the loop over pairs
+    ends = np.empty((2, 2 * ranks), np.float64)
     core = np.empty(core_start.size - 1, np.float64)
-    for b in range(batches):
+    free = alone(chain_start, chain_vertex)
+    for batch in range(batches):
         ends[:] = 0.0
         core[:] = 0.0
         for i in range(traffic.shape[1]):
             for j in range(traffic.shape[2]):
-                amount = traffic[b, i, j]
+                amount = traffic[batch, i, j]
                 if i == j or amount == 0.0:
                     continue
-                s, t, plane = members[i], members[j], 0
-                if node[s] != node[t]:
-                    plane = 1
-                    if relay.size > 0 and relay[t, node[s]] != s:
-                        proxy = relay[t, node[s]]
-                        add_leg(
-                            0, s, proxy, amount, ends, core, out[b], attach, chain_start, chain_link, chain_vertex,
-                            row, column,
-                        )  # fmt: skip
-                        s = proxy
-                add_leg(
-                    plane, s, t, amount, ends, core, out[b], attach, chain_start, chain_link, chain_vertex, row, column
-                )
-        for plane in range(2):
-            for r in range(ranks):
-                if ends[0, plane, r] == 0.0 and ends[1, plane, r] == 0.0:
-                    continue
-                for k in range(chain_start[plane * ranks + r], chain_start[plane * ranks + r + 1]):
-                    out[b, chain_link[k]] += ends[0, plane, r]
-                    out[b, chain_link[k] ^ 1] += ends[1, plane, r]
+                s, t = members[i], members[j]
+                crosses = node[s] != node[t]
+                proxy = relay[t, node[s]] if crosses and relay.size > 0 else s
+                for leg in range(0 if proxy != s else 1, 2):
+                    # the hop to the relay is leg 0, the rest leg 1
+                    plane = 1 if crosses and leg == 1 else 0
+                    x, y = (s, proxy) if leg == 0 else (proxy, t)
+                    a, b = attach[plane, x], attach[plane, y]
+                    if a != b or free[plane * ranks + x]:
+                        ends[0, plane * ranks + x] += amount
+                        ends[1, plane * ranks + y] += amount
+                        if a != b:
+                            core[row[a] + column[b]] += amount
+                        continue
+                    m, n = meet(plane, x, y, chain_start, chain_vertex, ranks)
+                    for k in range(m):
+                        out[batch, chain_link[chain_start[plane * ranks + x] + k]] += amount
+                    for k in range(n):
+                        out[batch, chain_link[chain_start[plane * ranks + y] + k] ^ 1] += amount
+        for r in range(2 * ranks):
+            for k in range(chain_start[r], chain_start[r + 1]):
+                out[batch, chain_link[k]] += ends[0, r]
+                out[batch, chain_link[k] ^ 1] += ends[1, r]
         for pair in range(core.size):
             if core[pair] != 0.0:
                 for k in range(core_start[pair], core_start[pair + 1]):
-                    out[b, core_link[k]] += core_share[k] * core[pair]
+                    out[batch, core_link[k]] += core_share[k] * core[pair]
     return out
-
-
-@compiled
-def slowest_leg(
-    plane: int,
-    s: int,
-    t: int,
-    value: Array,
-    ends: Array,
-    core: Array,
-    attach: Array,
-    chain_start: Array,
-    chain_link: Array,
-    chain_vertex: Array,
-    row: Array,
-    column: Array,
-) -> float:
-    """Return the largest value on one leg, from the maxima of its two chains and its core pair."""
-    a, b = attach[plane, s], attach[plane, t]
-    if a != b:
-        return max(ends[0, plane, s], ends[1, plane, t], core[row[a] + column[b]])  # type: ignore[no-any-return]
-    ranks = attach.shape[1]
-    i, j = meet(plane, s, t, chain_start, chain_vertex, ranks)
-    first_s, first_t = chain_start[plane * ranks + s], chain_start[plane * ranks + t]
-    if i == chain_start[plane * ranks + s + 1] - first_s:
-        return max(ends[0, plane, s], ends[1, plane, t])  # type: ignore[no-any-return]
-    worst = 0.0
-    for k in range(i):
-        worst = max(worst, value[chain_link[first_s + k]])
-    for k in range(j):
-        worst = max(worst, value[chain_link[first_t + k] ^ 1])
-    return worst
 
 
 @compiled
@@ -336,37 +291,39 @@ def slowest_matrix(
     """Return the largest value on the path of every pair [batch, R, R] from values per link [batch, links]."""
     batches, ranks, wanted = value.shape[0], attach.shape[1], members.size
     out = np.zeros((batches, wanted, wanted), np.float64)
-    ends = np.empty((2, 2, ranks), np.float64)
+    ends = np.empty((2, 2 * ranks), np.float64)
     core = np.empty(core_start.size - 1, np.float64)
-    for b in range(batches):
+    free = alone(chain_start, chain_vertex)
+    for batch in range(batches):
         ends[:] = 0.0
         core[:] = 0.0
-        for plane in range(2):
-            for r in range(ranks):
-                for k in range(chain_start[plane * ranks + r], chain_start[plane * ranks + r + 1]):
-                    ends[0, plane, r] = max(ends[0, plane, r], value[b, chain_link[k]])
-                    ends[1, plane, r] = max(ends[1, plane, r], value[b, chain_link[k] ^ 1])
+        for r in range(2 * ranks):
+            for k in range(chain_start[r], chain_start[r + 1]):
+                ends[0, r] = max(ends[0, r], value[batch, chain_link[k]])
+                ends[1, r] = max(ends[1, r], value[batch, chain_link[k] ^ 1])
         for pair in range(core.size):
             for k in range(core_start[pair], core_start[pair + 1]):
-                core[pair] = max(core[pair], value[b, core_link[k]])
+                core[pair] = max(core[pair], value[batch, core_link[k]])
         for i in range(wanted):
             for j in range(wanted):
                 if i == j:
                     continue
-                s, t, plane, worst = members[i], members[j], 0, 0.0
-                if node[s] != node[t]:
-                    plane = 1
-                    if relay.size > 0 and relay[t, node[s]] != s:
-                        proxy = relay[t, node[s]]
-                        worst = slowest_leg(
-                            0, s, proxy, value[b], ends, core, attach, chain_start, chain_link, chain_vertex, row,
-                            column,
-                        )  # fmt: skip
-                        s = proxy
-                out[b, i, j] = max(
-                    worst,
-                    slowest_leg(
-                        plane, s, t, value[b], ends, core, attach, chain_start, chain_link, chain_vertex, row, column
-                    ),
-                )
+                s, t, worst = members[i], members[j], 0.0
+                crosses = node[s] != node[t]
+                proxy = relay[t, node[s]] if crosses and relay.size > 0 else s
+                for leg in range(0 if proxy != s else 1, 2):
+                    plane = 1 if crosses and leg == 1 else 0
+                    x, y = (s, proxy) if leg == 0 else (proxy, t)
+                    a, b = attach[plane, x], attach[plane, y]
+                    if a != b or free[plane * ranks + x]:
+                        worst = max(worst, ends[0, plane * ranks + x], ends[1, plane * ranks + y])
+                        if a != b:
+                            worst = max(worst, core[row[a] + column[b]])
+                        continue
+                    m, n = meet(plane, x, y, chain_start, chain_vertex, ranks)
+                    for k in range(m):
+                        worst = max(worst, value[batch, chain_link[chain_start[plane * ranks + x] + k]])
+                    for k in range(n):
+                        worst = max(worst, value[batch, chain_link[chain_start[plane * ranks + y] + k] ^ 1])
+                out[batch, i, j] = worst
     return out

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import networkx
 from hypothesis import strategies as st
 
+from moesim.base.errors import InputError
 from moesim.cluster import Cluster
 from moesim.cluster.build import build
 from moesim.cluster.schema import check
@@ -21,6 +23,14 @@ GPU = {
 def make(**tables: Any) -> Cluster:
     """Build a cluster from the tables of a file."""
     return build(check({"schema": 1, "name": "world", "gpu": GPU, **tables}, "world.toml"))
+
+
+def attempt(world: dict[str, Any]) -> tuple[Cluster | None, str]:
+    """Build a world; return the cluster, or why there is none."""
+    try:
+        return make(**world), ""
+    except InputError as error:
+        return None, str(error)
 
 
 def tier(bandwidth: str = "100 GB/s", latency: str = "1 us", **more: Any) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def brute_force(cluster: Cluster, s: int, t: int) -> dict[int, float] | None:
         return None
     hops: dict[int, set[int]] = defaultdict(set)
     for path in networkx.all_shortest_paths(graph, s, t, weight="cost"):
-        for a, b in zip(path, path[1:], strict=False):
+        for a, b in pairwise(path):
             cheapest = min(edge["cost"] for edge in graph[a][b].values())
             hops[a] |= {key for key, edge in graph[a][b].items() if edge["cost"] == cheapest}
     shares: dict[int, float] = defaultdict(float)
