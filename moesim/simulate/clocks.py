@@ -14,8 +14,8 @@ def exchange_end(
     """Write when each rank's exchange ends to ``end [R]``.
 
     A rank waits for the network (its bytes drain from the moment the first rank begins), for every rank that sends
-    to it (which needs its own time alone once it begins), for a word of everyone where the transport has it so, and
-    for itself.
+    to it (which, once it begins, needs what its bytes take alone, and no more than the loaded network takes), for a
+    word of everyone where the transport has it so, and for itself. ``moesim.costs.received`` says the same.
 
     Parameters
     ----------
@@ -25,12 +25,15 @@ def exchange_end(
         One exchange of a :class:`~moesim.simulate.work.Work`: ``[R]``, ``[R]``, seconds, flag, ``[R, R]``.
     """
     R = len(start)
-    first = start.min()
-    least = start.max() + word if everyone else first
+    first, last = start.min(), start.max()
     for rank in range(R):
-        end[rank] = max(start[rank], first + arrive[rank], least)
+        end[rank] = max(start[rank], first + arrive[rank])
+        if everyone:
+            end[rank] = max(end[rank], last + min(word, arrive[rank]))
+    if first == last:
+        return
     for sender in range(R):
-        done = start[sender] + own[sender]
+        begin, alone = start[sender], own[sender]
         for rank in range(R):
             if sends[sender, rank]:
-                end[rank] = max(end[rank], done)
+                end[rank] = max(end[rank], begin + min(alone, arrive[rank]))

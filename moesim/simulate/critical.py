@@ -20,10 +20,10 @@ def critical_path(work: Work, timeline: Timeline, schedule: Schedule) -> Array:
     """Return the seconds ``[phases, L, R]`` that each rank contributes to the critical path.
 
     Transfer time that the network's load decides is put on the rank that receives; time that the bytes, or the word,
-    of a late sender take, on the sender. Where two chains are equally long, the one through the rank with the lower number,
-    and through data rather than through a busy stream, is taken.
+    of a late sender take, on the sender. Where two chains are equally long, the one through the rank with the lower
+    number, and through data rather than through a busy stream, is taken.
     """
-    M, L, R = work.shape
+    _, L, R = work.shape
     spent = np.zeros((_COUNT, L, R))
     gate = SHARED if schedule.dispatch_after == "shared" else ATTENTION
     _walk(
@@ -68,11 +68,13 @@ def _walk(
             done = end[m, phase, layer, rank]
             first = begin.argmin()
             if done > begin[rank]:
+                late = arrive[m, way, layer, rank]
                 cause = -1
-                if begin[first] + arrive[m, way, layer, rank] == done:
+                if begin[first] + late == done:
                     cause, payer = first, rank
                 for other in range(R):
-                    if cause < 0 and sends[m, way, layer, other, rank] and begin[other] + own[m, way, layer, other] == done:
+                    alone = min(own[m, way, layer, other], late)
+                    if cause < 0 and sends[m, way, layer, other, rank] and begin[other] + alone == done:
                         cause, payer = other, other
                 if cause < 0 and everyone[way]:
                     cause = payer = begin.argmax()

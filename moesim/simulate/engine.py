@@ -66,7 +66,7 @@ class Engine:
         return Timeline(self.start_s, self.end_s, self.previous)
 
     def _micro_batch(self, m: int) -> Iterator[Any]:
-        M, L, R = self.work.shape
+        _, L, R = self.work.shape
         ready = np.zeros(R)
         gate = SHARED if self.schedule.dispatch_after == "shared" else ATTENTION
         for layer in range(L):

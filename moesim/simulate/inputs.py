@@ -15,10 +15,9 @@ from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
 from moesim.simulate.schedules import Schedule, get_schedule
 from moesim.spec import ModelSpec
-from moesim.trace import PHASES, PREFILL, Batches, Trace, make_batches
+from moesim.trace import DECODE, PHASES, Batches, Trace, make_batches
 
 DEFAULT_POLICY: Final = "nearest"
-DEFAULT_TRANSPORT: Final = "hierarchical"
 
 
 @dataclass(frozen=True)
@@ -69,28 +68,26 @@ def prepare(
     if policy not in POLICIES.names():
         raise UnknownName(POLICIES.kind, policy, POLICIES.names())
     group = deployment.restrict(cluster) if deployment else cluster
-    batches, notes = _batches(trace, group, tokens_per_rank, phase, max_steps, seed)
+    batches = _batches(trace, group, tokens_per_rank, phase, max_steps, seed)
     spec = batches.trace.spec
-    _check_fit(placement, spec, group, batches)
+    _check_fit(placement, spec, group)
+    notes = list(batches.notes)
     if dims is not None:
         spec = spec.at_dimensions(dims)
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {dims.name}")
     if costs is None:
-        costs = Costs.default(
-            spec,
-            group,
-            transport=transport or getattr(plan, "transport", None) or DEFAULT_TRANSPORT,
-            network=network or "bottleneck",
-        )
+        transport = transport or getattr(plan, "transport", None)
+        decode = bool((batches.phase == DECODE).all())
+        costs = Costs.default(spec, group, transport=transport, network=network or "bottleneck", decode=decode)
     else:
         _check_costs(costs, spec, group, transport, network)
+        planned = getattr(plan, "transport", None) or costs.transport
+        if planned != costs.transport:
+            notes.append(f"the plan was made for transport {planned}; simulated under {costs.transport}")
     if schedule is None:
         schedule = "shared-overlap" if costs.shared_expert == "overlap" else "sequential"
-    if spec.num_hidden_layers > spec.layers:
-        dense = spec.num_hidden_layers - spec.layers
-        notes.append(f"only MoE layers are timed: {dense} dense layers, embeddings and head are left out")
     seen, remark = seen_steps(batches, getattr(plan, "inputs", None))
-    notes += [*batches.notes, *([remark] if remark else []), *costs.notes]
+    notes += [*([remark] if remark else []), *costs.notes]
     return Setup(batches, group, placement, policy, costs, get_schedule(schedule), seen, _unique(notes), seed)
 
 
@@ -130,37 +127,29 @@ def _batches(
     phase: str | None,
     max_steps: int | None,
     seed: int,
-) -> tuple[Batches, list[str]]:
+) -> Batches:
     if phase is not None and phase not in PHASES:
         raise UnknownName("phase", phase, PHASES)
-    if isinstance(trace, Batches):
-        if tokens_per_rank is not None or phase is not None or max_steps is not None:
-            raise InputError(
-                "simulate: batches are given, so tokens_per_rank, phase and max_steps are settled; "
-                "leave them out or give the trace"
-            )
-        if trace.ranks != cluster.ranks:
-            raise InputError(
-                f"simulate: the batches are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
-                "make them for its ranks"
-            )
-        batches, notes = trace, []
-    else:
-        notes = []
-        phases = np.unique(trace.phase)
-        if phase is None and len(phases) > 1:
-            phase = PHASES[PREFILL] if PREFILL in phases else PHASES[int(phases[0])]
-            names = " and ".join(PHASES[int(code)] for code in phases)
-            notes.append(f"the trace holds {names}; only {phase} is simulated (choose with phase)")
-        batches = make_batches(
+    if not isinstance(trace, Batches):
+        trace = make_batches(
             trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed, max_steps=max_steps
         )
-    if not len(batches):
+    elif tokens_per_rank is not None or phase is not None or max_steps is not None:
+        raise InputError(
+            "simulate: batches are given, so tokens_per_rank, phase and max_steps are settled; "
+            "leave them out or give the trace"
+        )
+    elif trace.ranks != cluster.ranks:
+        raise InputError(
+            f"simulate: the batches are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
+            "make them for its ranks"
+        )
+    if not len(trace):
         raise InputError("simulate: there is no step to simulate; give a longer trace or fewer tokens_per_rank")
-    return batches, notes
+    return trace
 
 
-def _check_fit(placement: Placement, spec: ModelSpec, cluster: Cluster, batches: Batches) -> None:
+def _check_fit(placement: Placement, spec: ModelSpec, cluster: Cluster) -> None:
     if placement.ranks != cluster.ranks:
         raise InputError(
             f"simulate: the placement is for {placement.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
@@ -182,7 +171,8 @@ def _check_costs(costs: Costs, spec: ModelSpec, cluster: Cluster, transport: str
     for name, wanted in (("transport", transport), ("network", network)):
         if wanted is not None and wanted != getattr(costs, name):
             raise InputError(
-                f"simulate: the costs are for {name} {getattr(costs, name)!r}, {wanted!r} is asked for; give one of the two"
+                f"simulate: the costs are for {name} {getattr(costs, name)!r}, {wanted!r} is asked for; "
+                "give one of the two"
             )
     if costs.cluster.digest != cluster.digest:
         raise InputError(f"simulate: the costs are for another cluster ({costs.cluster.name}) than {cluster.name}")

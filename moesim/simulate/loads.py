@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.costs import Timing
-from moesim.placement import Flow, dispatch, nearest_table
+from moesim.costs import NETWORKS, Timing
+from moesim.placement import dispatch, nearest_table
 from moesim.simulate.inputs import Setup
 from moesim.simulate.work import Work
 from moesim.trace import DECODE
@@ -29,8 +29,8 @@ class Load:
         Token-expert pairs in each slot ``[L, R, C]``.
     link_bytes
         Bytes over each link ``[links]``.
-    link_time_s
-        Seconds ``[2, L, links]`` that each link needs for dispatch and for combine.
+    binding
+        What limits each exchange ``[M, 2, L]``, see :class:`moesim.costs.Timing`.
     node_bytes
         Bytes from node to node ``[N, N]``.
     """
@@ -38,7 +38,7 @@ class Load:
     work: Work
     slot_tokens: Array
     link_bytes: Array
-    link_time_s: Array
+    binding: Array
     node_bytes: Array
 
 
@@ -66,6 +66,7 @@ class Loader:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         cluster, placement = setup.cluster, setup.placement
+        self.network = NETWORKS.get(setup.costs.network)
         self.table = nearest_table(placement, cluster.node) if setup.policy == "nearest" else None
         self.one_hot = np.zeros((cluster.ranks, cluster.nodes))
         self.one_hot[np.arange(cluster.ranks), cluster.node] = 1.0
@@ -75,13 +76,12 @@ class Loader:
         """Return the load of one step."""
         batches, micro_batches = self.setup.batches, self.setup.schedule.micro_batches
         routes, home, position = batches.routes(step), batches.homes(step), batches.positions(step)
-        if micro_batches == 1:
-            parts = [slice(None)]
-        else:
-            part = cut(home, batches.ranks, micro_batches)
-            parts = [np.flatnonzero(part == m) for m in range(micro_batches)]
         decode = int(batches.phase[step]) == DECODE
-        return _join([self._part(routes[p], home[p], position[p], decode) for p in parts])
+        if micro_batches == 1:
+            return self._part(routes, home, position, decode)
+        part = cut(home, batches.ranks, micro_batches)
+        rows = [np.flatnonzero(part == m) for m in range(micro_batches)]
+        return _join([self._part(routes[r], home[r], position[r], decode) for r in rows])
 
     def _part(self, routes: Array, home: Array, position: Array, decode: bool) -> Load:
         """Return the load of one micro-batch, layers in chunks that fit memory."""
@@ -107,7 +107,7 @@ class Loader:
             sends=whole("senders"),
             everyone=(timings[0][0].everyone, timings[0][1].everyone),
         )
-        return Load(work, slots, whole("link_bytes").sum(axis=(0, 1, 2)), whole("link_time_s")[0], sum(node_bytes))
+        return Load(work, slots, whole("link_bytes").sum(axis=(0, 1, 2)), whole("binding"), sum(node_bytes))
 
     def _layers(self, routes: Array, home: Array, layers: slice) -> tuple[Array, tuple[Timing, Timing], Array]:
         setup, cluster = self.setup, self.setup.cluster
@@ -122,8 +122,10 @@ class Loader:
             layers=layers,
             seed=setup.seed,
         )
-        timing = setup.costs.dispatch(flow), setup.costs.combine(flow)
-        return flow.slot_tokens, timing, self._node_bytes(flow)
+        there, back = setup.costs.transfer(flow, "dispatch"), setup.costs.transfer(flow, "combine")
+        pairs = np.sum([leg.sum(axis=0) for leg in (*there.legs, *back.legs)], axis=0)
+        node_bytes = self.one_hot.T @ pairs @ self.one_hot
+        return flow.slot_tokens, (self.network(there, cluster), self.network(back, cluster)), node_bytes
 
 
 def _every_layer(seconds: Array, L: int) -> Array:
@@ -132,14 +134,12 @@ def _every_layer(seconds: Array, L: int) -> Array:
 
 def _join(parts: list[Load]) -> Load:
     """Return micro-batches as one load."""
-    if len(parts) == 1:
-        return parts[0]
     names = ("attention_s", "shared_s", "experts_s", "arrive_s", "own_s", "word_s", "sends")
     joined = {name: np.concatenate([getattr(part.work, name) for part in parts]) for name in names}
     return Load(
         Work(**joined, everyone=parts[0].work.everyone),
         slot_tokens=np.sum([part.slot_tokens for part in parts], axis=0),
         link_bytes=np.sum([part.link_bytes for part in parts], axis=0),
-        link_time_s=np.sum([part.link_time_s for part in parts], axis=0),
+        binding=np.concatenate([part.binding for part in parts]),
         node_bytes=np.sum([part.node_bytes for part in parts], axis=0),
     )

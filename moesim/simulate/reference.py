@@ -40,9 +40,8 @@ class _Reference:
         ops = [(m, phase, layer) for m in range(M) for phase in range(len(PHASES)) for layer in range(L)]
         every = [(op, rank) for op in ops for rank in range(R)]
         self.ended = {key: self.env.event() for key in every}
-        # of an exchange: the rank's own bytes and its word are there; the network has brought it its last byte
-        self.sent = {key: self.env.event() for key in every}
-        self.spoken = {key: self.env.event() for key in every}
+        # of an exchange: what one rank has for another is there; the network has drained all bytes for a rank
+        self.message = {(op, sender, rank): self.env.event() for op, sender in every for rank in range(R)}
         self.drained = {key: self.env.event() for key in every}
         self.opened: set[Op] = set()
 
@@ -78,22 +77,22 @@ class _Reference:
 
     def _send(self, op: Op, rank: int) -> None:
         m, phase, layer = op
-        way = int(phase == COMBINE)
-        self._later(self.sent[op, rank], self.work.own_s[m, way, layer, rank])
-        self._later(self.spoken[op, rank], self.work.word_s[m, way, layer])
+        at = m, int(phase == COMBINE), layer
+        arrive_s, own_s, word_s = self.work.arrive_s[at], self.work.own_s[at], self.work.word_s[at]
+        for other in range(len(arrive_s)):
+            bytes_s = own_s[rank] if self.work.sends[at][rank, other] else 0.0
+            heard_s = word_s if self.work.everyone[at[1]] else 0.0
+            self._later(self.message[op, rank, other], min(max(bytes_s, heard_s), arrive_s[other]))
         if op not in self.opened:
             self.opened.add(op)
-            for other, arrive_s in enumerate(self.work.arrive_s[m, way, layer]):
-                self._later(self.drained[op, other], arrive_s)
+            for other in range(len(arrive_s)):
+                self._later(self.drained[op, other], arrive_s[other])
 
     def _inbound(self, op: Op, rank: int) -> list[simpy.Event]:
         m, phase, layer = op
         way = int(phase == COMBINE)
-        senders = self.work.sends[m, way, layer, :, rank]
-        events = [self.sent[op, int(other)] for other in senders.nonzero()[0]]
-        if self.work.everyone[way]:
-            events += [self.spoken[op, other] for other in range(len(senders))]
-        return events
+        senders = self.work.sends[m, way, layer, :, rank] | self.work.everyone[way]
+        return [self.message[op, int(other), rank] for other in senders.nonzero()[0]]
 
     def _later(self, event: simpy.Event, delay_s: float) -> None:
         """Let an event happen after that many seconds."""

@@ -69,8 +69,7 @@ def simulate(
     dims
         Model at whose dimensions the routing is replayed.
     tokens_per_rank, phase, max_steps
-        How the trace is batched, see :func:`moesim.trace.make_batches`. Where a trace holds several phases,
-        prefill is simulated by default.
+        How a trace is batched, see :func:`moesim.trace.make_batches`.
     costs
         Costs to use instead of the default ones for transport and network.
     engine

@@ -97,7 +97,7 @@ class Timeline(Sealed):
     def __post_init__(self) -> None:
         axes = ("micro-batches", "phases", "layers")
         seal(self, "start_s", self.start_s, np.float64, (*axes, "ranks"))
-        M, P, L, R = self.start_s.shape
+        M, _, L, R = self.start_s.shape
         sizes = {"micro-batches": M, "phases": len(PHASES), "layers": L, "ranks": R}
         seal(self, "end_s", self.end_s, np.float64, (*axes, "ranks"), sizes)
         seal(self, "previous", self.previous, np.int64, axes, sizes)

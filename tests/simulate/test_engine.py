@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.simulate.closed import run_closed_form
 from moesim.simulate.critical import critical_path
 from moesim.simulate.engine import run_events
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
@@ -196,3 +197,32 @@ def test_a_schedule_of_ones_own_runs_on_every_engine() -> None:
     np.testing.assert_array_equal(run_events(work, mine).end_s, run_reference(work, mine).end_s)
     assert EXPERTS in mine.needs[COMBINE]
     assert DISPATCH in mine.needs[EXPERTS]
+
+
+@pytest.mark.parametrize("name", ["sequential", "shared-overlap"])
+@law
+@given(seed=seeds)
+def test_without_competition_the_engine_is_the_closed_form(name: str, seed: int) -> None:
+    work, schedule = random_work(seed, 1), get_schedule(name)
+    events, formula = run_events(work, schedule), run_closed_form(work, schedule)
+    np.testing.assert_array_equal(events.start_s, formula.start_s)
+    np.testing.assert_array_equal(events.end_s, formula.end_s)
+    np.testing.assert_array_equal(events.previous, formula.previous)
+
+
+def test_overlap_on_a_stream_has_no_closed_form() -> None:
+    with pytest.raises(InputError, match=r"'two-batch' overlaps work on a stream.*engine='events'"):
+        run_closed_form(even_work(M=2), get_schedule("two-batch"))
+
+
+def test_a_rank_that_gets_nothing_still_waits_for_the_word_of_everyone() -> None:
+    # rank 0 ends its attention late and sends to nobody
+    work = even_work(L=1)
+    attention_s, sends = np.array(work.attention_s), np.array(work.sends)
+    attention_s[0, 0, 0] = 9.0
+    sends[:, :, :, 0] = False
+    quiet = dataclasses.replace(work, attention_s=attention_s, sends=sends)
+    overlap = get_schedule("shared-overlap")
+    np.testing.assert_array_equal(run_events(quiet, overlap).end_s[0, DISPATCH, 0], [9.0, 4.0, 4.0, 4.0])
+    loud = dataclasses.replace(quiet, everyone=(True, False))
+    np.testing.assert_array_equal(run_events(loud, overlap).end_s[0, DISPATCH, 0], [9.25] * 4)

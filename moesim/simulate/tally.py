@@ -1,0 +1,166 @@
+"""Adding up steps to a Report."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+import moesim
+from moesim.base.arrays import Array
+from moesim.placement import EMPTY
+from moesim.simulate.critical import critical_path
+from moesim.simulate.inputs import Setup
+from moesim.simulate.loads import Load
+from moesim.simulate.phases import COMBINE, DISPATCH, PHASES
+from moesim.simulate.report import SPAN, Bottleneck, Report, max_over_mean
+from moesim.simulate.work import Timeline, Work
+from moesim.trace import PHASES as TRACE_PHASES
+
+_EXCHANGES: Final = (DISPATCH, COMBINE)
+
+
+class Tally:
+    """Sums over steps; memory does not grow with their number, but for the spans that were asked for."""
+
+    def __init__(self, setup: Setup, engine: str) -> None:
+        self.setup, self.engine = setup, engine
+        placement, cluster = setup.placement, setup.cluster
+        L, R = placement.layers, placement.ranks
+        self.step_s: list[float] = []
+        self.busy_s = np.zeros((len(PHASES), L, R))
+        self.wait_s = np.zeros((L, R))
+        self.critical_s = np.zeros((len(PHASES), L, R))
+        self.slot_tokens = np.zeros(placement.experts.shape)
+        self.imbalances: list[float] = []
+        self.link_bytes = np.zeros(cluster.links)
+        # how often each link, or after them the copy engine of each rank, limits an exchange
+        self.binding = np.zeros((2, L, cluster.links + R), dtype=np.int64)
+        self.floor_s = np.zeros((2, L))
+        self.node_bytes = np.zeros((cluster.nodes, cluster.nodes))
+        self.spans: list[Array] = []
+
+    def add(self, step: int, load: Load, timeline: Timeline, *, spans: bool) -> None:
+        """Add one step."""
+        busy_s, wait_s = split(load.work, timeline)
+        self.step_s.append(timeline.step_s)
+        self.busy_s += busy_s.sum(axis=0)
+        self.wait_s += wait_s.sum(axis=(0, 1))
+        self.critical_s += critical_path(load.work, timeline, self.setup.schedule)
+        self.slot_tokens += load.slot_tokens
+        self.imbalances.append(float(max_over_mean(load.slot_tokens.sum(axis=-1)).mean()))
+        self.link_bytes += load.link_bytes
+        way, layer = np.indices(self.floor_s.shape)
+        for m in range(len(load.binding)):
+            self.binding[way, layer, load.binding[m]] += 1
+        self.floor_s += load.work.word_s.sum(axis=0)
+        self.node_bytes += load.node_bytes
+        if spans:
+            self.spans.append(_spans(step, timeline, wait_s))
+
+    def report(self) -> Report:
+        """Return the report of all steps added."""
+        setup = self.setup
+        return Report(
+            facts=_facts(setup, self.engine),
+            step_s=np.array(self.step_s),
+            step_tokens=np.diff(setup.batches.offsets),
+            seen=setup.seen,
+            busy_s=dict(zip(PHASES, self.busy_s, strict=True)),
+            wait_s=self.wait_s,
+            critical_s=dict(zip(PHASES, self.critical_s, strict=True)),
+            tokens=self.slot_tokens.sum(axis=-1),
+            batch_imbalance=float(np.mean(self.imbalances)),
+            link_bytes=self.link_bytes,
+            link_name=setup.cluster.link_name,
+            link_bandwidth=setup.cluster.link_bandwidth,
+            node_bytes=self.node_bytes,
+            where=self._bottleneck(),
+            rank_node=setup.cluster.node,
+            spans=np.concatenate(self.spans) if self.spans else None,
+            notes=setup.notes,
+            sources=dict(setup.costs.sources),
+        )
+
+    def _bottleneck(self) -> Bottleneck:
+        """Name the phase, layer, rank, link and expert that hold the steps up most."""
+        spent, placement = self.critical_s, self.setup.placement
+        phase = int(np.argmax(spent.sum(axis=(1, 2))))
+        layer = int(np.argmax(spent[phase].sum(axis=1)))
+        rank = int(np.argmax(spent[phase, layer]))
+        experts = placement.experts[layer]
+        # an expert's tokens on all its ranks: that is what makes it hot
+        held = experts != EMPTY
+        loads = np.bincount(experts[held], weights=self.slot_tokens[layer][held], minlength=placement.num_experts)
+        on_rank = experts[rank][experts[rank] != EMPTY]
+        hottest = on_rank[np.argmax(loads[on_rank])] if len(on_rank) else np.argmax(loads)
+        total = spent.sum()
+        return Bottleneck(
+            phase=PHASES[phase],
+            share=float(spent[phase].sum() / total) if total else 0.0,
+            layer=self.setup.costs.spec.layer_ids[layer],
+            rank=rank,
+            link=self._link(phase, layer),
+            expert=int(hottest),
+        )
+
+    def _link(self, phase: int, layer: int) -> str:
+        """Name what limits an exchange most often; nothing for phases that compute."""
+        if phase not in _EXCHANGES:
+            return ""
+        way = _EXCHANGES.index(phase)
+        if 2 * self.floor_s[way, layer] > self.critical_s[phase, layer].sum():
+            return "launch and latency"
+        most, names = int(np.argmax(self.binding[way, layer])), self.setup.cluster.link_name
+        return names[most] if most < len(names) else f"copy engine of rank {most - len(names)}"
+
+
+def split(work: Work, timeline: Timeline) -> tuple[Array, Array]:
+    """Return the busy ``[M, phases, L, R]`` and the waiting seconds ``[M, phases, L, R]`` of every rank.
+
+    In an exchange a rank is busy as long as its bytes would take if all ranks had begun together; what is beyond
+    that it waits for others.
+    """
+    busy_s = timeline.end_s - timeline.start_s
+    wait_s = np.zeros_like(busy_s)
+    for way, phase in enumerate(_EXCHANGES):
+        wait_s[:, phase] = np.maximum(busy_s[:, phase] - work.arrive_s[:, way], 0.0)
+        busy_s[:, phase] -= wait_s[:, phase]
+    return busy_s, wait_s
+
+
+def _spans(step: int, timeline: Timeline, wait_s: Array) -> Array:
+    """Return the intervals of one step, in order of micro-batch, phase, layer and rank."""
+    spans = np.zeros(timeline.start_s.shape, dtype=SPAN)
+    M, P, L, R = np.indices(timeline.start_s.shape, sparse=True)
+    spans["step"], spans["micro_batch"], spans["phase"], spans["layer"], spans["rank"] = step, M, P, L, R
+    spans["start_s"], spans["stop_s"], spans["wait_s"] = timeline.start_s, timeline.end_s, wait_s
+    flat: Array = spans.ravel()
+    return flat[flat["stop_s"] > flat["start_s"]]
+
+
+def _facts(setup: Setup, engine: str) -> dict[str, Any]:
+    batches, costs, placement = setup.batches, setup.costs, setup.placement
+    phases = [TRACE_PHASES[code] for code in np.unique(batches.phase)]
+    return {
+        "moesim": moesim.__version__,
+        "model": costs.spec.name,
+        "topology": setup.cluster.name,
+        "ranks": placement.ranks,
+        "slots_per_rank": placement.slots_per_rank,
+        "phase": " and ".join(phases),
+        "tokens_per_rank": batches.tokens_per_rank,
+        "policy": setup.policy,
+        "transport": costs.transport,
+        "network": costs.network,
+        "schedule": setup.schedule.name,
+        "engine": engine,
+        "seed": setup.seed,
+        "layer_ids": list(costs.spec.layer_ids),
+        "digests": {
+            "trace": batches.trace.digest,
+            "batches": batches.digest,
+            "cluster": setup.cluster.digest,
+            "placement": placement.digest,
+        },
+    }
