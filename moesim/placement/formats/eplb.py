@@ -8,7 +8,9 @@ alone.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from moesim.base.files import atomic_path
 from moesim.placement.formats import require_full
 from moesim.placement.placement import EMPTY, Placement
 from moesim.spec import ModelSpec
+
+_DAMAGE: Final = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for files that are not what they seem."""
 
 
 def sniff(path: Path) -> bool:
@@ -122,10 +127,11 @@ def _agrees(found: Array, expected: Array) -> bool:
 
 def _load(path: Path) -> dict[str, Array]:
     try:
-        held = np.load(path, allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            return {"phy2log": held}
-        with held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(path, "", f"expected numpy arrays (.npz or .npy): {error}") from None
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                return {"phy2log": held}
+            with held:
+                return {name: np.asarray(held[name]) for name in held.files}
+    except _DAMAGE as error:
+        raise FormatError(path, "", f"expected numpy arrays (.npz or .npy): {' '.join(str(error).split())}") from None

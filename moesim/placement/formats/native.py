@@ -72,7 +72,7 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
     placement = placement if spec is None else placement.for_model(spec)
     text = json.dumps(to_dict(placement), separators=(", ", ": "))
     # one rank a line: readable and easy to compare
-    write_text(path, text.replace("]], [[", "]],\n\n [[").replace("], [", "],\n  [") + "\n")
+    write_text(path, text.replace("]], [[", "]],\n [[").replace("], [", "],\n  [") + "\n")
 
 
 def to_dict(placement: Placement) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""Who uses which copy: built-in policies against their definitions, written out slowly."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+
+from moesim.placement import Placement, dispatch, nearest_table
+from moesim.placement.policies import POLICIES, LayerBatch, physical_holders
+
+from .worlds import World, worlds
+
+
+def grouped(world: World, layer: int) -> tuple[LayerBatch, np.ndarray]:
+    order = np.argsort(world.home, kind="stable")
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(world.home, minlength=len(world.node)))])
+    holders = physical_holders(world.placement, layer)
+    batch = LayerBatch(layer, world.placement, world.node, *holders, world.routes[order, layer].copy(), ptr, 0)
+    return batch, world.home[order]
+
+
+@given(worlds())
+@settings(max_examples=60, deadline=None)
+def test_nearest_is_own_rank_then_own_node_then_any(world: World) -> None:
+    table = nearest_table(world.placement, world.node)
+    slots = world.placement.slots_per_rank
+    for layer in range(world.placement.layers):
+        indptr, rank, _ = world.placement.holders(layer)
+        for expert in range(world.placement.num_experts):
+            holders = set(rank[indptr[expert] : indptr[expert + 1]].tolist())
+            dealt: dict[frozenset[int], list[int]] = {}
+            for source in range(world.placement.ranks):
+                slot = table[layer, source, expert]
+                assert world.placement.physical_to_logical[layer, slot] == expert
+                near = {r for r in holders if world.node[r] == world.node[source]}
+                candidates = {source} & holders or near or holders
+                assert slot // slots in candidates
+                if source not in holders:
+                    key = frozenset(candidates) | ({-1 - world.node[source]} if near else set())
+                    dealt.setdefault(key, []).append(slot // slots)
+            for candidates, used in dealt.items():
+                counts = [used.count(r) for r in candidates if r >= 0]
+                assert max(counts) - min(counts) <= 1  # fair
+
+
+def test_left_over_sources_do_not_pile_up_on_the_first_copy() -> None:
+    # eight experts, each with a copy on ranks 1 and 2; rank 0 alone must choose
+    experts = np.array([[*range(8)], [*range(8)]])
+    placement = Placement(np.stack([np.full(8, -1), *experts])[None], 8)
+    used = nearest_table(placement, np.zeros(3, dtype=np.int32))[0, 0] // 8
+    assert sorted(used.tolist()) == [1] * 4 + [2] * 4
+
+
+@given(worlds())
+@settings(max_examples=60, deadline=None)
+def test_hash_is_the_knuth_hash_of_the_row_in_the_home_ranks_batch(world: World) -> None:
+    batch, home = grouped(world, 0)
+    slots = POLICIES.get("hash").picks(batch)
+    rows: dict[int, int] = {}
+    for token, rank in enumerate(home.tolist()):
+        row = rows.get(rank, 0)
+        rows[rank] = row + 1
+        for pick, expert in enumerate(batch.routes[token].tolist()):
+            if expert < 0:
+                assert slots[token, pick] == -1
+                continue
+            copies = np.flatnonzero(world.placement.physical_to_logical[0] == expert)
+            assert slots[token, pick] == copies[((row * 2654435769) & 0xFFFFFFFF) % len(copies)]
+
+
+def test_hash_remainders_are_exact_for_many_rows_and_copy_counts() -> None:
+    rows, ranks = 40_000, 67
+    held = [np.arange(ranks) < copies for copies in (2, 3, 5, 7, 32, 33, 64, 67)]
+    experts = np.where(np.stack(held, axis=1), np.arange(8), -1)[None]
+    placement = Placement(experts, 8)
+    routes = np.tile(np.arange(8, dtype=np.int16), (rows, 1))
+    ptr = np.concatenate([[0], np.full(ranks, rows)])
+    batch = LayerBatch(0, placement, np.zeros(ranks, np.int32), *physical_holders(placement, 0), routes, ptr, 0)
+    used = POLICIES.get("hash").picks(batch) // placement.slots_per_rank
+    hashed = (np.arange(rows) * 2654435769) & 0xFFFFFFFF
+    for expert, copies in enumerate((2, 3, 5, 7, 32, 33, 64, 67)):
+        assert np.array_equal(used[:, expert], hashed % copies)
+
+
+def test_random_is_seeded_and_independent_of_other_layers() -> None:
+    rng = np.random.default_rng(0)
+    placement = Placement(np.tile(np.arange(4), (2, 8, 1)), 4)
+    routes = rng.integers(0, 4, (500, 2, 2)).astype(np.int16)
+    home = rng.integers(0, 8, 500)
+    node, landing = np.zeros(8, dtype=int), np.arange(8)[:, None]
+    one, same, other = (
+        dispatch(routes, home, placement, node, landing, policy="random", seed=s).pairs for s in (1, 1, 2)
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one[0], one[1])
+    # eight copies, a thousand picks a layer: each gets an eighth, give or take five standard deviations
+    assert (np.abs(one.sum(axis=1) - 125) < 5 * np.sqrt(1000 * 1 / 8 * 7 / 8)).all()
