@@ -24,6 +24,8 @@ def build(description: Description) -> Cluster:
     InputError
         If names do not resolve or ranks are not connected.
     """
+    if description.ranks is not None:
+        return restricted(build(description.model_copy(update={"ranks": None})), description.ranks)
     ranks, wiring = wire(description)
     local = np.array([rank.local for rank in ranks], np.int32)
     rail = np.array([rank.rail for rank in ranks], np.int32)
@@ -39,7 +41,7 @@ def build(description: Description) -> Cluster:
         [flops if (text := rank.gpu.flops_fp8) is None else parse(text, "flops", "gpu.flops_fp8")
          for rank, flops in zip(ranks, bf16, strict=True)]
     )  # fmt: skip
-    cluster = Cluster(
+    return Cluster(
         name=description.name,
         node=wiring.node,
         local=local,
@@ -63,7 +65,6 @@ def build(description: Description) -> Cluster:
         paths=compile_paths(wiring, relay=landing if pxn else None),
         description=description,
     )
-    return cluster if description.ranks is None else restricted(cluster, description.ranks)
 
 
 def landing_ranks(node: Array, local: Array, rail: Array) -> Array:
