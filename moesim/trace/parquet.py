@@ -24,7 +24,7 @@ from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import atomic_path
 from moesim.spec import ModelSpec
-from moesim.trace.trace import PHASES, Trace, layer_subset
+from moesim.trace.trace import PHASES, Trace, layer_subset, plain
 
 KEY: Final = b"moesim.trace"
 """Key of the header in the file metadata."""
@@ -33,6 +33,8 @@ ROW_GROUP: Final = 65_536
 """Tokens in a row group: what a streaming reader holds in memory."""
 _INTEGERS: Final = ("step", "request", "position", "source")
 _NAMES: Final = pa.dictionary(pa.int16(), pa.string())
+_BROKEN: Final = (OSError, pa.ArrowException, ValueError, MemoryError)
+"""What Arrow raises on damaged files; our own errors are none of these."""
 _IMPORT: Final = "a trace of another tool is imported with  moesim import FILE -o trace.parquet"
 
 
@@ -55,7 +57,7 @@ def sniff(path: str | Path) -> bool:
             if file.read(4) != b"PAR1":
                 return False
         return KEY in (pq.read_metadata(path).metadata or {})
-    except (OSError, pa.ArrowException):
+    except _BROKEN:
         return True
 
 
@@ -89,7 +91,7 @@ class TraceWriter:
     def __init__(
         self, path: str | Path, spec: ModelSpec, origin: Mapping[str, Any], domains: Sequence[str] = ()
     ) -> None:
-        self.path, self.spec, self.origin = Path(path), spec, dict(origin)
+        self.path, self.spec, self.origin = Path(path), spec, plain(origin)
         self.domains = list(domains)
         self.rows = 0
         self._kind: Literal["tokens", "counts"] = "tokens"
@@ -236,8 +238,8 @@ def _opened(path: str | Path) -> Iterator[tuple[pq.ParquetFile, Header, ModelSpe
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             header = _header(path, file)
             yield file, header, _spec(path, header)
-    except (OSError, pa.ArrowException) as error:
-        problem = str(error).splitlines()[0].rstrip(".")
+    except _BROKEN as error:
+        problem = " ".join(str(error).split()).rstrip(".")
         advice = f"if it was copied, copy it again; {_IMPORT}"
         raise FormatError(path, "", f"not a complete Parquet file ({problem}); {advice}") from None
 

@@ -107,12 +107,7 @@ class Trace(Sealed):
             rows = seal(self, "given_counts", counts, np.int64, axes, sizes).shape[0]
         self._seal_columns(rows)
         object.__setattr__(self, "domains", tuple(str(name) for name in self.domains))
-        try:
-            # what a file would give back: plain data
-            origin = json.loads(json.dumps(dict(self.origin), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"Trace.origin: expected plain data that JSON can hold: {error}") from None
-        object.__setattr__(self, "origin", MappingProxyType(origin))
+        object.__setattr__(self, "origin", MappingProxyType(plain(self.origin)))
         self._check()
 
     def _seal_columns(self, rows: int) -> None:
@@ -364,6 +359,21 @@ class Trace(Sealed):
         from moesim.trace import parquet
 
         parquet.write(self, path)
+
+
+def plain(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an origin as a file would give it back: data that JSON can hold.
+
+    Raises
+    ------
+    InputError
+        If it holds anything else.
+    """
+    try:
+        data: dict[str, Any] = json.loads(json.dumps(dict(origin), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Trace.origin: expected plain data that JSON can hold: {error}") from None
+    return data
 
 
 def layer_subset(spec: ModelSpec, layers: Sequence[int]) -> ModelSpec:
