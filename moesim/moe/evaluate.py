@@ -1,0 +1,109 @@
+"""Evaluation: loss of each domain, beside a unigram model of the training text and the dense model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from moesim.base.errors import MoesimError
+from moesim.moe.corpus import Document, read_corpus
+from moesim.moe.data import streams
+from moesim.moe.model import MoeModel
+from moesim.moe.weights import BUNDLED, load_model
+
+
+@torch.inference_mode()
+def loss_of(model: MoeModel, stream: NDArray[np.int64], *, most_tokens: int | None = None) -> float:
+    """Return the mean negative log likelihood (nats per token) of a stream of documents.
+
+    The stream is cut into windows of the model's context without overlap; the first token of a window is given.
+    """
+    length = model.config.context
+    device = model.embedding.weight.device
+    total, count = 0.0, 0
+    for start in range(0, min(len(stream) - 1, most_tokens or len(stream)), length):
+        window = torch.from_numpy(stream[start : start + length + 1]).to(device)[None]
+        logits = model(window[:, :-1]).logits[0].float()
+        total += float(nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum"))
+        count += window.shape[1] - 1
+    return total / count
+
+
+def unigram(streams_: Sequence[NDArray[np.int64]], vocabulary: int) -> NDArray[np.float64]:
+    """Return the negative log probability (nats) of each token [vocabulary]; add-one smoothing."""
+    counts = np.ones(vocabulary)
+    for stream in streams_:
+        counts += np.bincount(stream, minlength=vocabulary)
+    return np.asarray(-np.log(counts / counts.sum()))
+
+
+def bits_per_byte(nats_per_token: float, stream: NDArray[np.int64], documents: Sequence[Document]) -> float:
+    """Convert a loss per token; end tokens carry no bytes, but their cost counts."""
+    size = sum(len(document.text.encode()) for document in documents)
+    return nats_per_token * len(stream) / size / math.log(2)
+
+
+def evaluate(
+    corpus: str | Path, folder: str | Path = BUNDLED, *, dense: str | Path | None = None, most_tokens: int | None = None
+) -> list[dict[str, float | str | int]]:
+    """Return a row a domain: loss (nats per token) and bits per byte of the model and of what it must beat.
+
+    Columns: `model`, `dense` (if given), `unigram` (token frequencies of the training part, all domains mixed in equal
+    shares) and `unigram_domain` (of the same domain's training part: knows the domain, which the others must find
+    out), each also as `<name>_bits` per byte; `tokens` of the validation part.
+
+    Parameters
+    ----------
+    most_tokens
+        Of each domain; default all.
+    """
+    bundle = load_model(folder)
+    other = load_model(dense).model if dense is not None else None
+    tables = streams(read_corpus(corpus, part="train"), bundle.tokenizer)
+    documents = read_corpus(corpus, part="validation")
+    size = bundle.model.config.vocabulary
+    shortest = min(len(stream) for stream in tables.values())
+    mixed = unigram([stream[:shortest] for stream in tables.values()], size)
+    rows = list[dict[str, float | str | int]]()
+    for domain, stream in streams(documents, bundle.tokenizer).items():
+        # what the model is not asked to predict, the baselines are not asked either
+        asked = np.delete(stream, np.s_[:: bundle.model.config.context])
+        losses = {"model": loss_of(bundle.model, stream, most_tokens=most_tokens)}
+        if other is not None:
+            losses["dense"] = loss_of(other, stream, most_tokens=most_tokens)
+        losses["unigram"] = float(mixed[asked].mean())
+        losses["unigram_domain"] = float(unigram([tables[domain]], size)[asked].mean())
+        own = [document for document in documents if document.domain == domain]
+        bits = {f"{name}_bits": bits_per_byte(loss, stream, own) for name, loss in losses.items()}
+        rows.append({"domain": domain, "tokens": len(stream), **losses, **bits})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m moesim.moe.evaluate", description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder written by `python -m moesim.moe.corpus`")
+    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--dense", type=Path, help="folder of the dense model's run")
+    parser.add_argument("--most-tokens", type=int)
+    options = parser.parse_args(arguments)
+    try:
+        rows = evaluate(options.corpus, options.model, dense=options.dense, most_tokens=options.most_tokens)
+    except MoesimError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

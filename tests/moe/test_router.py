@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moesim.base.errors import UnknownName
+from moesim.moe.config import MoeConfig
+from moesim.moe.router import make_router
+
+
+@pytest.fixture
+def router(config: MoeConfig):
+    return make_router(config, layer=0).eval()
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    return torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_token_picks_top_k_different_experts(router, hidden):
+    experts, weights, _ = router(hidden)
+    assert experts.shape == weights.shape == (50, 3)
+    assert all(len(set(row)) == 3 for row in experts.tolist())
+
+
+def test_the_picks_are_the_largest_gates_plus_bias(router, hidden):
+    router.bias.copy_(torch.linspace(-0.5, 0.5, 8))
+    experts = router(hidden).experts
+    score = torch.sigmoid(hidden.double() @ router.gate.weight.double().T) + router.bias.double()
+    worst_picked = score.gather(1, experts).min(dim=1).values
+    best_left = score.scatter(1, experts, -torch.inf).max(dim=1).values
+    assert (worst_picked >= best_left).all()
+
+
+def test_weights_come_from_the_gates_alone_and_sum_to_the_scale(router, hidden):
+    router.bias.copy_(torch.linspace(-0.5, 0.5, 8))
+    experts, weights, _ = router(hidden)
+    gates = torch.sigmoid(hidden @ router.gate.weight.T).gather(1, experts)
+    assert torch.allclose(weights.sum(1), torch.full((50,), 2.5), atol=1e-5)
+    assert torch.allclose(weights / weights[:, :1], gates / gates[:, :1], atol=1e-5)
+
+
+def test_the_bias_moves_against_the_load_only_outside_of_the_band(router):
+    router.load.copy_(torch.tensor([0.0, 0.1, 1.0, 1.0, 1.0, 1.0, 1.9, 3.0]) / 8)
+    router.nudge(0.01, low=0.5, high=2.0)
+    assert router.bias.tolist() == pytest.approx([0.01, 0.01, 0, 0, 0, 0, 0, -0.01])
+
+
+def test_nudging_revives_a_starved_expert(router, hidden):
+    router.train()
+    with torch.no_grad():
+        router.gate.weight[0] = -hidden.mean(0) * 20 - 1
+        router.bias[0] = -1.0
+    for _ in range(300):
+        router(hidden)
+        router.nudge(0.02, low=0.5, high=2.0)
+    assert router.load[0] * 8 > 0.4
+
+
+def test_the_balance_loss_is_one_when_balanced_and_more_when_not(config, router, hidden):
+    router.train()
+    with torch.no_grad():
+        router.gate.weight.zero_()
+    tied = router(hidden).balance
+    assert tied.item() == pytest.approx(1.0, abs=1e-4)
+    with torch.no_grad():
+        router.gate.weight[:3] = 1.0
+        router.gate.weight[3:] = -1.0
+    assert router(hidden.abs()).balance > 1.5
+
+
+def test_balance_loss_has_a_gradient_that_lowers_it(router, hidden):
+    router.train()
+    optimizer = torch.optim.SGD([router.gate.weight], lr=2.0)
+    first = router(hidden).balance
+    for _ in range(200):
+        optimizer.zero_grad()
+        router(hidden).balance.backward()
+        optimizer.step()
+    assert router(hidden).balance < first
+
+
+def test_an_unknown_router_is_named_with_the_nearest_known(config):
+    from dataclasses import replace
+
+    with pytest.raises(UnknownName, match="did you mean 'sigmoid-bias'"):
+        make_router(replace(config, router="sigmoid-bais"), layer=0)
