@@ -20,17 +20,10 @@ class Constant:
 
 _LL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_ll 0.5.12, H100, EP8, hidden 7168, top-8"
 _NORMAL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_normal 0.5.12, H100, EP8, hidden 7168, top-8"
-_README_LL: Final = "DeepEP README of 2025-06-05, low latency EP8 on H800, 128 tokens"
 
 # -- floors: what one phase costs before the first byte; launch, flags, barriers -----------------------------------
 LL_DISPATCH_FLOOR_S: Final = Constant(13.2e-6, "measured", f"latency at 1 token, {_LL_ROWS}")
 LL_COMBINE_FLOOR_S: Final = Constant(14.4e-6, "measured", f"latency at 1 token, {_LL_ROWS}")
-LL_CROSS_NODE_FLOOR_S: Final = Constant(
-    28e-6,
-    "measured",
-    f"{_README_LL}: 77/114 us less the wire time at its 160 GB/s and the receive copy leave 29.4/27.1 us; "
-    "kernels with their RDMA path enabled",
-)
 NORMAL_DISPATCH_FLOOR_S: Final = Constant(26.1e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
 NORMAL_COMBINE_FLOOR_S: Final = Constant(48.0e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
 COLLECTIVE_FLOOR_S: Final = Constant(
@@ -56,9 +49,9 @@ NORMAL_NVLINK_SHARE: Final = Constant(
     0.92, "measured", f"4096 tokens on 24 SMs: 295 GB/s on the wire of the 320 that NCCL reaches, {_NORMAL_ROWS}"
 )
 LL_COMBINE_BANDWIDTH: Final = Constant(
-    238e9,
+    245e9,
     "measured",
-    f"wire bytes/s of a Hopper rank over NVLink: 0.472 us a token from 128 to 1024 tokens, less the receive pass, "
+    f"wire bytes/s of a Hopper rank over NVLink, floor and receive pass taken out: 280 at 128 tokens, 237 at 1024, "
     f"{_LL_ROWS}",
 )
 HBM_SHARE: Final = Constant(

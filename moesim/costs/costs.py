@@ -14,7 +14,17 @@ from moesim.base.arrays import Array, digest
 from moesim.base.errors import InputError
 from moesim.costs import attention
 from moesim.costs.roofline import Device, mlp_s, uses_fp8
-from moesim.costs.types import COMPUTES, NETWORKS, TRANSPORTS, Compute, FlowLike, Timing, Transfer
+from moesim.costs.types import (
+    COMPUTES,
+    DIRECTIONS,
+    NETWORKS,
+    TRANSPORTS,
+    Compute,
+    Direction,
+    FlowLike,
+    Timing,
+    Transfer,
+)
 from moesim.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -49,9 +59,16 @@ class Costs:
     compute_name: str
     shared_expert: Shared = "sequential"
     _device: Device = field(init=False, repr=False)
+    _transport_sources: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        TRANSPORTS.get(self.transport)
+        # one rank of two nodes shows whether the transport fits the cluster, and what its constants are
+        few = self.cluster.restrict([int(self.cluster.rank_of_node(n)[0]) for n in range(min(self.cluster.nodes, 2))])
+        plan = TRANSPORTS.get(self.transport)
+        sources: dict[str, str] = {}
+        for direction in DIRECTIONS:
+            sources.update(plan(_NoTokens(few), few, self.spec, direction).sources)
+        object.__setattr__(self, "_transport_sources", sources)
         NETWORKS.get(self.network)
         if self.shared_expert not in ("sequential", "overlap"):
             raise InputError(f"shared_expert: expected 'sequential' or 'overlap', got {self.shared_expert!r}")
@@ -98,11 +115,8 @@ class Costs:
     @property
     def sources(self) -> Mapping[str, str]:
         """Constant -> "measured|datasheet|derived|assumed: value, source", of the cluster and of every model used."""
-        empty = _NoTokens(self.cluster)
-        transports = [TRANSPORTS.get(self.transport)(empty, self.cluster, self.spec, "dispatch").sources]
-        transports.append(TRANSPORTS.get(self.transport)(empty, self.cluster, self.spec, "combine").sources)
         merged = dict(self.cluster.sources)
-        for part in (*transports, self.compute.sources, attention.SOURCES):
+        for part in (self._transport_sources, self.compute.sources, attention.SOURCES):
             merged.update(part)
         return merged
 
@@ -137,7 +151,7 @@ class Costs:
             return np.zeros(np.broadcast_shapes(tokens.shape, (self.cluster.ranks,)))
         return mlp_s(tokens[..., None], self._device, self.spec, self.spec.shared_intermediate, permuted=False)
 
-    def transfer(self, flow: FlowLike, direction: Literal["dispatch", "combine"]) -> Transfer:
+    def transfer(self, flow: FlowLike, direction: Direction) -> Transfer:
         """Return the bytes of one phase."""
         return TRANSPORTS.get(self.transport)(flow, self.cluster, self.spec, direction)
 

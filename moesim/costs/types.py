@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Direction = Literal["dispatch", "combine"]
 """Dispatch carries tokens to experts; combine carries results home."""
+
+DIRECTIONS: Final[tuple[Direction, ...]] = ("dispatch", "combine")
 
 
 class FlowLike(Protocol):

@@ -65,13 +65,14 @@ class _Problem:
                 np.divide(bytes_, seconds, out=limit, where=(seconds > 0) & (bytes_ > 0))
                 capacity.append(limit)
             count, engines = count + len(source), engines + 2 * ranks
-        flows = np.concatenate(flow)
-        order = np.argsort(flows, kind="stable")
-        self.start = np.searchsorted(flows[order], np.arange(count + 1))
-        self.link = np.concatenate(link).astype(np.int64)[order]
-        self.share = np.concatenate(share)[order]
-        self.volume = np.concatenate(volume)
         self.capacity = np.concatenate(capacity)
+        flows, links, shares = np.concatenate(flow), np.concatenate(link).astype(np.int64), np.concatenate(share)
+        # links that never limit only cost time
+        kept = np.flatnonzero(np.isfinite(self.capacity[links]))
+        order = kept[np.argsort(flows[kept], kind="stable")]
+        self.start = np.searchsorted(flows[order], np.arange(count + 1))
+        self.link, self.share = links[order], shares[order]
+        self.volume = np.concatenate(volume)
 
     def link_bytes(self, links: int) -> Array:
         """Return the bytes that crossed each link of the cluster [links]."""
@@ -127,7 +128,7 @@ def _rates(alive: Array, start: Array, link: Array, share: Array, capacity: Arra
         for e in range(start[f], start[f + 1]):
             weight[link[e]] += share[e]
             touched[link[e]] += 1
-    used = np.flatnonzero(touched)
+    used: Array = np.flatnonzero(touched)
     # flows of each link, so that a full link finds its own
     first = np.zeros(links + 1, np.int64)
     for i in range(links):
@@ -140,11 +141,11 @@ def _rates(alive: Array, start: Array, link: Array, share: Array, capacity: Arra
     frozen = np.zeros(start.size - 1, np.bool_)
     waiting = alive.size
     while waiting > 0:
-        level, full = np.inf, np.int64(-1)
+        level, full = np.inf, links
         for i in used:
             if touched[i] > 0 and room[i] / weight[i] < level:
                 level, full = room[i] / weight[i], i
-        if full < 0:
+        if full == links:
             # nothing limits what is left: it is there at once
             for f in alive:
                 if not frozen[f]:

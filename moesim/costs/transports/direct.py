@@ -37,8 +37,6 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     # the receive pass; its launch is in the floor
     drain = moved / (k.HBM_SHARE.value * cluster.hbm_bandwidth)
     used = {"HBM share": k.HBM_SHARE, "header": k.LL_HEADER_BYTES, "NIC message": k.NIC_MESSAGE_S}
-    if cluster.nodes > 1:
-        floor = k.LL_CROSS_NODE_FLOOR_S
     leg = clear_diagonal(leg)
     own = split_rows(leg, cluster)
     engine = np.array([k.is_hopper(device) for device in cluster.device]) / k.LL_COMBINE_BANDWIDTH.value
