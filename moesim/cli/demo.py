@@ -40,11 +40,11 @@ def demo(
         raise InputError(f"{output}: cannot make this folder: {error.strerror}; choose another with -o") from None
     from moesim.cli.plans import print_comparison
     from moesim.report import write_report
-    from moesim.simulate import simulate, write_chrome_trace
+    from moesim.simulate import write_chrome_trace
     from moesim.study import compare, fewest_slots
     from moesim.trace import Trace
 
-    cluster = load.group(topology, None, 1)
+    cluster = load.group(topology)
     model = load.dims(dims)
     fit, held_out = Trace.read(fit_file), Trace.read(held_out_file)
     slots = slots_per_rank or fewest_slots(fit.spec.experts, cluster.ranks) + 1
@@ -57,8 +57,7 @@ def demo(
         say("writing the plan, the map and the timeline")
         best.write(output / "plan.json")
         best.placement.write(output / "sglang.json", format="sglang", spec=fit.spec)
-        first = simulate(found.judged.take(slice(0, 1)), found.cluster, best, dims=model, costs=found.costs, spans=True)
-        write_chrome_trace(first, output / "timeline.json")
+        write_chrome_trace(found.reports[best.solver], output / "timeline.json")
         say("writing the report")
         size = [] if tokens_per_rank is None else ["--tokens-per-rank", str(tokens_per_rank)]
         run = ["--topology", topology, "--dims", dims, "--phase", phase, *size, "--seed", str(seed)]
@@ -67,7 +66,7 @@ def demo(
                         "--slots-per-rank", str(slots), "--deadline", f"{deadline:g}", *run]),
             shlex.join(["moesim", "simulate", str(held_out_file), "--plan", str(output / "plan.json"), *run]),
         ]  # fmt: skip
-        write_report(found, output / "report.html", commands=commands, first_step=first)
+        write_report(found, output / "report.html", commands=commands)
     if json:
         screen.print_json(found.to_dict())
     else:

@@ -82,8 +82,7 @@ def export(
 ) -> None:
     """Write the map of a plan in the format that a serving engine loads."""
     load.writable(output)
-    source = load.plan_or_placement(plan)
-    placement = getattr(source, "placement", source)
+    placement = load.placement_of(load.plan_or_placement(plan))
     placement.write(output, format=to)
     screen.say(f"wrote {output}")
     _show({"output": str(output), "format": to, **placement.summary()}, json)
@@ -174,7 +173,6 @@ def _is_table(value: Mapping[str, Any]) -> bool:
 
 
 def _text(key: str, value: Any) -> str:
-    from moesim.base.units import show
 
     if value is None:
         return "-"

@@ -34,11 +34,11 @@ def trace(path: Path, format: str | None, model: str | None, options: Sequence[s
     return read_any(path, format, **values)
 
 
-def group(topology: str, ranks: int | None, attention_tp: int) -> Cluster:
+def group(topology: str, ranks: int | None = None) -> Cluster:
     """Read a cluster and return the sub-cluster of its expert-parallel group."""
     from moesim.cluster import Cluster, Deployment
 
-    return Deployment(size=ranks, attention_tp=attention_tp).restrict(Cluster.read(topology))
+    return Deployment(size=ranks).restrict(Cluster.read(topology))
 
 
 def dims(name: str | None) -> ModelSpec | None:
@@ -75,6 +75,13 @@ def placement(path: Path, format: str | None, *, ranks: int | None, spec: ModelS
     return Placement.read(path, format, ranks=ranks, spec=spec)
 
 
+def placement_of(thing: Plan | Placement) -> Placement:
+    """Return the placement of a plan, or the placement itself."""
+    from moesim.placement import Placement
+
+    return thing if isinstance(thing, Placement) else thing.placement
+
+
 def is_plan(path: Path) -> bool:
     """Return whether a file says that it is a plan.
 
@@ -107,12 +114,13 @@ def steps(
     return steps_of(window, cluster, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=max_steps, seed=seed)
 
 
-def costs(spec: ModelSpec, other: ModelSpec | None, cluster: Cluster, transport: str, network: str) -> Costs:
+def costs(
+    batches: Batches, cluster: Cluster, other: ModelSpec | None, *, transport: str | None, network: str, compute: str
+) -> Costs:
     """Return what turns counts into seconds, at the dimensions of another model where one is given."""
-    from moesim.costs import Costs
+    from moesim.study import costs_of
 
-    replayed = spec if other is None else spec.at_dimensions(other)
-    return Costs.default(replayed, cluster, transport=transport, network=network)
+    return costs_of(batches, cluster, dims=other, transport=transport, network=network, compute=compute)
 
 
 def writable(*paths: Path | None) -> None:

@@ -51,10 +51,6 @@ Ranks = Annotated[
         metavar="N", help="Size of the expert-parallel group: the first N GPUs. Default: all.", rich_help_panel=_RUN
     ),
 ]
-AttentionTp = Annotated[
-    int,
-    typer.Option(metavar="N", help="GPUs that share the attention of one request.", rich_help_panel=_RUN),
-]
 Dims = Annotated[
     str | None,
     typer.Option(
@@ -81,8 +77,17 @@ Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Take only the first N steps of each part.", rich_help_panel=_RUN)
 ]
 Policy = Annotated[str, typer.Option(metavar="NAME", help="Dispatch policy: who serves a token.", rich_help_panel=_RUN)]
-Transport = Annotated[str, typer.Option(metavar="NAME", help="How tokens travel.", rich_help_panel=_RUN)]
+Transport = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="How tokens travel. Default: direct in decode, else hierarchical.", rich_help_panel=_RUN
+    ),
+]
 Network = Annotated[str, typer.Option(metavar="NAME", help="How bytes become seconds.", rich_help_panel=_RUN)]
+Compute = Annotated[
+    str,
+    typer.Option(metavar="NAME|FILE", help="Expert compute: roofline, or a kernel cost table.", rich_help_panel=_RUN),
+]
 SlotsPerRank = Annotated[
     int | None,
     typer.Option(
@@ -96,5 +101,5 @@ Seed = Annotated[int, typer.Option(help="Of everything drawn.", rich_help_panel=
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=_OUT)]
 
 DEFAULT_POLICY: Final = "nearest"
-DEFAULT_TRANSPORT: Final = "hierarchical"
 DEFAULT_NETWORK: Final = "bottleneck"
+DEFAULT_COMPUTE: Final = "roofline"

@@ -20,12 +20,12 @@ def solve(
     solver: Annotated[str, typer.Option(metavar="NAME", help="Solver.")] = "moesim",
     slots_per_rank: opt.SlotsPerRank = None,
     policy: opt.Policy = opt.DEFAULT_POLICY,
-    transport: opt.Transport = opt.DEFAULT_TRANSPORT,
+    transport: opt.Transport = None,
     network: opt.Network = opt.DEFAULT_NETWORK,
+    compute: opt.Compute = opt.DEFAULT_COMPUTE,
     part: opt.Part = "all",
     fit: opt.Fit = 0.5,
     ranks: opt.Ranks = None,
-    attention_tp: opt.AttentionTp = 1,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: opt.TokensPerRank = None,
@@ -46,23 +46,23 @@ def solve(
     from moesim.solve import solve as run
     from moesim.study import fewest_slots
 
-    group = load.group(topology, ranks, attention_tp)
+    group = load.group(topology, ranks)
     routing = load.trace(trace, format, model, format_option)
     other = load.dims(dims)
     slots = slots_per_rank or fewest_slots(routing.spec.experts, group.ranks) + 1
     running = None
     if previous is not None:
-        running = load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec)
+        running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
     with screen.progress() as say:
         say("packing steps")
         batches = load.steps(
             routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
         )
-        costs = load.costs(routing.spec, other, group, transport, network)
+        costs = load.costs(batches, group, other, transport=transport, network=network, compute=compute)
         say(f"planning with {solver}")
         plan = run(
-            batches, group, slots_per_rank=slots, solver=solver, policy=policy, transport=transport, dims=other,
-            costs=costs, previous=getattr(running, "placement", running), seed=seed, deadline_s=deadline,
+            batches, group, slots_per_rank=slots, solver=solver, policy=policy, transport=costs.transport,
+            dims=other, costs=costs, previous=running, seed=seed, deadline_s=deadline,
         )  # fmt: skip
     if output is not None:
         plan.write(output)
@@ -84,13 +84,13 @@ def simulate(
     policy: Annotated[str | None, typer.Option(metavar="NAME", help="Dispatch policy. Default: the plan's.")] = None,
     transport: Annotated[str | None, typer.Option(metavar="NAME", help="Transport. Default: the plan's.")] = None,
     network: opt.Network = opt.DEFAULT_NETWORK,
+    compute: opt.Compute = opt.DEFAULT_COMPUTE,
     schedule: Annotated[
         str | None, typer.Option(metavar="NAME", help="How phases share streams. Default: one after the other.")
     ] = None,
     part: opt.Part = "all",
     fit: opt.Fit = 0.5,
     ranks: opt.Ranks = None,
-    attention_tp: opt.AttentionTp = 1,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: opt.TokensPerRank = None,
@@ -114,26 +114,27 @@ def simulate(
     from moesim.simulate import write_chrome_trace
     from moesim.solve.bounds import step_bound
 
-    group = load.group(topology, ranks, attention_tp)
+    group = load.group(topology, ranks)
     routing = load.trace(trace, format, model, format_option)
     judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
     other = load.dims(dims)
-    chosen: str = transport or getattr(judged, "transport", None) or opt.DEFAULT_TRANSPORT
     with screen.progress() as say:
         say("packing steps")
         batches = load.steps(
             routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
         )
-        costs = load.costs(routing.spec, other, group, chosen, network)
+        chosen = transport or getattr(judged, "transport", None)
+        costs = load.costs(batches, group, other, transport=chosen, network=network, compute=compute)
         say(f"simulating {len(batches)} steps")
-        settings: dict[str, Any] = {"policy": policy, "dims": other, "costs": costs, "schedule": schedule, "seed": seed}
-        report = run(batches, group, judged, **settings)
-        slots = getattr(judged, "placement", judged).slots_per_rank
+        report = run(
+            batches, group, judged, policy=policy, dims=other, costs=costs, schedule=schedule, seed=seed,
+            spans=() if timeline is None else (0,),
+        )  # fmt: skip
+        slots = load.placement_of(judged).slots_per_rank
         # the bound is that of phases one after the other; a schedule that overlaps them may be faster
         bound_s = step_bound(batches, group, costs, slots).step_s if schedule is None else None
         if timeline is not None:
-            first = run(batches.take(slice(0, 1)), group, judged, spans=True, **settings)
-            write_chrome_trace(first, timeline)
+            write_chrome_trace(report, timeline)
     if timeline is not None:
         screen.say(f"wrote {timeline}")
     gap = None if bound_s is None else report.mean_step_s / bound_s - 1
@@ -156,15 +157,15 @@ def compare(
     ] = None,
     slots_per_rank: opt.SlotsPerRank = None,
     policy: opt.Policy = opt.DEFAULT_POLICY,
-    transport: opt.Transport = opt.DEFAULT_TRANSPORT,
+    transport: opt.Transport = None,
     network: opt.Network = opt.DEFAULT_NETWORK,
+    compute: opt.Compute = opt.DEFAULT_COMPUTE,
     fit: opt.Fit = 0.5,
     held_out: Annotated[
         Path | None,
         typer.Option(metavar="TRACE", help="Other traffic to judge on; plans are then fitted on all of the first."),
     ] = None,
     ranks: opt.Ranks = None,
-    attention_tp: opt.AttentionTp = 1,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: opt.TokensPerRank = None,
@@ -187,14 +188,15 @@ def compare(
     from moesim.study import DEFAULT_SOLVERS, fewest_slots
     from moesim.study import compare as run
 
-    group = load.group(topology, ranks, attention_tp)
+    group = load.group(topology, ranks)
     routing = load.trace(trace, format, model, format_option)
     other = None if held_out is None else load.trace(held_out, format, model, format_option)
     names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]
     with screen.progress() as say:
         found = run(
             routing, group, slots_per_rank=slots_per_rank or fewest_slots(routing.spec.experts, group.ranks) + 1,
-            solvers=names, policy=policy, transport=transport, network=network, fit=fit, held_out=other,
+            solvers=names, policy=policy, transport=transport, network=network, compute=compute,
+            fit=fit, held_out=other,
             dims=load.dims(dims), tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed,
             deadline_s=deadline, progress=say,
         )  # fmt: skip

@@ -45,8 +45,7 @@ def load_heatmap(
     load = np.asarray(tokens, dtype=np.float64)
     node = np.asarray(rank_node)
     layers = len(load)
-    mean = load.mean(axis=1, keepdims=True)
-    ratio = np.divide(load, mean, out=np.ones_like(load), where=mean > 0)
+    ratio = _over_mean(load)
     reach = max((limit if limit is not None else float(ratio.max())) - 1, 0.05)
     names = [str(i) for i in (layer_ids if layer_ids is not None else range(layers))]
     result = theme.figure(
@@ -149,8 +148,7 @@ def expert_loads(loads: ArrayLike, *, layer_ids: Sequence[int] | None = None, da
     layers, experts = picks.shape
     order = np.argsort(-picks, axis=1, kind="stable")
     hottest_first = np.take_along_axis(picks, order, axis=1)
-    mean = picks.mean(axis=1, keepdims=True)
-    ratio = np.divide(hottest_first, mean, out=np.ones_like(picks), where=mean > 0)
+    ratio = _over_mean(hottest_first)
     names = [str(i) for i in (layer_ids if layer_ids is not None else range(layers))]
     hot = ratio[:, 0]
     result = theme.figure(
@@ -174,6 +172,17 @@ def expert_loads(loads: ArrayLike, *, layer_ids: Sequence[int] | None = None, da
         hovertemplate="layer %{y}, expert %{customdata} (no. %{x})<br>%{z:.2f} × the layer's mean<extra></extra>",
     )
     return result.add_trace(heat)
+
+
+def largest_ratio(tokens: ArrayLike) -> float:
+    """Return the largest load / layer mean of [layers, ranks], for a colour scale that several figures share."""
+    return float(_over_mean(np.asarray(tokens, dtype=np.float64)).max())
+
+
+def _over_mean(load: Array) -> Array:
+    mean = load.mean(axis=1, keepdims=True)
+    ratio: Array = np.divide(load, mean, out=np.ones_like(load), where=mean > 0)
+    return ratio
 
 
 def _node_borders(node: Array, layers: int, dark: bool) -> list[dict[str, Any]]:

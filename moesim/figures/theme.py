@@ -79,6 +79,24 @@ def sequential(dark: bool) -> list[tuple[float, str]]:
     return _scale(_SEQUENTIAL[dark])
 
 
+def template(dark: bool = False) -> go.layout.Template:
+    """Return the common look as a plotly template, for figures made elsewhere too."""
+    axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True}
+    layout = {
+        "colorway": list(PHASE_COLOURS.values()),
+        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": _INK[dark]},
+        "title": {"x": 0, "xref": "container", "pad": {"l": 12}, "font": {"size": 16}},
+        "paper_bgcolor": _PAPER[dark],
+        "plot_bgcolor": _PAPER[dark],
+        "margin": {"l": 64, "r": 24, "t": 96, "b": 56},
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        "hoverlabel": {"bgcolor": _PAPER[dark], "font": {"color": _INK[dark]}},
+        "xaxis": axis,
+        "yaxis": axis,
+    }
+    return go.layout.Template(layout=layout)
+
+
 def figure(title: str, subtitle: str = "", *, dark: bool = False, height: int = 420, **layout: Any) -> go.Figure:
     """Return an empty figure with the common look.
 
@@ -93,28 +111,8 @@ def figure(title: str, subtitle: str = "", *, dark: bool = False, height: int = 
     layout
         More of plotly's layout.
     """
-    axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True}
-    common = {
-        "title": {
-            "text": f"<b>{title}</b>",
-            "x": 0,
-            "xref": "container",
-            "pad": {"l": 12},
-            "font": {"size": 16},
-            "subtitle": {"text": subtitle, "font": {"size": 12.5}},
-        },
-        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": _INK[dark]},
-        "paper_bgcolor": _PAPER[dark],
-        "plot_bgcolor": _PAPER[dark],
-        "height": height,
-        "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
-        "hoverlabel": {"bgcolor": _PAPER[dark], "font": {"color": _INK[dark]}},
-        "xaxis": axis,
-        "yaxis": axis,
-    }
-    result = go.Figure(layout=go.Layout(**common))
-    return result.update_layout(**layout)
+    text = {"text": f"<b>{title}</b>", "subtitle": {"text": subtitle, "font": {"size": 12.5}}}
+    return go.Figure(layout={"template": template(dark), "title": text, "height": height, **layout})
 
 
 def _scale(colours: tuple[str, ...]) -> list[tuple[float, str]]:

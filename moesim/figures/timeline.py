@@ -30,8 +30,8 @@ def timeline(
     Parameters
     ----------
     spans
-        Structured array with the fields step, layer, rank, phase, start_s, stop_s; times count from the step's
-        start.
+        Structured array with the fields step, layer, rank, phase, start_s, stop_s, wait_s; times count from the
+        step's start. An interval begins with the wait for others, if there is any.
     phases
         Names of the phase codes.
     step
@@ -68,7 +68,7 @@ def timeline(
     span_us = (rows["stop_s"].max() - rows["start_s"].min()) * 1e6
     result = theme.figure(
         f"Timeline of step {step}",
-        f"decoder layers {names[first]} to {names[last]}, {span_us:,.0f} us; blank: waiting for others, or idle",
+        f"decoder layers {names[first]} to {names[last]}, {span_us:,.0f} us in all",
         dark=dark,
         height=max(320, min(1000, 170 + 15 * ranks)),
         barmode="overlay",
@@ -76,17 +76,20 @@ def timeline(
         xaxis={"title": {"text": "time since the step began (us)"}, "ticksuffix": ""},
         yaxis={"title": {"text": "rank"}, "autorange": "reversed", "showgrid": False, "dtick": max(1, ranks // 16)},
     )
-    for code in sorted(range(len(phases)), key=lambda c: theme.ORDER.index(phases[c])):
-        _add_phase(result, rows[rows["phase"] == code], phases[code], names)
+    for phase in theme.ORDER[:-1]:
+        mine = rows[rows["phase"] == list(phases).index(phase)]
+        _add(result, mine, phase, names, mine["start_s"] + mine["wait_s"], mine["stop_s"])
+    waiting = rows[rows["wait_s"] > 0]
+    _add(result, waiting, "wait", names, waiting["start_s"], waiting["start_s"] + waiting["wait_s"])
     return result
 
 
-def _add_phase(result: go.Figure, rows: Array, phase: str, names: Array) -> None:
+def _add(result: go.Figure, rows: Array, phase: str, names: Array, start_s: Array, stop_s: Array) -> None:
     if not len(rows):
         return
     trace = go.Bar(
-        base=rows["start_s"] * 1e6,
-        x=(rows["stop_s"] - rows["start_s"]) * 1e6,
+        base=start_s * 1e6,
+        x=(stop_s - start_s) * 1e6,
         y=rows["rank"],
         customdata=names[rows["layer"]],
         orientation="h",

@@ -15,7 +15,7 @@ from moesim.simulate import Report, simulate
 from moesim.solve import SOLVERS, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
-from moesim.study.windows import part_of, steps_of
+from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import PHASES, Batches, Trace
 
 DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
@@ -74,7 +74,7 @@ class Comparison:
     not_run
         Solver to the reason why it cannot run here.
     plans, reports
-        Plan of each solver, and its report on held-out steps.
+        Plan of each solver, and its report on held-out steps with the intervals of the first one.
     notes
         What a reader must know before trusting the numbers.
     fitted, judged
@@ -124,8 +124,9 @@ def compare(
     slots_per_rank: int,
     solvers: Sequence[str] = DEFAULT_SOLVERS,
     policy: str = "nearest",
-    transport: str = "hierarchical",
+    transport: str | None = None,
     network: str = "bottleneck",
+    compute: str = "roofline",
     fit: float = 0.5,
     held_out: Trace | None = None,
     deployment: Deployment | None = None,
@@ -150,8 +151,10 @@ def compare(
         Experts that a rank holds in a layer, C.
     solvers
         Names of solvers.
-    policy, transport, network
-        Dispatch policy, transport and network model, the same for all.
+    policy
+        Dispatch policy, the same for all.
+    transport, network, compute
+        Models of the costs, the same for all; see :func:`moesim.study.costs_of`.
     fit
         Fraction of the trace that plans are fitted on; they are judged on the rest.
     held_out
@@ -163,7 +166,7 @@ def compare(
     tokens_per_rank, phase, max_steps
         How the trace becomes steps; see :func:`moesim.study.windows.steps_of`.
     costs
-        What turns counts into seconds; default by ``transport`` and ``network``.
+        Given costs, instead of ``transport``, ``network`` and ``compute``.
     seed
         Of everything drawn.
     deadline_s
@@ -188,10 +191,9 @@ def compare(
     group = (deployment or Deployment()).restrict(cluster)
     fit_trace, judge_trace = _parts(trace, held_out, fit, seed)
     say("packing steps")
-    size = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
+    size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
     fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
-    spec = trace.spec if dims is None else trace.spec.at_dimensions(dims)
-    costs = costs or Costs.default(spec, group, transport=transport, network=network)
+    costs = costs or costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
 
     plans: dict[str, Plan] = {}
     failed: dict[str, MoesimError] = {}
@@ -200,7 +202,7 @@ def compare(
         try:
             plans[name] = solve(
                 fitted, group, slots_per_rank=slots_per_rank, solver=name, policy=policy, dims=dims, costs=costs,
-                transport=transport, seed=seed, deadline_s=deadline_s,
+                transport=costs.transport, seed=seed, deadline_s=deadline_s,
             )  # fmt: skip
         except Infeasible:
             raise
@@ -215,14 +217,14 @@ def compare(
     rows = []
     for name, plan in plans.items():
         say(f"judging {name} on {len(judged)} held-out steps")
-        run = {"policy": policy, "dims": dims, "costs": costs, "seed": seed}
-        report = reports[name] = simulate(judged, group, plan, **run)
+        run: dict[str, Any] = {"policy": policy, "dims": dims, "costs": costs, "seed": seed}
+        report = reports[name] = simulate(judged, group, plan, spans=(0,), **run)
         fit_report = simulate(fitted, group, plan, **run)
         rows.append(
             Row(
                 solver=name,
                 policy=policy,
-                transport=transport,
+                transport=costs.transport,
                 step_s=report.mean_step_s,
                 all_to_all_s=report.all_to_all_s,
                 compute_s=report.compute_s,
@@ -236,7 +238,7 @@ def compare(
             )
         )
     return Comparison(
-        facts=_facts(trace, held_out, group, spec, fitted, judged, slots_per_rank, network, fit, seed),
+        facts=_facts(trace, held_out, group, costs, fitted, judged, slots_per_rank, fit, seed),
         rows=tuple(rows),
         not_run=MappingProxyType({name: str(error) for name, error in failed.items()}),
         plans=MappingProxyType(plans),
@@ -268,11 +270,10 @@ def _facts(
     trace: Trace,
     held_out: Trace | None,
     group: Cluster,
-    spec: ModelSpec,
+    costs: Costs,
     fitted: Batches,
     judged: Batches,
     slots_per_rank: int,
-    network: str,
     fit: float,
     seed: int,
 ) -> dict[str, Any]:
@@ -286,9 +287,10 @@ def _facts(
         },
         "topology": {"name": group.name, "ranks": group.ranks, "nodes": group.nodes, "digest": group.digest},
         "settings": {
-            "model": spec.name,
+            "model": costs.spec.name,
             "slots_per_rank": slots_per_rank,
-            "network": network,
+            "network": costs.network,
+            "compute": costs.compute_name,
             "fit": fit if held_out is None else None,
             "phase": PHASES[int(judged.phase[0])],
             "tokens_per_rank": judged.tokens_per_rank,

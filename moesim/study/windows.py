@@ -9,7 +9,9 @@ import numpy as np
 
 from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster
-from moesim.trace import PHASES, Batches, Trace, make_batches
+from moesim.costs import Costs
+from moesim.spec import ModelSpec
+from moesim.trace import DECODE, PHASES, Batches, Trace, make_batches
 
 PARTS: Final = ("all", "fit", "held-out")
 """Parts of a trace: all of it, what plans are fitted on, what they are judged on."""
@@ -75,6 +77,31 @@ def steps_of(
             "give a longer trace or fewer tokens per rank"
         )
     return batches
+
+
+def costs_of(
+    batches: Batches,
+    cluster: Cluster,
+    *,
+    dims: ModelSpec | None = None,
+    transport: str | None = None,
+    network: str = "bottleneck",
+    compute: str = "roofline",
+) -> Costs:
+    """Return what turns the counts of these steps into seconds.
+
+    Parameters
+    ----------
+    dims
+        Model at whose dimensions the routing is replayed; default its own.
+    transport
+        Default: ``direct`` in decode and ``hierarchical`` otherwise, as serving engines do.
+    network, compute
+        Names of models; ``compute`` may be the path of a kernel cost table.
+    """
+    spec = batches.trace.spec if dims is None else batches.trace.spec.at_dimensions(dims)
+    decode = int(batches.phase[0]) == DECODE
+    return Costs.default(spec, cluster, transport=transport, network=network, compute=compute, decode=decode)
 
 
 def fewest_slots(experts: int, ranks: int) -> int:
