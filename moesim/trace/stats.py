@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -228,11 +227,10 @@ def _domain_bits(trace: Trace) -> Array:
 
 
 def _drift_bits(trace: Trace) -> Array:
-    unknown = np.full(trace.layers, np.nan)
-    if trace.rows < WINDOWS:
-        return unknown
     order = np.argsort(trace.step, kind="stable") if trace.has_steps else np.arange(trace.rows)
-    loads = [trace.select(rows).loads.astype(np.float64) for rows in np.array_split(order, WINDOWS)]
-    if min(load.sum(axis=-1).min() for load in loads) < _PICKS_PER_EXPERT * trace.spec.experts:
-        return unknown
-    return np.asarray(np.mean([jensen_shannon(a, b) for a, b in pairwise(loads)], axis=0))
+    window = np.empty(trace.rows, np.int64)
+    window[order] = np.arange(trace.rows) * WINDOWS // max(trace.rows, 1)
+    loads = trace.loads_by(window, WINDOWS).astype(np.float64)
+    if loads.sum(axis=-1).min() < _PICKS_PER_EXPERT * trace.spec.experts:
+        return np.full(trace.layers, np.nan)
+    return jensen_shannon(loads[:-1], loads[1:]).mean(axis=0)

@@ -222,29 +222,37 @@ class Trace(Sealed):
         """Picks of each expert, int64 [steps, layers, experts]; given, or derived from the routes."""
         if self.given_counts is not None:
             return self.given_counts
-        return self._count(np.searchsorted(self.step_ids, self.step), self.steps)
+        return self.loads_by(np.searchsorted(self.step_ids, self.step), self.steps)
 
     @cached_property
     def loads(self) -> NDArray[np.int64]:
         """Picks of each expert over the whole trace, int64 [layers, experts]."""
-        if self.given_counts is not None:
-            return np.asarray(self.given_counts.sum(axis=0))
-        return np.asarray(self._count(np.zeros(self.rows, np.int64), 1)[0])
+        return np.asarray(self.loads_by(np.zeros(self.rows, np.int64), 1)[0])
 
     def domain_loads(self) -> NDArray[np.int64]:
         """Return the picks of each expert by domain, int64 [domains, layers, experts]."""
-        if self.given_counts is None:
-            return self._count(self.domain.astype(np.int64), len(self.domains))
-        out = np.zeros((len(self.domains), self.layers, self.spec.experts), np.int64)
-        np.add.at(out, self.domain, self.given_counts)
-        return out
+        return self.loads_by(self.domain, len(self.domains))
 
-    def _count(self, group: Array, groups: int) -> NDArray[np.int64]:
-        from moesim.trace.kernels import count_picks
+    def loads_by(self, group: ArrayLike, groups: int) -> NDArray[np.int64]:
+        """Return the picks of each expert by group of rows, int64 [groups, layers, experts].
 
-        counts: NDArray[np.int64] = count_picks(self.routes, group, groups, self.spec.experts)
-        counts.flags.writeable = False
-        return counts
+        Parameters
+        ----------
+        group
+            Group of each row, [rows], in 0..groups-1.
+        """
+        index = np.asarray(group, np.int64)
+        if index.shape != (self.rows,) or (index.size and (index.min() < 0 or index.max() >= groups)):
+            raise InputError(f"Trace.loads_by: expected a group in 0..{groups - 1} for each of {self.rows} rows")
+        if self.given_counts is not None:
+            loads = np.zeros((groups, self.layers, self.spec.experts), np.int64)
+            np.add.at(loads, index, self.given_counts)
+        else:
+            from moesim.trace.kernels import count_picks
+
+            loads = count_picks(self.routes, index, groups, self.spec.experts)
+        loads.flags.writeable = False
+        return loads
 
     @cached_property
     def digest(self) -> str:

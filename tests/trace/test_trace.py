@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_traces import law, lengths, random_trace, small_spec
 
+import moesim.trace as room
 from moesim.base.errors import InputError, UnknownName
 from moesim.spec import ModelSpec
 from moesim.trace import PHASES, Trace
@@ -98,6 +101,14 @@ def test_counts_are_picks_by_step_layer_and_expert(trace):
     assert np.array_equal(trace.loads, counts.sum(axis=0))
     assert np.array_equal(trace.domain_loads().sum(axis=0), trace.loads)
     assert np.array_equal(trace.domain_loads()[1], trace.of_domain("code").loads)
+
+
+def test_loads_can_be_grouped_by_anything(trace):
+    by_request = trace.loads_by(trace.request, 4)
+    assert np.array_equal(by_request.sum(axis=0), trace.loads)
+    assert np.array_equal(by_request[2], trace.select(trace.request == 2).loads)
+    with pytest.raises(InputError, match=r"expected a group in 0\.\.2 for each of 40 rows"):
+        trace.loads_by(trace.request, 3)
 
 
 def test_a_trace_of_counts_counts_tokens_by_its_fullest_layer(trace):
@@ -194,3 +205,13 @@ def test_validation_keeps_up_with_large_traces():
     routes[1999, 57, 7] = 0
     with pytest.raises(InputError, match="token 1999, layer 57: expert 0 occurs twice"):
         Trace(spec, routes)
+
+
+def test_the_room_exports_what_it_says_and_imports_nothing_heavy_for_it():
+    assert sorted(room.__all__, key=lambda name: (not name.isupper(), name)) == room.__all__
+    for name in room.__all__:
+        assert getattr(room, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'traces'"):
+        _ = room.traces
+    heavy = "{'numba', 'pyarrow', 'pydantic', 'scipy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import sys, moesim.trace; sys.exit(bool({heavy}))"], check=True)

@@ -17,13 +17,14 @@ Nothing is unpickled. Object arrays, and headers that promise more than the file
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 
@@ -130,34 +131,36 @@ def read(
 
 
 def _load(path: str | Path) -> dict[str, Array]:
-    arrays, total = {}, 0
+    arrays: dict[str, Array] = {}
+    left = MOST_BYTES
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    header = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = header(file)
                 name = member.filename.removesuffix(".npy")
-                if dtype.hasobject:
-                    raise FormatError(path, name, "an object array is a pickle and is never loaded; save plain arrays")
-                size = math.prod(shape) * dtype.itemsize
-                total += size
-                if size > member.file_size or total > MOST_BYTES:
+                with archive.open(member) as file:
+                    size = _promised_bytes(path, name, file)
+                left -= member.file_size
+                if size > member.file_size or left < 0:
                     limit = f"more than it holds or, with the others, than {MOST_BYTES}"
                     raise FormatError(path, name, f"promises {size} bytes, {limit}; save it again, in parts")
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                arrays[name] = archive[name]
+                # read() compares the checksum, which reading from the open member does not
+                arrays[name] = np.lib.format.read_array(io.BytesIO(archive.read(member)), allow_pickle=False)
     except FileNotFoundError:
         raise FormatError(path, "", "no such file; give the path of an npz file") from None
     except _BROKEN as error:
-        raise FormatError(path, "", f"not a complete npz file ({error}); save or copy it again") from None
+        problem = " ".join(str(error).split())
+        raise FormatError(path, "", f"not a complete npz file ({problem}); save or copy it again") from None
     return arrays
+
+
+def _promised_bytes(path: str | Path, name: str, file: IO[bytes]) -> int:
+    """Return the size of an array by its header, before anything is allocated for it."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise FormatError(path, name, "an object array is a pickle and is never loaded; save plain arrays")
+    return math.prod(shape) * dtype.itemsize
 
 
 def _some(arrays: Mapping[str, Array], most: int = 8) -> str:
