@@ -54,8 +54,8 @@ def layer_clocks(
     Notes
     -----
     ``arrived[d]`` is the latest of: ``min(gate) + arrive_s[d]``; for every s with bytes for d, ``gate[s] +
-    min(own_s[s], arrive_s[d])`` (a late sender delays who waits for it, by what its bytes need alone); where every
-    rank waits for a word of every rank, ``gate[s] + floor_s``; ``gate[d]``. The way home is the same.
+    min(own_s[s] + drain_s, arrive_s[d])`` (a late sender delays who waits for it, by what its bytes need alone);
+    where every rank waits for a word of every rank, ``gate[s] + floor_s``; ``gate[d]``. The way home is the same.
     """
     extra = np.zeros_like(start) if shared is None else shared
     gate = start + attention if overlap else start + attention + extra
@@ -71,6 +71,7 @@ def received(ready: Array, timing: Timing, layer: int) -> Array:
         np.ascontiguousarray(ready, np.float64),
         timing.arrive_s[layer],
         timing.own_s[layer],
+        timing.drain_s[layer],
         timing.senders[layer],
         timing.floor_s[layer],
         timing.everyone,
@@ -78,7 +79,9 @@ def received(ready: Array, timing: Timing, layer: int) -> Array:
 
 
 @compiled
-def _received(ready: Array, arrive: Array, own: Array, senders: Array, floor: float, everyone: bool) -> Array:
+def _received(
+    ready: Array, arrive: Array, own: Array, drain: float, senders: Array, floor: float, everyone: bool
+) -> Array:
     ranks = ready.size
     first, last = ready.min(), ready.max()
     out = np.empty(ranks)
@@ -93,7 +96,7 @@ def _received(ready: Array, arrive: Array, own: Array, senders: Array, floor: fl
     for s in range(ranks):
         for d in range(ranks):
             if senders[s, d]:
-                end = ready[s] + min(own[s], arrive[d])
+                end = ready[s] + min(own[s] + drain, arrive[d])
                 if end > out[d]:
                     out[d] = end
     return out

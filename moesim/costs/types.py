@@ -145,6 +145,8 @@ class Timing(Sealed):
         What limits each layer [L]: a link index, or ``links + rank`` where the copy engine of a rank does.
     floor_s
         When an empty message would be there [L].
+    drain_s
+        The part of ``arrive_s`` after the last byte [L]: the receive pass of the fullest rank, charged to all.
     senders, everyone
         As in :class:`Transfer`.
     """
@@ -155,6 +157,7 @@ class Timing(Sealed):
     link_time_s: Array
     binding: Array
     floor_s: Array
+    drain_s: Array
     senders: Array
     everyone: bool = True
     makespan_s: Array = field(init=False)
@@ -168,6 +171,7 @@ class Timing(Sealed):
         seal(self, "link_time_s", self.link_time_s, np.float64, ("layers", "links"), sizes)
         seal(self, "binding", self.binding, np.int64, ("layers",), sizes)
         seal(self, "floor_s", self.floor_s, np.float64, ("layers",), sizes)
+        seal(self, "drain_s", self.drain_s, np.float64, ("layers",), sizes)
         seal(self, "senders", self.senders, np.bool_, ("layers", "ranks", "to"), sizes)
         seal(self, "makespan_s", self.arrive_s.max(axis=1), np.float64, ("layers",), sizes)
 

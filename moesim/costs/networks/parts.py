@@ -71,17 +71,20 @@ def own_s(transfer: Transfer, cluster: Cluster, overhead: Array) -> Array:
 def timing(transfer: Transfer, cluster: Cluster, arrive: Array, link_bytes: Array) -> Timing:
     """Put together a Timing from the arrival of the last leg, [L, R] without overheads."""
     overhead = overhead_s(transfer, cluster)
+    # of the fullest rank for all: everybody waits for it anyway, and the link-load bound stays a bound
+    drain = np.asarray(transfer.drain_s).max(axis=1)
     link_time = link_bytes / cluster.link_bandwidth
     limit = [link_time, *(np.maximum(o, i) for o, i in zip(transfer.out_s, transfer.in_s, strict=True))]
     engines = np.maximum.reduce(limit[1:])
     binding = np.concatenate([link_time, engines], axis=1).argmax(axis=1)
     return Timing(
-        arrive_s=arrive + overhead[:, None] + transfer.drain_s,
+        arrive_s=arrive + (overhead + drain)[:, None],
         own_s=own_s(transfer, cluster, overhead),
         link_bytes=link_bytes,
         link_time_s=link_time,
         binding=binding,
         floor_s=overhead,
+        drain_s=drain,
         senders=transfer.senders,
         everyone=transfer.everyone,
     )

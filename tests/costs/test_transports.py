@@ -1,0 +1,130 @@
+"""Transports: which bytes they put where, and what they cost without any."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from moesim.base.errors import InputError, UnknownName
+from moesim.cluster import Cluster
+from moesim.costs import TRANSPORTS, Transfer
+from moesim.costs.types import DIRECTIONS
+from moesim.placement import Flow
+
+from .worlds import SPEC, batches, cluster, preset, random_flow, route, transfer_of
+
+ROUTED = ("direct", "rank-dedup", "hierarchical")
+
+
+def across(where: Cluster, transfer: Transfer) -> float:
+    """Bytes that leave a node, all layers."""
+    return sum(float((leg * ~where.same_node).sum()) for leg in transfer.legs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batches())
+def test_a_copy_per_pair_costs_at_least_one_per_rank_which_costs_at_least_one_per_node(world: tuple[Cluster, Flow]):
+    where, flow = world
+    for direction in DIRECTIONS:
+        direct, dedup, nodes = (across(where, TRANSPORTS.get(n)(flow, where, SPEC, direction)) for n in ROUTED)
+        assert dedup <= flow.rank_copies.sum() * 1e6
+        assert direct >= flow.pairs[:, ~where.same_node].sum() * SPEC.dispatch_token_bytes * (1 - 1e-12)
+        # per-copy metadata differs between the libraries, by less than one part in ten
+        assert nodes <= dedup * 1.1
+        assert dedup <= direct * 1.1
+
+
+@settings(deadline=None, max_examples=40)
+@given(batches())
+def test_bytes_are_copies_times_size(world: tuple[Cluster, Flow]):
+    where, flow = world
+    off = 1 - np.eye(where.ranks)
+    up, down = (TRANSPORTS.get("direct")(flow, where, SPEC, d) for d in DIRECTIONS)
+    np.testing.assert_allclose(up.legs[0], flow.pairs * off * (SPEC.dispatch_token_bytes + 16))
+    np.testing.assert_allclose(down.legs[0], flow.pairs.transpose(0, 2, 1) * off * SPEC.combine_token_bytes)
+
+    there, back = (TRANSPORTS.get("hierarchical")(flow, where, SPEC, d) for d in DIRECTIONS)
+    own = where.node[:, None] == np.arange(where.nodes)
+    remote = float((flow.node_copies * ~own).sum())
+    size = SPEC.dispatch_token_bytes + 8 + SPEC.top_k * 12
+    assert across(where, there) == pytest.approx(remote * size)
+    assert across(where, back) == pytest.approx(remote * (SPEC.combine_token_bytes + 8 + SPEC.top_k * 4))
+    inside = flow.forward * off
+    assert there.legs[1].sum() == pytest.approx(inside.sum() * size)
+    # combine walks the same way backwards
+    np.testing.assert_array_equal(there.legs[0] > 0, back.legs[1].transpose(0, 2, 1) > 0)
+    np.testing.assert_array_equal(there.legs[1] > 0, back.legs[0].transpose(0, 2, 1) > 0)
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_senders_are_those_with_tokens_for_a_rank_whatever_the_way(name: str):
+    where = cluster(2, 4)
+    # token 0 of rank 0 goes to experts 5 and 6: ranks 5 and 6, by way of rank 4
+    flow = route(where, SPEC, np.array([[[5, 6]]], np.int16))
+    transfer = TRANSPORTS.get(name)(flow, where, SPEC, "dispatch")
+    assert np.argwhere(transfer.senders).tolist() == [[0, 0, 5], [0, 0, 6]]
+    assert TRANSPORTS.get(name)(flow, where, SPEC, "combine").senders[0, 5, 0]
+
+
+def test_hierarchical_lands_on_the_rail_and_sends_one_copy_per_node():
+    where = cluster(2, 4)
+    flow = route(where, SPEC, np.array([[[5, 6]]], np.int16))
+    nic, nvlink = TRANSPORTS.get("hierarchical")(flow, where, SPEC, "dispatch").legs
+    assert np.argwhere(nic).tolist() == [[0, 0, 4]]
+    assert np.argwhere(nvlink).tolist() == [[0, 4, 5], [0, 4, 6]]
+
+
+def test_allgather_does_not_depend_on_routing():
+    where = cluster(2, 4)
+    spread, hot = np.array([[[0, 5]], [[3, 7]]] * 8, np.int16), np.array([[[0, 1]]] * 16, np.int16)
+    for direction in DIRECTIONS:
+        one, two = (
+            TRANSPORTS.get("allgather")(route(where, SPEC, routes), where, SPEC, direction) for routes in (spread, hot)
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(one.legs, two.legs, strict=True))
+
+
+def test_allgather_gives_every_rank_what_the_others_hold():
+    where = cluster(2, 4)
+    flow = random_flow(where, SPEC, tokens=3)
+    transfer = TRANSPORTS.get("allgather")(flow, where, SPEC, "dispatch")
+    inbound = sum(leg[0].sum(axis=0) for leg in transfer.legs)
+    held = flow.tokens.sum() - flow.tokens
+    np.testing.assert_allclose(inbound, held * (SPEC.dispatch_token_bytes + 8 * SPEC.top_k))
+
+
+def test_nvlink_needs_one_domain():
+    where = preset("gb200-nvl72")
+    flow = random_flow(where, SPEC, tokens=2)
+    assert TRANSPORTS.get("nvlink")(flow, where, SPEC, "dispatch").total_bytes > 0
+    two = cluster(2, 2)
+    with pytest.raises(InputError, match="several NVLink domains"):
+        TRANSPORTS.get("nvlink")(random_flow(two, SPEC, 2), two, SPEC, "dispatch")
+
+
+@pytest.mark.parametrize("name", TRANSPORTS.names())
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_constant_says_where_it_is_from(name: str, direction: str):
+    where = cluster(1, 4)
+    transfer = TRANSPORTS.get(name)(random_flow(where, SPEC, 2), where, SPEC, direction)
+    assert transfer.sources
+    for source in transfer.sources.values():
+        assert source.split(":")[0] in ("measured", "datasheet", "assumed")
+
+
+def test_unknown_transport_suggests_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean 'hierarchical'"):
+        TRANSPORTS.get("hierachical")
+
+
+def test_transfers_stay_read_only_and_check_their_shape():
+    transfer = pickle.loads(pickle.dumps(transfer_of([[0, 1], [2, 0]])))
+    for array in (*transfer.legs, *transfer.out_s, *transfer.in_s, transfer.messages):
+        assert not array.flags.writeable
+    with pytest.raises(InputError, match="diagonal must be zero"):
+        transfer_of([[1, 1], [2, 0]])
+    with pytest.raises(InputError, match="one array per leg"):
+        transfer_of([[0, 1], [2, 0]], out_s=(np.zeros((1, 2)),) * 2)
