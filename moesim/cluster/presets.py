@@ -17,7 +17,7 @@ def preset_folder() -> Path:
     InputError
         If the installation lost it.
     """
-    # the top-level folder is the truth; a wheel carries it as moesim/topologies (package-dir in pyproject.toml)
+    # the top-level folder is the truth; a wheel carries a copy as moesim/topologies (setup.py)
     for folder in (_PACKAGE.parent / "topologies", _PACKAGE / "topologies"):
         if (folder / "h100-4x8-rail.toml").is_file():
             return folder

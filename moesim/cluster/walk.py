@@ -95,33 +95,40 @@ def _walk(
     count = np.zeros(size * size, np.int64)
     amount = np.zeros(extended)
     here, there = np.empty(extended, np.int64), np.empty(extended, np.int64)
-    for a in range(size):
-        for b in range(size):
+    first, hop = np.empty(extended + 1, np.int64), np.empty(to.size, np.int64)
+    for b in range(size):
+        # the next hops towards b, once for all sources
+        ways = 0
+        for v in range(extended):
+            first[v] = ways
+            for e in range(start[v], start[v + 1]):
+                if np.isfinite(distance[b, v]) and cost[e] + distance[b, to[e]] == distance[b, v]:
+                    hop[ways] = e
+                    ways += 1
+        first[extended] = ways
+        for a in range(size):
             if a == b or not np.isfinite(distance[b, begin[a]]):
                 continue
             pair = a * size + b
             here[0] = begin[a]
             amount[begin[a]] = 1.0
             width, used = 1, 0
-            while width > 0 and here[0] != points[b]:
+            while here[0] != points[b]:
                 reached = 0
                 for i in range(width):
                     v = here[i]
-                    ways = 0
-                    for e in range(start[v], start[v + 1]):
-                        ways += cost[e] + distance[b, to[e]] == distance[b, v]
-                    for e in range(start[v], start[v + 1]):
-                        w = to[e]
-                        if cost[e] + distance[b, w] == distance[b, v]:
-                            if amount[w] == 0.0:
-                                there[reached] = w
-                                reached += 1
-                            amount[w] += amount[v] / ways
-                            if fill:
-                                out_link[place[pair] + used] = link[e]
-                                out_share[place[pair] + used] = amount[v] / ways
-                            used += 1
+                    part = amount[v] / (first[v + 1] - first[v])
                     amount[v] = 0.0
+                    for n in range(first[v], first[v + 1]):
+                        w = to[hop[n]]
+                        if amount[w] == 0.0:
+                            there[reached] = w
+                            reached += 1
+                        amount[w] += part
+                        if fill:
+                            out_link[place[pair] + used] = link[hop[n]]
+                            out_share[place[pair] + used] = part
+                        used += 1
                 here, there = there, here
                 width = reached
             amount[points[b]] = 0.0

@@ -152,7 +152,7 @@ def test_a_base_is_found_beside_its_file_and_never_above_itself(tmp_path: Path) 
 # errors: file, key, what was expected, what to do
 
 WRONG = [
-    ('bandwidth = "100 GB/s"', "bandwidth = 100", r'tier\.node\.bandwidth: expected text with a unit .* bare value 100'),
+    ('bandwidth = "100 GB/s"', "bandwidth = 100", r"tier\.node\.bandwidth: expected text .* value 100"),
     ('bandwidth = "100 GB/s"', 'bandwidth = "100 GB"', r"tier\.node\.bandwidth: unknown unit 'GB'"),
     ('bandwidth = "100 GB/s"', 'bandwidth = "0 GB/s"', r"tier\.node\.bandwidth: expected more than zero.*without"),
     ('bandwidth = "100 GB/s"', 'bandwith = "100 GB/s"', r"tier\.node\.bandwi.*(missing|did you mean 'bandwidth')"),
