@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import time
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from moesim.solve.search.state import TOKENS, State, refresh, reroute, settle
+
+MOVE: Final = 100
+"""Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
+PIECES: Final = 20
+"""Pieces of an annealing run; the clock is looked at between them."""
+
+
+class Outcome(NamedTuple):
+    """Starting and best cost in seconds, moves tried, and whether the clock cut the run short."""
+
+    start_s: float
+    best_s: float
+    moves: int
+    cut: bool
 
 
 @njit(cache=True, nogil=True)
@@ -67,37 +84,23 @@ def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def anneal(state: State, scale: Any, work: int, hot: float, cold: float, seed: int) -> Any:
-    """Improve the placement in ``state`` and leave the best one there.
+def _anneal(
+    state: State, scale: Any, best_slots: Any, progress: Any, until: float, work: float, hot: float, cold: float, seed: int
+) -> None:
+    """Go on annealing until ``progress[0]``, the work done, reaches ``until``.
 
-    Parameters
-    ----------
-    scale
-        Seconds of one count, float64 [counters, ranks].
-    work
-        Rows to look at in all; every move costs at least 100.
-    hot, cold
-        First and last temperature, as shares of the starting cost.
-    seed
-        Seed of the moves.
-
-    Returns
-    -------
-    cost_s, moves, accepted
+    ``progress`` float64 [5]: work done, starting, present and best cost, moves tried. The present placement stays in
+    ``state``, the best one in ``best_slots``.
     """
     np.random.seed(seed)
     ranks, slots = state.slots.shape
     experts = len(state.copies)
-    now = cost(state.load, scale)
-    start = now
-    best = now
-    best_slots = state.slots.copy()
+    spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
     load = state.load.copy()
-    spent = moves = accepted = 0
     spare = state.copies.sum() > experts
-    while spent < work:
+    while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
-        spent += 100
+        spent += MOVE
         rank = np.random.randint(ranks)
         slot = np.random.randint(slots)
         old = state.slots[rank, slot]
@@ -125,7 +128,6 @@ def anneal(state: State, scale: Any, work: int, hot: float, cold: float, seed: i
         then = cost(state.load, scale)
         if then <= now or np.random.random() < np.exp((now - then) / temperature):
             now = then
-            accepted += 1
             if now < best:
                 best = now
                 best_slots[:] = state.slots
@@ -137,6 +139,44 @@ def anneal(state: State, scale: Any, work: int, hot: float, cold: float, seed: i
                 refresh(state, old)
             refresh(state, new)
             state.load[:] = load
+    progress[0], progress[2], progress[3], progress[4] = spent, now, best, moves
+
+
+def anneal(
+    state: State,
+    scale: NDArray[np.float64],
+    work: int,
+    *,
+    hot: float,
+    cold: float,
+    seed: int,
+    stop_at: float = math.inf,
+) -> Outcome:
+    """Improve the placement in ``state`` by annealing and leave the best one there.
+
+    Parameters
+    ----------
+    scale
+        Seconds of one count, float64 [counters, ranks].
+    work
+        Rows to look at in all, `MOVE` for every move beside them.
+    hot, cold
+        First and last temperature, as shares of the starting cost.
+    seed
+        Seed of the moves; with equal ``work`` the answer is the same everywhere, unless the clock cuts it short.
+    stop_at
+        ``time.monotonic()`` at which to stop with the best so far.
+    """
+    start = float(cost(state.load, scale))
+    progress = np.array([0.0, start, start, start, 0.0])
+    best_slots = state.slots.copy()
+    cut = False
+    for piece in range(PIECES):
+        if time.monotonic() > stop_at:
+            cut = True
+            break
+        until = work * (piece + 1) / PIECES
+        _anneal(state, scale, best_slots, progress, until, float(work), hot, cold, seed * PIECES + piece)
     state.slots[:] = best_slots
     settle(state)
-    return best, moves, accepted
+    return Outcome(start, float(progress[3]), int(progress[4]), cut)

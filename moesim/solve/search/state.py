@@ -1,8 +1,8 @@
 """The state of the search: what one layer's placement does to every rank, kept up to date move by move.
 
 A *row* is one token with its home rank, in one window. The state knows which rank serves every (home rank, expert)
-and counts, per window and rank, the tokens computed and the copies that enter and leave over the network card and over
-NVLink. Giving an expert a new set of holders changes only the rows of the home ranks that are served elsewhere from
+and counts, per window and rank, the tokens computed and the copies that enter and leave over the network card and
+inside the node. Giving an expert a new set of holders changes only the rows of the home ranks that are served elsewhere from
 then on; these are found through an index (expert, home rank) -> rows. :func:`recount` counts everything from scratch
 and must agree (a law in the tests), as must the counts of :func:`moesim.placement.dispatch`.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moesim.placement.choices import nearest_column
 
-TOKENS, NIC_IN, NIC_OUT, NVLINK_IN, NVLINK_OUT = range(5)
+TOKENS, NIC_IN, NIC_OUT, INSIDE_IN, INSIDE_OUT = range(5)
 """Second axis of ``State.load``."""
 COUNTERS: Final = 5
 
@@ -126,8 +126,8 @@ def _edge(load: Any, window: int, node: Any, home: int, target: int, amount: int
     if home == target:
         return
     if node[home] == node[target]:
-        load[window, NVLINK_OUT, home] += amount
-        load[window, NVLINK_IN, target] += amount
+        load[window, INSIDE_OUT, home] += amount
+        load[window, INSIDE_IN, target] += amount
     else:
         load[window, NIC_OUT, home] += amount
         load[window, NIC_IN, target] += amount
@@ -135,9 +135,9 @@ def _edge(load: Any, window: int, node: Any, home: int, target: int, amount: int
 
 @njit(cache=True, nogil=True)
 def _hop(load: Any, window: int, landing: int, target: int, amount: int) -> None:
-    if landing != target:
-        load[window, NVLINK_OUT, landing] += amount
-        load[window, NVLINK_IN, target] += amount
+    # a copy that stays on its landing rank passes through the copy engine all the same
+    load[window, INSIDE_OUT, landing] += amount
+    load[window, INSIDE_IN, target] += amount
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,267 @@
+"""solve(): run a solver, verify its answer, score and bound it, and wrap it in a Plan."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.base.arrays import digest
+from moesim.base.errors import Infeasible, InputError, UnknownName
+from moesim.cluster import Cluster, Deployment
+from moesim.costs import Costs
+from moesim.placement import POLICIES, Placement
+from moesim.solve.bounds import step_bound
+from moesim.solve.objective import score
+from moesim.solve.plan import Plan
+from moesim.solve.problem import SOLVERS, Problem, complete_options
+from moesim.spec import BF16, ModelSpec
+from moesim.trace import PHASES, PREFILL, Trace
+from moesim.trace.batching import Batches, make_batches
+
+RESERVED_MEMORY: Final = 0.1
+"""Share of a GPU's memory kept free of weights for KV cache, activations and buffers; engines ask for far more."""
+_WINDOWS: Final = 8
+"""Windows into which the steps are cut for solvers that look at several."""
+
+
+def solve(
+    trace: Trace | Batches,
+    cluster: Cluster,
+    *,
+    slots_per_rank: int,
+    solver: str = "moesim",
+    policy: str = "nearest",
+    transport: str | None = None,
+    deployment: Deployment | None = None,
+    dims: ModelSpec | None = None,
+    tokens_per_rank: int | Mapping[int, int] | None = None,
+    phase: str | None = None,
+    costs: Costs | None = None,
+    previous: Placement | None = None,
+    seed: int = 0,
+    deadline_s: float = 60.0,
+    jobs: int | None = None,
+    **options: Any,
+) -> Plan:
+    """Return a verified placement with its score and the bound that no placement can beat.
+
+    Parameters
+    ----------
+    trace
+        The traffic to fit, or its steps.
+    slots_per_rank
+        Experts that a rank can hold in a layer, C.
+    solver
+        Name in ``SOLVERS``; ``options`` go to it.
+    policy
+        Dispatch policy that will run, and that the plan is scored under.
+    transport
+        Name of the transport; None takes that of ``costs``, or ``hierarchical``.
+    deployment
+        Which ranks of the cluster form the expert-parallel group; all by default.
+    dims
+        Replay the routing at another model's dimensions.
+    tokens_per_rank, phase
+        How the trace is batched, see :func:`moesim.trace.make_batches`.
+    costs
+        Cost models; the usual ones by default.
+    previous
+        Placement that runs now: a candidate for solvers that look at it.
+    seed, deadline_s, jobs
+        Source of all randomness; seconds of wall clock; threads (all cores by default).
+
+    Raises
+    ------
+    UnknownName
+        If there is no such solver, policy, transport, phase or option.
+    Infeasible
+        If the slots cannot hold all experts, or the experts do not fit the memory.
+    InputError
+        If the parts do not fit one another, or a solver returns what is no placement.
+    """
+    started = time.monotonic()
+    function = SOLVERS.get(solver)
+    complete = complete_options(function, solver, options)
+    if policy not in POLICIES.names():
+        raise UnknownName(POLICIES.kind, policy, POLICIES.names())
+    group = deployment.restrict(cluster) if deployment else cluster
+    batches, notes = _steps(trace, group, tokens_per_rank, phase, seed)
+    spec = batches.trace.spec
+    if dims is not None:
+        spec = spec.at_dimensions(dims)
+        notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {dims.name}")
+    costs = _costs(costs, spec, group, transport)
+    _check_slots(slots_per_rank, spec, group)
+    check_memory(spec, group, slots_per_rank)
+    if previous is not None:
+        _check_previous(previous, spec, group, slots_per_rank)
+    if deadline_s <= 0:
+        raise InputError(f"solve: deadline_s must be more than 0, got {deadline_s}")
+    problem = Problem(
+        spec=spec,
+        cluster=group,
+        batches=_windows(batches),
+        slots_per_rank=slots_per_rank,
+        costs=costs,
+        policy=policy,
+        previous=previous,
+        seed=seed,
+        deadline_s=deadline_s,
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        options=complete,
+        notes=notes,
+        started=started,
+    )
+    placement = verified(function(problem), problem, solver).for_model(spec)
+    scored = score(problem.batches, placement, costs, policy, seed)
+    bound = step_bound(problem.batches, group, costs, slots_per_rank)
+    return Plan(
+        placement=placement,
+        policy=policy,
+        transport=costs.transport,
+        score_s=scored.mean_s,
+        bound_s=bound.step_s,
+        layer_score_s=scored.layer_s.mean(axis=0),
+        layer_bound_s=bound.layer_s,
+        solver=solver,
+        options=complete,
+        seed=seed,
+        wall_s=time.monotonic() - started,
+        inputs=_inputs(batches, group, costs, previous),
+        notes=tuple(dict.fromkeys([*problem.notes, *costs.notes])),
+    )
+
+
+def verified(experts: Any, problem: Problem, solver: str) -> Placement:
+    """Return what a solver answered as a placement.
+
+    Raises
+    ------
+    InputError
+        If an expert is nowhere or twice on a rank, an id is out of range, or the shape is not the problem's.
+    """
+    found = np.asarray(experts)
+    wanted = (problem.layers, problem.ranks, problem.slots_per_rank)
+    if found.shape != wanted or not np.issubdtype(found.dtype, np.integer):
+        raise InputError(
+            f"solver {solver!r} returned {found.dtype} of shape {found.shape}, expected integers of shape {wanted} "
+            "[layers, ranks, slots]; report it to the solver's author"
+        )
+    try:
+        return Placement(found, problem.experts)
+    except InputError as error:
+        raise InputError(f"solver {solver!r} returned no valid placement: {error}") from None
+
+
+def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
+    """Check that the weights fit every rank.
+
+    Raises
+    ------
+    Infeasible
+        If experts, the other weights (bf16, a whole copy on each rank) and the reserve exceed a rank's memory.
+    """
+    experts = spec.layers * slots_per_rank * spec.expert_bytes
+    others = (spec.parameters() - spec.layers * spec.experts * spec.expert_parameters) * BF16
+    room = cluster.memory_bytes * (1 - RESERVED_MEMORY)
+    if (room < experts + others).any():
+        rank = int(np.argmin(cluster.memory_bytes))
+        most = int((room[rank] - others) // (spec.layers * spec.expert_bytes))
+        advice = f"use at most {most} slots per rank" if most > 0 else "use GPUs with more memory"
+        raise Infeasible(
+            f"memory: {slots_per_rank} slots per rank in {spec.layers} layers need {experts / 1e9:.1f} GB of experts "
+            f"beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} has "
+            f"{cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
+        )
+
+
+def _check_slots(slots_per_rank: int, spec: ModelSpec, cluster: Cluster) -> None:
+    if slots_per_rank < 1:
+        raise InputError(f"slots_per_rank: expected at least 1, got {slots_per_rank}")
+    if slots_per_rank * cluster.ranks < spec.experts:
+        least = -(-spec.experts // cluster.ranks)
+        raise Infeasible(
+            f"slots: {cluster.ranks} ranks of {slots_per_rank} slots hold {slots_per_rank * cluster.ranks} experts, "
+            f"{spec.name} has {spec.experts}; give at least {least} slots per rank"
+        )
+
+
+def _check_previous(previous: Placement, spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
+    found = (previous.layers, previous.ranks, previous.slots_per_rank, previous.num_experts)
+    wanted = (spec.layers, cluster.ranks, slots_per_rank, spec.experts)
+    if found != wanted:
+        raise InputError(
+            f"previous placement: has (layers, ranks, slots per rank, experts) {found}, the problem has {wanted}; "
+            "give the placement that runs on these ranks"
+        )
+
+
+def _steps(
+    trace: Trace | Batches,
+    cluster: Cluster,
+    tokens_per_rank: int | Mapping[int, int] | None,
+    phase: str | None,
+    seed: int,
+) -> tuple[Batches, list[str]]:
+    if phase is not None and phase not in PHASES:
+        raise UnknownName("phase", phase, PHASES)
+    if isinstance(trace, Batches):
+        if tokens_per_rank is not None or phase is not None:
+            raise InputError("solve: steps are given, so tokens_per_rank and phase are settled; leave them out")
+        if trace.ranks != cluster.ranks:
+            raise InputError(
+                f"solve: the steps are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
+                "make them for its ranks"
+            )
+        batches, notes = trace, []
+    else:
+        notes = []
+        phases = np.unique(trace.phase)
+        if phase is None and len(phases) > 1 and not isinstance(tokens_per_rank, Mapping):
+            phase = PHASES[PREFILL] if PREFILL in phases else PHASES[int(phases[0])]
+            held = " and ".join(PHASES[int(code)] for code in phases)
+            notes.append(f"the trace holds {held}; the plan is for {phase} (choose with phase)")
+        batches = make_batches(trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed)
+    if not len(batches):
+        raise InputError("solve: there is no step to fit; give a longer trace or fewer tokens_per_rank")
+    return batches, [*notes, *batches.notes]
+
+
+def _windows(batches: Batches) -> tuple[Batches, ...]:
+    edges = np.linspace(0, len(batches), min(_WINDOWS, len(batches)) + 1).astype(int)
+    return tuple(batches.take(slice(a, b)) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def _costs(costs: Costs | None, spec: ModelSpec, cluster: Cluster, transport: str | None) -> Costs:
+    if costs is None:
+        return Costs.default(spec, cluster, transport=transport or "hierarchical")
+    if transport is not None and transport != costs.transport:
+        costs = costs.with_transport(transport)
+    if costs.cluster.digest != cluster.digest:
+        raise InputError(f"solve: the costs are for cluster {costs.cluster.name!r}, not for {cluster.name!r}")
+    if (costs.spec.layers, costs.spec.experts, costs.spec.top_k) != (spec.layers, spec.experts, spec.top_k):
+        raise InputError(f"solve: the costs are for model {costs.spec.name!r}, the trace is of {spec.name!r}")
+    return costs
+
+
+def _inputs(batches: Batches, cluster: Cluster, costs: Costs, previous: Placement | None) -> dict[str, Any]:
+    """Return what the plan was made from; a report tells from it which steps the plan had seen."""
+    trace = batches.trace
+    rows = np.unique(batches.token)
+    return {
+        "trace": trace.digest,
+        "origin": digest(trace.spec.to_dict(), dict(trace.origin)),
+        "steps": np.unique(trace.step[rows]).tolist(),
+        "requests": np.unique(trace.request[rows]).tolist(),
+        "batches": batches.digest,
+        "tokens_per_rank": batches.tokens_per_rank,
+        "cluster": cluster.name,
+        "cluster_digest": cluster.digest,
+        "costs": costs.digest,
+        "model": costs.spec.name,
+        "previous": previous.digest if previous is not None else None,
+    }

@@ -1,0 +1,126 @@
+"""The optimizer: baselines and a balanced start, then a search per layer that prices every move as the costs do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from moesim.base.arrays import Array
+from moesim.base.errors import InputError
+from moesim.placement import Placement
+from moesim.solve.objective import score
+from moesim.solve.packing import balance
+from moesim.solve.problem import SOLVERS, Problem, takes
+from moesim.solve.search.anneal import anneal
+from moesim.solve.search.rows import sample_rows
+from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
+from moesim.solve.search.state import NEAREST, PICK_HASH, ROW_HASH, TOKENS, make_state
+
+BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
+"""Placements that the answer is never worse than on the traffic it is fitted to."""
+
+_RATE: Final = 12e6
+"""Units of work (rows looked at) that one thread does in a second: a cautious figure for a current core. It only
+decides how much work a deadline buys, so that the answer depends on the deadline and not on the machine's mood."""
+_POLICIES: Final = {"nearest": NEAREST, "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH}
+
+
+@takes(effort=6e7, rows=12000, windows=4, hot=0.01, cold=0.0005, balance=1.0)
+def moesim(problem: Problem) -> Array:
+    """Return the best placement found, layer by layer.
+
+    Options
+    -------
+    effort
+        Rows that the search may look at in a layer; a deadline can buy less.
+    rows, windows
+        Tokens of a layer that the search looks at, and the windows whose times it averages: a placement that is
+        balanced only in the sum of all windows does not pass.
+    hot, cold
+        First and last temperature as shares of the starting time.
+    balance
+        Weight of the compute time: more than 1 trades traffic for balance.
+    """
+    candidates = baseline_candidates(problem)
+    layer_s = [score(problem.batches, c, problem.costs, problem.policy, problem.seed).layer_s for c in candidates]
+    means = np.array([s.mean(axis=0) for s in layer_s])
+    started = candidates[0].experts.copy()
+    best = means.argmin(axis=0)
+    for layer, index in enumerate(best):
+        started[layer] = candidates[index].experts[layer]
+    found = Placement(improve(problem, started), problem.experts)
+    return choose(problem, [*candidates, found])
+
+
+def baseline_candidates(problem: Problem) -> list[Placement]:
+    """Return the placements of all baselines that apply here, the balanced one, and the one that runs now."""
+    experts = []
+    for name in BASELINES:
+        # the baselines' own remarks say nothing about this plan
+        silent = [*problem.notes]
+        try:
+            experts.append(SOLVERS.get(name)(problem))
+        except InputError:
+            continue  # a hierarchy that does not divide is no candidate
+        finally:
+            problem.notes[:] = silent
+    experts.append(balance(problem.loads, problem.ranks, problem.slots_per_rank, problem.cluster.speed))
+    placements = [Placement(slots, problem.experts) for slots in experts]
+    if problem.previous is not None:
+        placements.append(problem.previous)
+    return placements
+
+
+def choose(problem: Problem, candidates: Sequence[Placement]) -> Array:
+    """Return the best of the candidates, mixed layer by layer unless a whole one is better."""
+    scores = [score(problem.batches, c, problem.costs, problem.policy, problem.seed) for c in candidates]
+    layer_s = np.array([s.layer_s.mean(axis=0) for s in scores])
+    experts = np.stack(
+        [candidates[index].experts[layer] for layer, index in enumerate(layer_s.argmin(axis=0))]
+    )
+    mixed = score(problem.batches, Placement(experts, problem.experts), problem.costs, problem.policy, problem.seed)
+    # stragglers that differ from layer to layer can make the whole better than the sum of its layers
+    whole = min(range(len(scores)), key=lambda index: scores[index].mean_s)
+    return candidates[whole].experts if scores[whole].mean_s < mixed.mean_s else experts
+
+
+def improve(problem: Problem, experts: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return a placement improved by annealing every layer on its own, in threads."""
+    options = problem.options
+    rows = sample_rows(problem, int(options["rows"]), int(options["windows"]))
+    mode = merging(problem)
+    policy = _POLICIES.get(problem.policy)
+    if policy is None:
+        problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
+        policy = NEAREST
+    scale = seconds_per_count(problem, mode)
+    scale[TOKENS] *= float(options["balance"])
+    # from counts of a window of the sample to counts of a step
+    scale *= tokens_per_rank(problem) * problem.ranks * rows.windows / len(rows.home)
+    allowed = 0.8 * problem.seconds_left() * _RATE * problem.jobs / problem.layers
+    work = int(max(0.0, min(float(options["effort"]), allowed)))
+    if work < options["effort"]:
+        problem.note(f"the deadline bought {work / float(options['effort']):.0%} of the search effort")
+
+    def one(layer: int) -> tuple[Array, bool]:
+        state = make_state(
+            rows.routes[:, layer], rows.home, rows.window, problem.cluster.node, problem.cluster.landing,
+            experts[layer], problem.experts, rows.windows, mode, policy, rows.key,
+        )  # fmt: skip
+        share = problem.seconds_left() * problem.jobs / max(problem.layers - layer, 1)
+        outcome = anneal(
+            state, scale, work, hot=float(options["hot"]), cold=float(options["cold"]),
+            seed=problem.seed * problem.layers + layer, stop_at=time.monotonic() + share,
+        )  # fmt: skip
+        return state.slots, outcome.cut
+
+    parallel = Parallel(n_jobs=problem.jobs, backend="threading")
+    results = parallel(delayed(one)(layer) for layer in range(problem.layers))
+    if cut := sum(was_cut for _, was_cut in results):
+        problem.note(f"the deadline cut the search short in {cut} of {problem.layers} layers: another run may differ")
+    return np.stack([slots for slots, _ in results]).astype(np.int32)
