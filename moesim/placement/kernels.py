@@ -59,24 +59,39 @@ def gather(routes: Array, order: Array, layers: Array, out: Array) -> None:
 @compiled
 def _store(
     home: int,
-    by_rank: Array,
-    by_node: Array,
+    target: int,
+    copies: float,
     node: Array,
     position: Array,
     landing: Array,
     rank_copies: Array,
-    node_copies: Array,
     forward: Array,
 ) -> None:
     if rank_copies.size:
-        rank_copies[home] = by_rank
-    if node_copies.size:
-        node_copies[home] = by_node
+        rank_copies[home, target] = copies
     if forward.size:
         # a copy for another node goes first to its landing rank there, then on to the expert rank
+        forward[landing[home, node[target]], position[target]] += copies
+
+
+@compiled
+def _store_row(
+    home: int,
+    copies: Array,
+    node: Array,
+    position: Array,
+    landing: Array,
+    rank_copies: Array,
+    forward: Array,
+) -> None:
+    # the same for all ranks at once, which is faster where most of them are reached
+    if rank_copies.size:
+        rank_copies[home] = copies
+    if forward.size:
         for target in range(len(node)):
-            if by_rank[target] != 0:
-                forward[landing[home, node[target]], position[target]] += by_rank[target]
+            if copies[target] != 0:
+                forward[landing[home, node[target]], position[target]] += copies[target]
+    copies[:] = 0
 
 
 @compiled
@@ -116,16 +131,16 @@ def flow_table(
     expert_rank = np.empty(experts, np.uintp)
     expert_node = np.empty(experts, np.uintp)
     per_expert = np.empty(experts, np.int64)
-    by_rank = np.empty(ranks, np.int64)
+    by_rank = np.zeros(ranks, np.int64)
     by_node = np.empty(landing.shape[1], np.int64)
     rank_seen = np.full(ranks, -1, np.int64)
     node_seen = np.full(landing.shape[1], -1, np.int64)
     slot_tokens[:] = 0.0
     pairs[:] = 0.0
+    rank_copies[:] = 0.0
     forward[:] = 0.0
     for home in range(ranks):
         per_expert[:] = 0
-        by_rank[:] = 0
         by_node[:] = 0
         for expert in range(experts):
             expert_rank[expert] = slot_rank[table[home, expert]]
@@ -148,7 +163,16 @@ def flow_table(
         if pairs.size:
             for expert in range(experts):
                 pairs[home, expert_rank[expert]] += per_expert[expert]
-        _store(home, by_rank, by_node, node, position, landing, rank_copies, node_copies, forward)
+        if ranks <= experts:
+            _store_row(home, by_rank, node, position, landing, rank_copies, forward)
+        else:
+            for expert in range(experts):
+                target = expert_rank[expert]
+                if by_rank[target] != 0:
+                    _store(home, target, by_rank[target], node, position, landing, rank_copies, forward)
+                    by_rank[target] = 0
+        if node_copies.size:
+            node_copies[home] = by_node
 
 
 @compiled
@@ -173,19 +197,19 @@ def flow_slots(
     picks = slots.shape[1]
     target_of = slot_rank.astype(np.uintp)
     node_of = node[slot_rank].astype(np.uintp)
-    per_slot = np.empty(len(slot_rank), np.int64)
-    by_rank = np.empty(ranks, np.int64)
+    per_slot = np.zeros(len(slot_rank), np.int64)
+    per_rank = np.zeros(ranks, np.int64)
+    by_rank = np.zeros(ranks, np.int64)
     by_node = np.empty(landing.shape[1], np.int64)
     rank_seen = np.full(ranks, -1, np.int64)
     node_seen = np.full(landing.shape[1], -1, np.int64)
-    slot_tokens[:] = 0.0
     pairs[:] = 0.0
+    rank_copies[:] = 0.0
     forward[:] = 0.0
     for home in range(ranks):
-        per_slot[:] = 0
-        by_rank[:] = 0
+        first, last = indptr[home], indptr[home + 1]
         by_node[:] = 0
-        for token in range(indptr[home], indptr[home + 1]):
+        for token in range(first, last):
             for pick in range(picks):
                 if slots[token, pick] < 0:
                     continue
@@ -193,17 +217,32 @@ def flow_slots(
                 target = target_of[picked]
                 place = node_of[picked]
                 per_slot[picked] += 1
+                per_rank[target] += 1
                 by_rank[target] += rank_seen[target] != token
                 by_node[place] += node_seen[place] != token
                 rank_seen[target] = token
                 node_seen[place] = token
-        if slot_tokens.size:
-            for slot in range(len(slot_rank)):
-                slot_tokens[slot] += per_slot[slot]
-        if pairs.size:
-            for slot in range(len(slot_rank)):
-                pairs[home, slot_rank[slot]] += per_slot[slot]
-        _store(home, by_rank, by_node, node, position, landing, rank_copies, node_copies, forward)
+        if ranks <= (last - first) * picks:
+            if pairs.size:
+                pairs[home] = per_rank
+            _store_row(home, by_rank, node, position, landing, rank_copies, forward)
+            per_rank[:] = 0
+        else:
+            for token in range(first, last):
+                for pick in range(picks):
+                    if slots[token, pick] < 0:
+                        continue
+                    target = target_of[np.uintp(slots[token, pick])]
+                    if by_rank[target] != 0:
+                        if pairs.size:
+                            pairs[home, target] = per_rank[target]
+                        _store(home, target, by_rank[target], node, position, landing, rank_copies, forward)
+                        per_rank[target] = 0
+                        by_rank[target] = 0
+        if node_copies.size:
+            node_copies[home] = by_node
+    if slot_tokens.size:
+        slot_tokens[:] = per_slot
 
 
 @compiled
@@ -259,7 +298,7 @@ def flow_shares(
     entry_share = np.zeros(len(holder_slot))
 
     per_expert = np.empty(experts, np.int64)
-    by_rank = np.empty(ranks)
+    by_rank = np.zeros(ranks)
     by_node = np.empty(landing.shape[1])
     rank_missed = np.empty(ranks)
     node_missed = np.empty(landing.shape[1])
@@ -269,18 +308,18 @@ def flow_shares(
     nodes_met = np.empty(landing.shape[1], np.int64)
     slot_tokens[:] = 0.0
     pairs[:] = 0.0
+    rank_copies[:] = 0.0
     forward[:] = 0.0
     for home in range(ranks):
         per_expert[:] = 0
-        by_rank[:] = 0.0
         by_node[:] = 0.0
         chance = share[source[home]]
         entry_share[:] = 0.0
         for holder in range(len(holder_slot)):
             entry_share[entry[holder]] += chance[holder]
         for token in range(indptr[home], indptr[home + 1]):
-            met = 0
-            reached = 0
+            ranks_reached = 0
+            nodes_reached = 0
             for pick in range(picks):
                 if routes[token, pick] < 0:
                     continue
@@ -291,26 +330,32 @@ def flow_shares(
                     if rank_seen[target] != token:
                         rank_seen[target] = token
                         rank_missed[target] = 1.0
-                        ranks_met[met] = target
-                        met += 1
+                        ranks_met[ranks_reached] = target
+                        ranks_reached += 1
                     rank_missed[target] *= 1.0 - chance[holder]
                 for at in range(entry_ptr[picked], entry_ptr[picked + 1]):
                     place = entry_node[at]
                     if node_seen[place] != token:
                         node_seen[place] = token
                         node_missed[place] = 1.0
-                        nodes_met[reached] = place
-                        reached += 1
+                        nodes_met[nodes_reached] = place
+                        nodes_reached += 1
+                    # shares of a node may add up to a rounding error more than 1
                     node_missed[place] *= max(0.0, 1.0 - entry_share[at])
-            for index in range(met):
+            for index in range(ranks_reached):
                 by_rank[ranks_met[index]] += 1.0 - rank_missed[ranks_met[index]]
-            for index in range(reached):
+            for index in range(nodes_reached):
                 by_node[nodes_met[index]] += 1.0 - node_missed[nodes_met[index]]
         for expert in range(experts):
             for holder in range(holder_ptr[expert], holder_ptr[expert + 1]):
                 expected = per_expert[expert] * chance[holder]
+                rank = slot_rank[holder_slot[holder]]
                 if slot_tokens.size:
                     slot_tokens[holder_slot[holder]] += expected
                 if pairs.size:
-                    pairs[home, slot_rank[holder_slot[holder]]] += expected
-        _store(home, by_rank, by_node, node, position, landing, rank_copies, node_copies, forward)
+                    pairs[home, rank] += expected
+                if by_rank[rank] != 0.0:
+                    _store(home, rank, by_rank[rank], node, position, landing, rank_copies, forward)
+                    by_rank[rank] = 0.0
+        if node_copies.size:
+            node_copies[home] = by_node

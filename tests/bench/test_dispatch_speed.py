@@ -1,4 +1,4 @@
-"""Speed of building Flows: picks per second of processor time on one core, and against the numpy reference in the same run.
+"""Speed of building Flows: picks per second of processor time, and against the numpy reference in the same run.
 
 Run with ``pytest -m bench tests/bench/test_dispatch_speed.py -s``.
 """
