@@ -3,7 +3,7 @@
 from moesim.figures.bars import comparison, layer_split
 from moesim.figures.heatmaps import expert_loads, largest_ratio, load_heatmap, node_traffic
 from moesim.figures.timeline import timeline
-from moesim.figures.topology import topology
+from moesim.figures.topology import topology, topology_layout
 
 __all__ = [
     "comparison",
@@ -14,4 +14,5 @@ __all__ = [
     "node_traffic",
     "timeline",
     "topology",
+    "topology_layout",
 ]

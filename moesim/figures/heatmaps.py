@@ -14,6 +14,8 @@ from moesim.base.units import show
 from moesim.figures import theme
 
 _MOST_NUMBERED_NODES: Final = 16
+_LEAST_REACH: Final = 1.25
+"""Least ratio at the end of a colour scale: rounding shall not look like imbalance."""
 
 
 def load_heatmap(
@@ -46,7 +48,7 @@ def load_heatmap(
     node = np.asarray(rank_node)
     layers = len(load)
     ratio = _over_mean(load)
-    reach = max((limit if limit is not None else float(ratio.max())) - 1, 0.05)
+    largest = max(limit if limit is not None else float(ratio.max()), _LEAST_REACH)
     names = [str(i) for i in (layer_ids if layer_ids is not None else range(layers))]
     result = theme.figure(
         title,
@@ -61,10 +63,9 @@ def load_heatmap(
         z=ratio.astype(np.float32),
         y=names,
         customdata=np.stack([load, np.broadcast_to(node, load.shape)], axis=-1).astype(np.float32),
-        colorscale=theme.diverging(dark),
-        zmid=1,
-        zmin=1 - reach,
-        zmax=1 + reach,
+        colorscale=theme.diverging(dark, largest),
+        zmin=0,
+        zmax=largest,
         colorbar={"title": {"text": "× mean"}},
         hovertemplate="layer %{y}, rank %{x}, node %{customdata[1]}<br>%{z:.3f} × the layer's mean"
         "<br>%{customdata[0]:,.0f} token-expert pairs<extra></extra>",
@@ -151,6 +152,7 @@ def expert_loads(loads: ArrayLike, *, layer_ids: Sequence[int] | None = None, da
     ratio = _over_mean(hottest_first)
     names = [str(i) for i in (layer_ids if layer_ids is not None else range(layers))]
     hot = ratio[:, 0]
+    largest = max(float(ratio.max()), _LEAST_REACH)
     result = theme.figure(
         "Load of every expert, hottest first",
         f"picks / mean of the layer; the hottest expert takes {hot.min():.1f} to {hot.max():.1f} times the mean",
@@ -164,10 +166,9 @@ def expert_loads(loads: ArrayLike, *, layer_ids: Sequence[int] | None = None, da
         x=list(range(1, experts + 1)),
         y=names,
         customdata=order,
-        colorscale=theme.diverging(dark),
-        zmid=1,
-        zmin=min(1 - (float(ratio.max()) - 1), 0.95),
-        zmax=max(float(ratio.max()), 1.05),
+        colorscale=theme.diverging(dark, largest),
+        zmin=0,
+        zmax=largest,
         colorbar={"title": {"text": "× mean"}},
         hovertemplate="layer %{y}, expert %{customdata} (no. %{x})<br>%{z:.2f} × the layer's mean<extra></extra>",
     )

@@ -69,9 +69,13 @@ def busy_colours(dark: bool) -> tuple[str, ...]:
     return _BUSY[dark]
 
 
-def diverging(dark: bool) -> list[tuple[float, str]]:
-    """Return the scale of ratios around 1."""
-    return _scale(_DIVERGING[dark])
+def diverging(dark: bool, largest: float) -> list[tuple[float, str]]:
+    """Return the scale of ratios from 0 to ``largest``, more than 1, whose middle colour stands at 1."""
+    colours = _DIVERGING[dark]
+    middle = (len(colours) - 1) // 2
+    below = [(i / middle / largest, colour) for i, colour in enumerate(colours[:middle])]
+    above = [1 / largest + (1 - 1 / largest) * i / middle for i in range(middle + 1)]
+    return [*below, *zip(above, colours[middle:], strict=True)]
 
 
 def sequential(dark: bool) -> list[tuple[float, str]]:
@@ -88,7 +92,7 @@ def template(dark: bool = False) -> go.layout.Template:
         "title": {"x": 0, "xref": "container", "pad": {"l": 12}, "font": {"size": 16}},
         "paper_bgcolor": _PAPER[dark],
         "plot_bgcolor": _PAPER[dark],
-        "margin": {"l": 64, "r": 24, "t": 96, "b": 56},
+        "margin": {"l": 64, "r": 24, "t": 116, "b": 56},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
         "hoverlabel": {"bgcolor": _PAPER[dark], "font": {"color": _INK[dark]}},
         "xaxis": axis,

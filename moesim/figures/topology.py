@@ -14,8 +14,9 @@ from moesim.base.units import show
 from moesim.cluster import Cluster
 from moesim.figures import theme
 
-_WIDTHS: Final = (0.6, 1.2, 2.0, 3.2, 4.6)
+_WIDTHS: Final = (0.6, 1.2, 1.8, 2.6, 3.6)
 _NODE_GAP: Final = 1.5
+_MOST_LABELS: Final = 24
 _IN_NODE, _GPU, _NIC, _FABRIC = 0, 1, 2, 3
 
 
@@ -32,7 +33,7 @@ def topology(cluster: Cluster, utilisation: ArrayLike | None = None, *, dark: bo
     dark
         Whether the figure stands on dark paper.
     """
-    x, y = layout(cluster)
+    x, y = topology_layout(cluster)
     busy = np.zeros(cluster.links) if utilisation is None else np.asarray(utilisation, dtype=np.float64)
     # the two directions of a cable are links 2k and 2k + 1
     cable = busy.reshape(-1, 2).max(axis=1)
@@ -46,9 +47,9 @@ def topology(cluster: Cluster, utilisation: ArrayLike | None = None, *, dark: bo
         f"Topology {cluster.name}",
         subtitle,
         dark=dark,
-        height=420,
+        height=520,
         xaxis={"visible": False},
-        yaxis={"visible": False, "range": [-0.7, float(y.max()) + 0.6]},
+        yaxis={"visible": False, "range": [-0.4, float(y.max()) + 0.5]},
         hovermode="closest",
     )
     _draw_links(result, cluster, x, y, cable, link, shown=utilisation is not None, dark=dark)
@@ -56,7 +57,7 @@ def topology(cluster: Cluster, utilisation: ArrayLike | None = None, *, dark: bo
     return result
 
 
-def layout(cluster: Cluster) -> tuple[Array, Array]:
+def topology_layout(cluster: Cluster) -> tuple[Array, Array]:
     """Return coordinates of every vertex, float64 [vertices] each: columns by node, rows by tier."""
     count, gpus = len(cluster.vertices), len(cluster.paths.node)
     near: list[set[int]] = [set() for _ in range(count)]
@@ -153,35 +154,36 @@ def _draw_vertices(result: go.Figure, cluster: Cluster, x: Array, y: Array, dark
     rank = {int(member): number for number, member in enumerate(cluster.paths.members)}
     text = [f"{name} = rank {rank[i]}" if i in rank else name for i, name in enumerate(cluster.vertices)]
     fabric = y >= _FABRIC
-    labelled = np.count_nonzero(fabric) <= 24
     for mask, symbol, size in ((y < _FABRIC, "circle", 7), (fabric, "square", 13)):
         members = np.flatnonzero(mask)
         if not len(members):
             continue
-        named = labelled and symbol == "square"
         idle = [i < gpus and i not in rank for i in members]
         trace = go.Scatter(
             x=x[members],
             y=y[members],
-            mode="markers+text" if named else "markers",
+            mode="markers",
             marker={
                 "symbol": symbol,
                 "size": size,
                 "color": [theme.paper(dark) if off else theme.ink(dark) for off in idle],
                 "line": {"color": theme.ink(dark), "width": 1},
             },
-            text=[cluster.vertices[i] for i in members] if named else None,
-            textposition="top center",
             customdata=[text[i] for i in members],
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=False,
         )
         result.add_trace(trace)
-    row_names = {_IN_NODE: "NVLink", _GPU: "GPUs", _NIC: "NICs"}
-    result.update_layout(
-        annotations=[
-            {"x": 0, "xref": "paper", "xanchor": "right", "y": level, "text": name, "showarrow": False, "xshift": -6}
-            for level, name in row_names.items()
-            if (y == level).any()
-        ]
-    )
+    notes = [
+        {"x": 0, "xref": "paper", "xanchor": "right", "y": level, "text": name, "showarrow": False, "xshift": -6}
+        for level, name in ((_IN_NODE, "NVLink"), (_GPU, "GPUs"), (_NIC, "NICs"))
+        if (y == level).any()
+    ]
+    switches = np.flatnonzero(fabric)
+    if len(switches) <= _MOST_LABELS:
+        notes += [
+            {"x": x[i], "y": y[i], "text": cluster.vertices[i], "showarrow": False, "yshift": 16,
+             "bgcolor": theme.paper(dark), "borderpad": 1}
+            for i in switches
+        ]  # fmt: skip
+    result.update_layout(annotations=notes)

@@ -1,0 +1,202 @@
+"""Figures say what their data says: values, units, one scale, one palette."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from moesim import figures
+from moesim.base.errors import InputError
+from moesim.cluster import Cluster
+from moesim.figures import theme
+from moesim.simulate.phases import PHASES
+from moesim.simulate.report import SPAN
+
+NODE = np.array([0, 0, 1, 1])
+TOKENS = np.array([[10.0, 10, 10, 10], [0, 20, 40, 20]])
+CLUSTER = Cluster.preset("h100-4x8-rail")
+
+
+def spans() -> np.ndarray:
+    rows = [
+        # step, layer, micro-batch, rank, phase, start, stop, wait
+        (0, 0, 0, 0, PHASES.index("attention"), 0.0, 10e-6, 0.0),
+        (0, 0, 0, 0, PHASES.index("dispatch"), 10e-6, 40e-6, 5e-6),
+        (0, 1, 0, 1, PHASES.index("experts"), 40e-6, 60e-6, 0.0),
+        (1, 0, 0, 0, PHASES.index("attention"), 0.0, 99e-6, 0.0),
+    ]
+    return np.array(rows, dtype=SPAN)
+
+
+def every_figure(dark: bool) -> dict[str, go.Figure]:
+    return {
+        "load_heatmap": figures.load_heatmap(TOKENS, NODE, dark=dark),
+        "node_traffic": figures.node_traffic([[5e9, 1e9], [2e9, 5e9]], dark=dark),
+        "expert_loads": figures.expert_loads(TOKENS, dark=dark),
+        "topology": figures.topology(CLUSTER, np.zeros(CLUSTER.links), dark=dark),
+        "timeline": figures.timeline(spans(), PHASES, dark=dark),
+        "comparison": figures.comparison({"a": {"experts": 1e-3}}, bound_s=5e-4, dark=dark),
+        "layer_split": figures.layer_split({"experts": [1e-3, 2e-3], "wait": [0, 1e-3]}, dark=dark),
+    }
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout"}))
+def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark: bool):
+    figure = every_figure(dark)[name]
+    assert figure.layout.title.text
+    assert figure.layout.title.subtitle.text
+    assert figure.layout.template.layout.paper_bgcolor == theme.paper(dark)
+    json.loads(figure.to_json())
+
+
+@pytest.mark.parametrize(
+    "name", ["load_heatmap", "node_traffic", "expert_loads", "timeline", "comparison", "layer_split"]
+)
+def test_axes_say_what_they_are(name: str):
+    figure = every_figure(False)[name]
+    assert figure.layout.xaxis.title.text or figure.layout.yaxis.title.text
+
+
+def test_the_load_heatmap_shows_load_over_the_mean_of_the_layer():
+    heat = figures.load_heatmap(TOKENS, NODE, layer_ids=[3, 4]).data[0]
+    assert heat.z.tolist() == [[1, 1, 1, 1], [0, 1, 2, 1]]
+    assert list(heat.y) == ["3", "4"]
+    assert (heat.zmin, heat.zmax) == (0, 2)
+
+
+def test_the_colour_of_balance_stands_at_one():
+    for largest in (1.25, 2.0, 7.0):
+        positions, colours = zip(*theme.diverging(False, largest), strict=True)
+        assert list(positions) == sorted(positions)
+        assert (positions[0], positions[-1]) == (0, 1)
+        middle = colours.index("#f7f7f7")
+        assert positions[middle] * largest == pytest.approx(1)
+
+
+def test_two_heatmaps_with_one_limit_share_a_scale():
+    flat, peaked = np.ones((1, 4)), TOKENS[1:]
+    limit = max(figures.largest_ratio(flat), figures.largest_ratio(peaked))
+    scales = [figures.load_heatmap(load, NODE, limit=limit).data[0] for load in (flat, peaked)]
+    assert scales[0].zmax == scales[1].zmax == 2
+    assert scales[0].colorscale == scales[1].colorscale
+
+
+def test_nodes_are_told_apart_by_one_list_of_lines():
+    shapes = figures.load_heatmap(TOKENS, NODE).layout.shapes
+    assert [shape.x0 for shape in shapes] == [1.5]
+
+
+def test_a_rank_without_any_load_in_the_layer_is_drawn_as_balanced():
+    assert figures.load_heatmap(np.zeros((1, 4)), NODE).data[0].z.tolist() == [[1, 1, 1, 1]]
+
+
+def test_node_traffic_is_per_step_and_leaves_the_diagonal_out_of_the_colours():
+    heat, diagonal = figures.node_traffic([[8e9, 4e6], [2e6, 8e9]], steps=2).data
+    assert np.isnan(np.diag(heat.z)).all()
+    assert (heat.z[0][1], heat.z[1][0]) == (2, 1)
+    assert heat.colorbar.title.text == "MB a step"
+    assert list(diagonal.text) == ["4e+03", "4e+03"]
+    assert [list(row) for row in heat.text] == [["", "2"], ["1", ""]]
+
+
+def test_many_nodes_have_no_numbers():
+    figure = figures.node_traffic(np.ones((32, 32)))
+    assert len(figure.data) == 1
+    assert figure.data[0].texttemplate == ""
+
+
+def test_experts_stand_hottest_first_and_keep_their_number():
+    heat = figures.expert_loads([[1, 3, 2, 2]]).data[0]
+    assert heat.z.tolist() == [[1.5, 1, 1, 0.5]]
+    assert heat.customdata.tolist() == [[1, 2, 3, 0]]
+
+
+def test_the_timeline_is_in_microseconds_of_one_step_and_begins_with_the_wait():
+    bars = {trace.name: trace for trace in figures.timeline(spans(), PHASES).data}
+    assert bars["attention and gate"].x.tolist() == pytest.approx([10])
+    assert bars["dispatch"].base.tolist() == pytest.approx([15])
+    assert bars["dispatch"].x.tolist() == pytest.approx([25])
+    assert bars["waiting for others"].base.tolist() == pytest.approx([10])
+    assert bars["waiting for others"].x.tolist() == pytest.approx([5])
+    assert bars["routed experts"].y.tolist() == [1]
+
+
+def test_the_timeline_takes_a_step_and_layers():
+    second = figures.timeline(spans(), PHASES, step=1)
+    assert second.data[0].x.tolist() == pytest.approx([99])
+    one = figures.timeline(spans(), PHASES, layers=(1, 2), layer_ids=[7, 9])
+    assert [trace.name for trace in one.data] == ["routed experts"]
+    assert one.data[0].customdata.tolist() == [9]
+
+
+def test_a_timeline_of_nothing_is_an_error():
+    with pytest.raises(InputError, match="spans=True"):
+        figures.timeline(spans()[:0], PHASES)
+    with pytest.raises(InputError, match="step 7"):
+        figures.timeline(spans(), PHASES, step=7)
+    with pytest.raises(InputError, match="choose fewer layers"):
+        figures.timeline(np.repeat(spans()[:1], 20_001), PHASES)
+
+
+def test_plans_stand_fastest_first_and_their_phases_add_up():
+    slow, fast = {"dispatch": 3e-3, "experts": 2e-3}, {"dispatch": 1e-3, "experts": 2e-3}
+    figure = figures.comparison({"slow": slow, "fast": fast}, bound_s=2.5e-3)
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert all(list(bar.y) == ["fast", "slow"] for bar in bars)
+    assert np.sum([bar.x for bar in bars], axis=0).tolist() == pytest.approx([3, 5])
+    assert figure.layout.shapes[0].x0 == pytest.approx(2.5)
+    assert "fastest: fast" in figure.layout.title.subtitle.text
+
+
+def test_phases_have_the_same_colour_everywhere():
+    seen: dict[str, set[str]] = {}
+    for figure in every_figure(False).values():
+        for trace in figure.data:
+            if trace.type == "bar":
+                seen.setdefault(trace.name, set()).add(trace.marker.color)
+    assert all(len(colours) == 1 for colours in seen.values())
+    assert set(theme.PHASE_COLOURS) == set(theme.PHASE_LABELS) == set(theme.ORDER)
+    assert set(PHASES) < set(theme.ORDER)
+
+
+def test_the_topology_draws_every_cable_once_in_its_class_of_use():
+    busy = np.zeros(CLUSTER.links)
+    busy[6] = 0.9
+    figure = figures.topology(CLUSTER, busy)
+    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
+    assert set(lines) == {"0% to 5% busy", "70% to 100% busy"}
+    cables = {name: sum(x is None for x in trace.x) for name, trace in lines.items()}
+    assert cables == {"0% to 5% busy": CLUSTER.links // 2 - 1, "70% to 100% busy": 1}
+    assert CLUSTER.link_name[6] in figure.layout.title.subtitle.text
+
+
+def test_the_layout_puts_tiers_in_rows_and_nodes_apart():
+    x, y = figures.topology_layout(CLUSTER)
+    row = {name: set(y[[i for i, v in enumerate(CLUSTER.vertices) if match(v)]]) for name, match in ROWS.items()}
+    assert row == {"nvlink": {0}, "gpu": {1}, "nic": {2}, "rail": {3}, "spine": {4}}
+    gpus = x[: CLUSTER.ranks]
+    assert np.diff(gpus).min() == 1
+    assert (np.diff(gpus) > 1).sum() == CLUSTER.nodes - 1
+
+
+ROWS = {
+    "nvlink": lambda name: name.endswith(".switch"),
+    "gpu": lambda name: ".gpu" in name,
+    "nic": lambda name: ".nic" in name,
+    "rail": lambda name: name.startswith("rail"),
+    "spine": lambda name: name.startswith("spine"),
+}
+
+
+@pytest.mark.parametrize("name", ["h100-1x8", "gb200-nvl72", "h100-fat-tree-oversub"])
+def test_other_clusters_and_sub_clusters_can_be_drawn(name: str):
+    cluster = Cluster.preset(name)
+    figures.topology(cluster)
+    part = cluster.restrict(range(4))
+    drawn = figures.topology(part, np.full(part.links, 0.5))
+    idle = next(trace for trace in drawn.data if trace.mode == "markers" and trace.customdata is not None)
+    assert sum("= rank" in text for text in idle.customdata) == 4
