@@ -16,7 +16,7 @@ from moesim.trace.trace import TRAIN as TRAIN
 from moesim.trace.trace import Trace as Trace
 
 if TYPE_CHECKING:
-    from moesim.trace.batching import Batches as Batches
+    from moesim.trace.batches import Batches as Batches
     from moesim.trace.batching import make_batches as make_batches
     from moesim.trace.formats import TRACE_FORMATS as TRACE_FORMATS
     from moesim.trace.formats import read_any as read_any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # imported when first used: pyarrow and numba are not needed to look at a trace in memory
 _HOME = {
-    "Batches": "moesim.trace.batching",
+    "Batches": "moesim.trace.batches",
     "make_batches": "moesim.trace.batching",
     "TRACE_FORMATS": "moesim.trace.formats",
     "read_any": "moesim.trace.formats",

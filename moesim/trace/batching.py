@@ -1,19 +1,20 @@
-"""Steps ready to be dispatched: which tokens run together, and on which rank each is at home."""
+"""From a trace to steps: which tokens run together, and on which rank each is at home."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 
-from moesim.base.arrays import Array, Sealed, digest, seal
+from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
 from moesim.trace import packing
+from moesim.trace.batches import Batches
 from moesim.trace.trace import DECODE, PHASES, PREFILL, TRAIN, Trace
+
+__all__ = ["DEFAULT_TOKENS", "RESAMPLED_STEPS", "Batches", "make_batches"]
 
 DEFAULT_TOKENS: Final = {PREFILL: 1024, DECODE: 128, TRAIN: 1024}
 """Tokens per rank and step where none are given: the sizes that DeepEP's and SGLang's wide-EP runs report."""
@@ -21,104 +22,6 @@ RESAMPLED_STEPS: Final = 4
 """Steps made of a trace that does not fill one: enough to see that batches differ, few enough to stay honest."""
 _HOMES: Final = ("round-robin", "least-loaded")
 _NO_LIMIT: Final = 2**62
-
-
-@dataclass(frozen=True, eq=False)
-class Batches(Sealed):
-    """Steps of a trace on a given number of ranks.
-
-    Parameters
-    ----------
-    trace
-        The trace whose rows are batched.
-    token
-        Row of the trace, int64 [batched], step after step.
-    home
-        Rank of each, int32 [batched], in 0..ranks-1.
-    offsets
-        Where each step begins in ``token``, int64 [steps + 1].
-    phase
-        Phase code of each step, uint8 [steps].
-    ranks
-        Size of the expert-parallel group, R.
-    tokens_per_rank
-        Tokens every rank holds in every step, None where steps are as recorded or differ by phase.
-    notes
-        What was done to the trace, for reports: ``"dropped: ..."``, ``"resampled: ..."``.
-    resampled
-        Whether tokens were regrouped against what was recorded: drawn more than once, or decode tokens of one
-        request run in the same step.
-    """
-
-    trace: Trace
-    token: Array
-    home: Array
-    offsets: Array
-    phase: Array
-    ranks: int
-    tokens_per_rank: int | None = None
-    notes: tuple[str, ...] = ()
-    resampled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.trace.routes is None:
-            raise InputError("Batches: the trace holds counts only; steps need the routes of every token")
-        if self.ranks < 1:
-            raise InputError(f"Batches.ranks: expected at least 1, got {self.ranks}")
-        token = seal(self, "token", self.token, np.int64, ("batched",))
-        home = seal(self, "home", self.home, np.int32, ("batched",), {"batched": len(token)})
-        phase = seal(self, "phase", self.phase, np.uint8, ("steps",))
-        offsets = seal(self, "offsets", self.offsets, np.int64, ("steps + 1",), {"steps + 1": len(phase) + 1})
-        if offsets[0] != 0 or offsets[-1] != len(token) or (np.diff(offsets) < 0).any():
-            raise InputError(f"Batches.offsets: expected ascending numbers from 0 to {len(token)}")
-        for name, array, stop in (
-            ("token", token, self.trace.rows),
-            ("home", home, self.ranks),
-            ("phase", phase, len(PHASES)),
-        ):
-            if array.size and (array.min() < 0 or array.max() >= stop):
-                raise InputError(f"Batches.{name}: values must lie in 0..{stop - 1}")
-
-    def __len__(self) -> int:
-        return len(self.phase)
-
-    def __eq__(self, other: object) -> bool:
-        return self.digest == other.digest if isinstance(other, Batches) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits that name the trace and how it was batched."""
-        return digest(self.trace.digest, self.token, self.home, self.offsets, self.phase, self.ranks)
-
-    def _rows(self, step: int) -> Array:
-        return self.token[self.offsets[step] : self.offsets[step + 1]]
-
-    def routes(self, step: int) -> Array:
-        """Return the expert ids of one step's tokens, int16 [n, layers, top_k]."""
-        return np.asarray(self.trace.routes[self._rows(step)])  # type: ignore[index]  # checked at birth
-
-    def homes(self, step: int) -> Array:
-        """Return the home ranks of one step's tokens, int32 [n]."""
-        return self.home[self.offsets[step] : self.offsets[step + 1]]
-
-    def positions(self, step: int) -> Array:
-        """Return the positions of one step's tokens in their requests, int32 [n]."""
-        return np.asarray(self.trace.position[self._rows(step)])
-
-    def take(self, steps: slice) -> Batches:
-        """Return a run of consecutive steps, e.g. ``take(slice(0, 4))``."""
-        first, last, stride = steps.indices(len(self))
-        if stride != 1:
-            raise InputError(f"Batches.take: expected consecutive steps, got stride {stride}")
-        last = max(first, last)
-        rows = slice(int(self.offsets[first]), int(self.offsets[last]))
-        offsets = self.offsets[first : last + 1] - self.offsets[first]
-        return dataclasses.replace(
-            self, token=self.token[rows], home=self.home[rows], offsets=offsets, phase=self.phase[first:last]
-        )
 
 
 def make_batches(

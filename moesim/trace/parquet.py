@@ -9,7 +9,6 @@ LL = number of the MoE layer. A trace of counts has one row a (step, layer): ``s
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,36 +17,20 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import atomic_path
 from moesim.spec import ModelSpec
+from moesim.trace.header import IMPORT, KEY, SCHEMA_VERSION, Header, read_header, read_spec
 from moesim.trace.trace import PHASES, Trace, layer_subset, plain
 
-KEY: Final = b"moesim.trace"
-"""Key of the header in the file metadata."""
-SCHEMA_VERSION: Final = 1
 ROW_GROUP: Final = 65_536
 """Tokens in a row group: what a streaming reader holds in memory."""
 _INTEGERS: Final = ("step", "request", "position", "source")
 _NAMES: Final = pa.dictionary(pa.int16(), pa.string())
 _BROKEN: Final = (OSError, pa.ArrowException, ValueError, MemoryError)
 """What Arrow raises on damaged files; our own errors are none of these."""
-_IMPORT: Final = "a trace of another tool is imported with  moesim import FILE -o trace.parquet"
-
-
-class Header(BaseModel):
-    """What a trace file says about itself."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    schema_version: int = Field(alias="schema")
-    kind: Literal["tokens", "counts"]
-    spec: dict[str, Any]
-    domains: list[str]
-    origin: dict[str, Any]
 
 
 def sniff(path: str | Path) -> bool:
@@ -236,46 +219,12 @@ def _opened(path: str | Path) -> Iterator[tuple[pq.ParquetFile, Header, ModelSpe
         raise FormatError(path, "", "no such file; give the path of a trace")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            header = _header(path, file)
-            yield file, header, _spec(path, header)
+            header = read_header(path, file.metadata.metadata or {})
+            yield file, header, read_spec(path, header)
     except _BROKEN as error:
         problem = " ".join(str(error).split()).rstrip(".")
-        advice = f"if it was copied, copy it again; {_IMPORT}"
+        advice = f"if it was copied, copy it again; {IMPORT}"
         raise FormatError(path, "", f"not a complete Parquet file ({problem}); {advice}") from None
-
-
-def _header(path: str | Path, file: pq.ParquetFile) -> Header:
-    place = f"metadata {KEY.decode()!r}"
-    text = (file.metadata.metadata or {}).get(KEY)
-    if text is None:
-        raise FormatError(path, place, f"expected the header of a trace, found none; {_IMPORT}")
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise FormatError(path, place, f"expected JSON, found {error}; write the trace again") from None
-    version = data.get("schema") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        found = f"found {version!r}; use the version of moesim that wrote it, or capture again"
-        raise FormatError(path, f"{place}, schema", f"expected version {SCHEMA_VERSION}, {found}")
-    try:
-        return Header.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(path, f"{place}, {where}", f"{first['msg']}; write the trace again") from None
-
-
-def _spec(path: str | Path, header: Header) -> ModelSpec:
-    place = f"metadata {KEY.decode()!r}, spec"
-    try:
-        TypeAdapter(ModelSpec).validate_python(header.spec)
-        return ModelSpec.from_dict(header.spec)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(path, f"{place}.{where}", f"{first['msg']}; write the trace again") from None
-    except InputError as error:
-        raise FormatError(path, place, f"{error}; write the trace again") from None
 
 
 def _columns(file: pq.ParquetFile, layers: Sequence[int]) -> list[str]:

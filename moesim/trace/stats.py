@@ -233,4 +233,4 @@ def _drift_bits(trace: Trace) -> Array:
     loads = trace.loads_by(window, WINDOWS).astype(np.float64)
     if loads.sum(axis=-1).min() < _PICKS_PER_EXPERT * trace.spec.experts:
         return np.full(trace.layers, np.nan)
-    return jensen_shannon(loads[:-1], loads[1:]).mean(axis=0)
+    return np.asarray(jensen_shannon(loads[:-1], loads[1:]).mean(axis=0))

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import InputError, UnknownName
 from moesim.spec import ModelSpec
+from moesim.trace import checks
 
 PREFILL: Final = 0
 DECODE: Final = 1
@@ -128,39 +129,16 @@ class Trace(Sealed):
 
     def _check(self) -> None:
         if self.routes is not None:
-            from moesim.trace.kernels import first_fault
-
-            token, layer, value, twice = first_fault(self.routes, self.spec.experts)
-            if token >= 0:
-                place = f"Trace.routes: token {token}, layer {layer}"
-                raise InputError(
-                    f"{place}: expert {value} occurs twice in one pick; a token picks an expert at most once"
-                    if twice
-                    else f"{place}: expert id {value} is not in -1..{self.spec.experts - 1}; "
-                    f"give the spec of the model that was recorded ({self.spec.name!r} has {self.spec.experts} experts)"
-                )
-        if self.weights is not None and not (finite := np.isfinite(self.weights)).all():
-            token, layer, _ = np.argwhere(~finite)[0]
-            raise InputError(f"Trace.weights: token {token}, layer {layer}: not a finite float16; rescale the weights")
+            checks.check_routes(self.routes, self.spec)
+        if self.weights is not None:
+            checks.check_weights(self.weights)
         if self.given_counts is not None:
-            if (self.given_counts < 0).any():
-                step, layer, expert = np.argwhere(self.given_counts < 0)[0]
-                raise InputError(f"Trace.given_counts: step {step}, layer {layer}, expert {expert}: negative count")
-            if (np.diff(self.step) <= 0).any():
-                raise InputError("Trace.step: a trace of counts has one row a step, in ascending order")
-        for name, low, high in (
-            ("step", 0, None),
-            ("position", 0, None),
-            ("source", -1, None),
-            ("phase", 0, len(PHASES) - 1),
-            ("domain", 0, len(self.domains) - 1),
-        ):
-            column = getattr(self, name)
-            bad = column < low if high is None else (column < low) | (column > high)
-            if bad.any():
-                row = int(np.argmax(bad))
-                upper = "" if high is None else str(high)
-                raise InputError(f"Trace.{name}: row {row}: {column[row]} is not in {low}..{upper}")
+            checks.check_counts(self.given_counts, self.step)
+        checks.check_range("step", self.step, 0)
+        checks.check_range("position", self.position, 0)
+        checks.check_range("source", self.source, -1)
+        checks.check_range("phase", self.phase, 0, len(PHASES))
+        checks.check_range("domain", self.domain, 0, len(self.domains))
         if len(set(self.domains)) != len(self.domains):
             raise InputError(f"Trace.domains: names must be unique, got {self.domains}")
 
