@@ -19,7 +19,7 @@ from moesim.cluster.wiring import Wiring, unconnected
 
 _PICOSECOND = 1e-12
 _HOP = 2.0**40  # one hop outweighs every sum of latencies below 1.1 s, in exact float64 integers
-_TABLE_LIMIT = 200_000_000  # steps of the core table: 2.4 GB
+_TABLE_LIMIT = 200_000_000  # entries of a core table: 2.4 GB
 
 
 def compile_paths(wiring: Wiring, relay: Array | None = None) -> Paths:

@@ -15,7 +15,7 @@ from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.base.units import parse
 
 SCHEMA = 1
-MAX_RANKS = 65_536
+MAX_RANKS = 16_384
 CONSTANTS = (
     "memory", "flops_bf16", "flops_fp8", "hbm_bandwidth", "bandwidth", "effective", "oversubscription", "latency",
 )  # fmt: skip

@@ -24,6 +24,8 @@ from moesim.cluster.schema import (
 )
 from moesim.cluster.wiring import Wiring
 
+_MOST_UPLINKS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -49,7 +51,7 @@ class Cable:
 
 
 @dataclass
-class Plan:
+class Layout:
     """What a shape puts down."""
 
     ranks: list[Rank] = field(default_factory=list)
@@ -69,17 +71,17 @@ def wire(description: Description) -> tuple[list[Rank], Wiring]:
     InputError
         If a name in ``[[link]]``, ``without`` or ``degrade`` is unknown, or nothing is left.
     """
-    plan = Plan()
-    nics = _nodes(description, plan)
-    _fabric(description, plan, nics)
-    _free(description, plan)
+    layout = Layout()
+    nics = _nodes(description, layout)
+    _fabric(description, layout, nics)
+    _free(description, layout)
     for name, part in (description.degrade or {}).items():
-        _degrade(plan, name, part)
+        _degrade(layout, name, part)
     for name in description.without or ():
-        _remove(plan, name)
-    if not plan.ranks:
+        _remove(layout, name)
+    if not layout.ranks:
         raise InputError("topology: `without` leaves no GPU; take fewer away")
-    return plan.ranks, _flat(plan, description.through_ranks)
+    return layout.ranks, _flat(layout, description.through_ranks)
 
 
 def rate(tier: Tier | SpineTier, override: str | None = None) -> tuple[float, float]:
@@ -117,7 +119,7 @@ class _Nic:
     rate: tuple[float, float]
 
 
-def _nodes(description: Description, plan: Plan) -> list[_Nic]:
+def _nodes(description: Description, layout: Layout) -> list[_Nic]:
     tier = description.tier
     scale_out = tier.rail or tier.leaf
     nics: list[_Nic] = []
@@ -126,11 +128,11 @@ def _nodes(description: Description, plan: Plan) -> list[_Nic]:
         per_nic = scale_out.gpus_per_nic if scale_out else 1
         rails = tier.rail.rails if tier.rail else None
         rail = [(i // per_nic) % (rails or gpus) for i in range(gpus)]
-        plan.ranks += [Rank(f"{node}.gpu{i}", node, i, rail[i], gpu) for i in range(gpus)]
+        layout.ranks += [Rank(f"{node}.gpu{i}", node, i, rail[i], gpu) for i in range(gpus)]
         if tier.node is not None:
-            plan.others.append(f"{node}.switch")
+            layout.others.append(f"{node}.switch")
             for i in range(gpus):
-                plan.lay(
+                layout.lay(
                     f"{node}.gpu{i}", f"{node}.switch", "node", rate(tier.node, table.node_bandwidth), tier.node.latency
                 )
         if scale_out is None:
@@ -142,11 +144,11 @@ def _nodes(description: Description, plan: Plan) -> list[_Nic]:
             if tier.pcie is None:
                 vertex = f"{node}.gpu{i}"  # no PCIe hop described: the GPU's port is the NIC's port
             else:
-                plan.others.append(vertex)
+                layout.others.append(vertex)
                 own = [f"{node}.gpu{j}" for j in range(i, min(i + per_nic, gpus))]
                 users = [f"{node}.switch"] if on_switch else own
                 for user in users:
-                    plan.lay(user, vertex, "pcie", rate(tier.pcie), tier.pcie.latency)
+                    layout.lay(user, vertex, "pcie", rate(tier.pcie), tier.pcie.latency)
             nics.append(_Nic(vertex, number, rail[i], nic_rate))
     return nics
 
@@ -157,7 +159,7 @@ def _changed(gpu: Gpu, change: GpuChange | None) -> Gpu:
     return gpu.model_copy(update=change.model_dump(exclude_none=True, exclude={"source"}))
 
 
-def _fabric(description: Description, plan: Plan, nics: list[_Nic]) -> None:
+def _fabric(description: Description, layout: Layout, nics: list[_Nic]) -> None:
     tier = description.tier
     scale_out: LeafTier | RailTier | None = tier.rail or tier.leaf
     if scale_out is None:
@@ -170,14 +172,19 @@ def _fabric(description: Description, plan: Plan, nics: list[_Nic]) -> None:
         pod = nic.node // pod_size
         rail = f"rail{nic.rail}.pod{pod}" if several else f"rail{nic.rail}"
         leaf = rail if tier.rail else f"leaf{pod}"
-        plan.lay(nic.vertex, leaf, name, nic.rate, scale_out.latency)
+        layout.lay(nic.vertex, leaf, name, nic.rate, scale_out.latency)
         nominal, effective = capacity.get(leaf, (0.0, 0.0))
         capacity[leaf] = nominal + nic.rate[0], effective + nic.rate[1]
-    plan.others += capacity
+    layout.others += capacity
     if tier.spine is None:
         return
+    if len(capacity) * tier.spine.switches > _MOST_UPLINKS:
+        raise InputError(
+            f"tier.spine.switches: {tier.spine.switches:,} spines over {len(capacity):,} leaves are more than "
+            f"{_MOST_UPLINKS:,} links; describe fewer and wider spines"
+        )
     spines = [f"spine{i}" for i in range(tier.spine.switches)]
-    plan.others += spines
+    layout.others += spines
     for leaf, below in capacity.items():
         if tier.spine.bandwidth is not None:
             uplink = rate(tier.spine)
@@ -185,16 +192,16 @@ def _fabric(description: Description, plan: Plan, nics: list[_Nic]) -> None:
             share = (tier.spine.oversubscription or 1.0) * len(spines)
             uplink = below[0] / share, below[1] / share
         for spine in spines:
-            plan.lay(leaf, spine, "spine", uplink, tier.spine.latency)
+            layout.lay(leaf, spine, "spine", uplink, tier.spine.latency)
 
 
-def _free(description: Description, plan: Plan) -> None:
-    known = {rank.name for rank in plan.ranks} | set(plan.others)
+def _free(description: Description, layout: Layout) -> None:
+    known = {rank.name for rank in layout.ranks} | set(layout.others)
     for switch in description.switches or ():
         if switch in known:
             raise InputError(f"switches: {switch!r} exists already; choose another name")
         known.add(switch)
-        plan.others.append(switch)
+        layout.others.append(switch)
     for i, link in enumerate(description.link or ()):
         a, b = link.ends
         for end in (a, b):
@@ -205,7 +212,7 @@ def _free(description: Description, plan: Plan) -> None:
                 )
         if a == b:
             raise InputError(f"link[{i}].ends: a link from {a!r} to itself; name two ends")
-        plan.lay(a, b, link.tier, rate(link), link.latency)
+        layout.lay(a, b, link.tier, rate(link), link.latency)
 
 
 def _close(name: str, known: set[str]) -> str:
@@ -213,55 +220,55 @@ def _close(name: str, known: set[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _degrade(plan: Plan, name: str, part: float) -> None:
-    touched = _touched(plan, name, "degrade")
-    plan.cables = [
-        replace(cable, bandwidth=cable.bandwidth * part) if cable in touched else cable for cable in plan.cables
+def _degrade(layout: Layout, name: str, part: float) -> None:
+    touched = _touched(layout, name, "degrade")
+    layout.cables = [
+        replace(cable, bandwidth=cable.bandwidth * part) if cable in touched else cable for cable in layout.cables
     ]
 
 
-def _remove(plan: Plan, name: str) -> None:
-    touched = _touched(plan, name, "without")
-    plan.cables = [cable for cable in plan.cables if cable not in touched]
-    plan.ranks = [rank for rank in plan.ranks if name not in (rank.name, rank.node)]
-    plan.others = [other for other in plan.others if other != name and other.split(".")[0] != name]
+def _remove(layout: Layout, name: str) -> None:
+    touched = _touched(layout, name, "without")
+    layout.cables = [cable for cable in layout.cables if cable not in touched]
+    layout.ranks = [rank for rank in layout.ranks if name not in (rank.name, rank.node)]
+    layout.others = [other for other in layout.others if other != name and other.split(".")[0] != name]
 
 
-def _touched(plan: Plan, name: str, key: str) -> set[Cable]:
+def _touched(layout: Layout, name: str, key: str) -> set[Cable]:
     """Return the cables of a node, a GPU, a NIC, a switch, or the one between two of them (``a->b``)."""
-    vertices = {rank.name for rank in plan.ranks} | set(plan.others)
-    nodes = {rank.node for rank in plan.ranks}
+    vertices = {rank.name for rank in layout.ranks} | set(layout.others)
+    nodes = {rank.node for rank in layout.ranks}
     if "->" in name:
         ends = set(name.split("->", 1))
-        found = {cable for cable in plan.cables if {cable.a, cable.b} == ends}
+        found = {cable for cable in layout.cables if {cable.a, cable.b} == ends}
         if found:
             return found
     elif name in vertices:
-        return {cable for cable in plan.cables if name in (cable.a, cable.b)}
+        return {cable for cable in layout.cables if name in (cable.a, cable.b)}
     elif name in nodes:
-        return {cable for cable in plan.cables if any(end.split(".")[0] == name for end in (cable.a, cable.b))}
-    cables = {f"{cable.a}->{cable.b}" for cable in plan.cables}
+        return {cable for cable in layout.cables if any(end.split(".")[0] == name for end in (cable.a, cable.b))}
+    cables = {f"{cable.a}->{cable.b}" for cable in layout.cables}
     raise InputError(
         f"{key}: nothing is named {name!r}{_close(name, vertices | nodes | cables)}; name a node (node0), a GPU "
         "(node0.gpu3), a NIC (node0.nic3), a switch (rail2, spine0) or a link (a->b)"
     )
 
 
-def _flat(plan: Plan, through_ranks: bool) -> Wiring:
-    vertices = [rank.name for rank in plan.ranks] + plan.others
+def _flat(layout: Layout, through_ranks: bool) -> Wiring:
+    vertices = [rank.name for rank in layout.ranks] + layout.others
     index = {name: i for i, name in enumerate(vertices)}
     if len(index) < len(vertices):
         twice = next(name for i, name in enumerate(vertices) if index[name] != i)
         raise InputError(f"topology: two things are named {twice!r}; give the node another name")
-    nodes = {name: i for i, name in enumerate(dict.fromkeys(rank.node for rank in plan.ranks))}
+    nodes = {name: i for i, name in enumerate(dict.fromkeys(rank.node for rank in layout.ranks))}
     return Wiring(
         vertices=tuple(vertices),
-        node=np.array([nodes[rank.node] for rank in plan.ranks], np.int32),
-        end=np.array([(index[c.a], index[c.b]) for c in plan.cables], np.int32).reshape(-1, 2),
-        tier=tuple(c.tier for c in plan.cables),
-        nominal=np.array([c.nominal for c in plan.cables], np.float64),
-        bandwidth=np.array([c.bandwidth for c in plan.cables], np.float64),
-        latency_s=np.array([c.latency_s for c in plan.cables], np.float64),
+        node=np.array([nodes[rank.node] for rank in layout.ranks], np.int32),
+        end=np.array([(index[c.a], index[c.b]) for c in layout.cables], np.int32).reshape(-1, 2),
+        tier=tuple(c.tier for c in layout.cables),
+        nominal=np.array([c.nominal for c in layout.cables], np.float64),
+        bandwidth=np.array([c.bandwidth for c in layout.cables], np.float64),
+        latency_s=np.array([c.latency_s for c in layout.cables], np.float64),
         through_ranks=through_ranks,
     )
 

@@ -65,22 +65,28 @@ def core_paths(core: Core, points: Array, limit: int) -> tuple[Array, Array, Arr
     Raises
     ------
     InputError
-        If the table would hold more than ``limit`` steps.
+        If a table would hold more than ``limit`` entries.
     """
+    if len(points) * (len(core.start) - 1) > limit:
+        raise _too_irregular(len(points) * (len(core.start) - 1), limit)
     to_point = core.distance_to(points)
     begin = core.leave[points]
     count = _walk(begin, points, to_point, core.start, core.to, core.link, core.cost, np.zeros(0, np.int64))[2]
     total = int(count.sum())
     if total > limit:
-        raise InputError(
-            f"topology: the table of paths would hold {total:,} steps (limit {limit:,}); give every GPU one NIC and "
-            "one link to its node's switch, so that ranks share attachment points"
-        )
+        raise _too_irregular(total, limit)
     start = np.concatenate([[0], np.cumsum(count)])
     link, share, _ = _walk(begin, points, to_point, core.start, core.to, core.link, core.cost, start)
     distance = to_point[:, begin].T.copy()
     np.fill_diagonal(distance, 0.0)
     return start, link, share, distance
+
+
+def _too_irregular(size: int, limit: int) -> InputError:
+    return InputError(
+        f"topology: the table of paths would hold {size:,} entries (limit {limit:,}); give every GPU one NIC and one "
+        "link to its node's switch, so that ranks share attachment points"
+    )
 
 
 @compiled

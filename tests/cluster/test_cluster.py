@@ -225,3 +225,8 @@ def test_a_cluster_of_1024_ranks_compiles_without_a_table_of_pairs(rail: Cluster
     bytes_on = large.paths.link_bytes(traffic)
     nic_out = [k for k, name in enumerate(large.link_name) if ".nic" in name.split("->")[0] and "rail" in name]
     np.testing.assert_array_equal(bytes_on[nic_out], np.full(1024, 1016.0))
+
+
+def test_a_table_of_all_pairs_that_would_not_fit_is_refused_before_it_is_made(rail: Cluster) -> None:
+    with pytest.raises(InputError, match=r"would hold .* entries .*give every GPU one NIC"):
+        rail.edit({"nodes": 1024, "through_ranks": True})
