@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,10 +25,7 @@ ALMOST = 1 + 1e-9
 
 def brute_force(volume: Array, start: Array, link: Array, share: Array, capacity: Array) -> Array:
     """Fluid fair sharing the slow way: raise all rates in small exact steps of water filling, restart at each end."""
-    flows = [
-        {int(k): float(s) for k, s in zip(link[a:b], share[a:b], strict=True)}
-        for a, b in zip(start, start[1:], strict=False)
-    ]
+    flows = [{int(k): float(s) for k, s in zip(link[a:b], share[a:b], strict=True)} for a, b in pairwise(start)]
     left = {f: float(v) for f, v in enumerate(volume)}
     ends, now = np.zeros(len(flows)), 0.0
     while left:

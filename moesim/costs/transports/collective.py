@@ -65,8 +65,8 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     """
     if cluster.nodes > 1:
         raise InputError(
-            f"transport nvlink: the ranks of {cluster.name} span several NVLink domains and one-sided writes reach only "
-            "one; choose transport hierarchical or direct, or the ranks of one domain"
+            f"transport nvlink: the ranks of {cluster.name} span several NVLink domains and one-sided writes "
+            "reach only one; choose transport hierarchical or direct, or the ranks of one domain"
         )
     copies = np.asarray(flow.rank_copies, np.float64)
     if direction == "dispatch":
