@@ -139,7 +139,8 @@ def _why_not_as_recorded(trace: Trace, rows: Array, ranks: int) -> str:
     source = trace.source[rows]
     if (source < 0).any():
         return "source ranks were not recorded"
-    recorded = max(int(trace.origin.get("ranks", 0)), int(source.max()) + 1)
+    told = trace.origin.get("ranks")
+    recorded = max(told if isinstance(told, int) else 0, int(source.max()) + 1)
     return "" if recorded == ranks else f"the trace was recorded on {recorded} ranks, not {ranks}"
 
 

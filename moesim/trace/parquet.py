@@ -46,7 +46,7 @@ def sniff(path: str | Path) -> bool:
 
 def write(trace: Trace, path: str | Path) -> None:
     """Write a trace atomically."""
-    with TraceWriter(path, trace.spec, trace.origin, domains=trace.domains) as writer:
+    with TraceWriter(path, trace.spec, trace.origin, domains=trace.domains, keep_partial=False) as writer:
         for first in range(0, max(trace.rows, 1), ROW_GROUP):
             writer.append(trace.select(np.arange(first, min(first + ROW_GROUP, trace.rows))))
 
@@ -69,13 +69,21 @@ class TraceWriter:
         Who captured it, from what, with which versions.
     domains
         Names of domain codes, as far as they are known; chunks may bring others.
+    keep_partial
+        Whether what was appended is kept when the block is left by an exception.
     """
 
     def __init__(
-        self, path: str | Path, spec: ModelSpec, origin: Mapping[str, Any], domains: Sequence[str] = ()
+        self,
+        path: str | Path,
+        spec: ModelSpec,
+        origin: Mapping[str, Any],
+        domains: Sequence[str] = (),
+        keep_partial: bool = True,
     ) -> None:
         self.path, self.spec, self.origin = Path(path), spec, plain(origin)
         self.domains = list(domains)
+        self.keep_partial = keep_partial
         self.rows = 0
         self._kind: Literal["tokens", "counts"] = "tokens"
         self._schema: pa.Schema | None = None
@@ -129,7 +137,7 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.rows == 0:
+        if error is not None and (self.rows == 0 or not self.keep_partial):
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:

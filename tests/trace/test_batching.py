@@ -138,6 +138,7 @@ def test_steps_of_both_phases_count_as_the_phase_of_most_tokens(trace):
     [
         ({}, {"ranks": 4}, "regrouped: the trace was recorded on 2 ranks, not 4"),
         ({"origin": {"ranks": 8}}, {"ranks": 2}, "regrouped: the trace was recorded on 8 ranks, not 2"),
+        ({"origin": {"ranks": "two"}}, {"ranks": 4}, "regrouped: the trace was recorded on 2 ranks, not 4"),
         ({"source": None}, {"ranks": 2}, "regrouped: source ranks were not recorded"),
         ({}, {"ranks": 2, "tokens_per_rank": 4}, "regrouped: a number of tokens per rank was given"),
     ],

@@ -131,6 +131,22 @@ def test_an_interrupted_capture_keeps_what_was_appended(trace, path):
     assert back.origin == {**trace.origin, "interrupted": True}
 
 
+def test_an_interrupted_write_leaves_the_old_file(trace, path, monkeypatch):
+    trace.write(path)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 16)
+    append = TraceWriter.append
+
+    def interrupt(writer, chunk):
+        append(writer, chunk)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TraceWriter, "append", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trace.select(np.arange(20)).write(path)
+    assert Trace.read(path) == trace
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_capture_of_nothing_leaves_nothing(trace, path):
     with pytest.raises(KeyboardInterrupt), TraceWriter(path, trace.spec, {}):
         raise KeyboardInterrupt
