@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import numba
-
 from moesim.base.arrays import Array
+from moesim.cluster.kernels import compiled
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def exchange_end(
     start: Array, arrive: Array, own: Array, word: float, everyone: bool, sends: Array, end: Array
 ) -> None:
     """Write when each rank's exchange ends to ``end [R]``.
 
     A rank waits for the network (its bytes drain from the moment the first rank begins), for every rank that sends
-    to it (which, once it begins, needs what its bytes take alone, and no more than the loaded network takes), for a
-    word of everyone where the transport has it so, and for itself. ``moesim.costs.received`` says the same.
+    to it (which, once it begins, needs what its bytes take alone, and no more than the loaded network
+    takes), for a word of everyone where the transport has it so, and for itself.
+    ``moesim.costs.received`` says the same.
 
     Parameters
     ----------
     start
         Clocks at the beginning ``[R]``.
     arrive, own, word, everyone, sends
-        One exchange of a :class:`~moesim.simulate.work.Work`: ``[R]``, ``[R]``, seconds, flag, ``[R, R]``.
+        One exchange of a :class:`~moesim.simulate.work.Work`: ``[R]`` twice, seconds, flag, ``[R, R]``.
     """
     R = len(start)
     first, last = start.min(), start.max()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.cluster.kernels import compiled
 from moesim.simulate.clocks import exchange_end
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule
@@ -45,7 +45,7 @@ def run_closed_form(work: Work, schedule: Schedule) -> Timeline:
     return Timeline(start, end, _order(schedule, L))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _layers(
     attention: Array,
     shared: Array,
@@ -75,7 +75,7 @@ def _layers(
         _exchange(1, layer, arrive, own, word, everyone, sends, start[COMBINE, layer], end[COMBINE, layer])
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _exchange(
     way: int,
     layer: int,
@@ -87,7 +87,15 @@ def _exchange(
     start: Array,
     end: Array,
 ) -> None:
-    exchange_end(start, arrive[way, layer], own[way, layer], word[way, layer], everyone[way], sends[way, layer], end)
+    exchange_end(
+        start,
+        arrive[way, layer],
+        own[way, layer],
+        word[way, layer],
+        everyone[way],
+        sends[way, layer],
+        end,
+    )
 
 
 def _order(schedule: Schedule, L: int) -> Array:

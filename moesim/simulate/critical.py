@@ -5,10 +5,10 @@ It is walked backwards from the last rank to end. Nothing waits on it, so its pa
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.cluster.kernels import compiled
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule
 from moesim.simulate.work import Timeline, Work
@@ -41,7 +41,7 @@ def critical_path(work: Work, timeline: Timeline, schedule: Schedule) -> Array:
     return spent
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _walk(
     start: Array,
     end: Array,

@@ -176,8 +176,15 @@ def _check_costs(costs: Costs, spec: ModelSpec, cluster: Cluster, transport: str
             )
     if costs.cluster.digest != cluster.digest:
         raise InputError(f"simulate: the costs are for another cluster ({costs.cluster.name}) than {cluster.name}")
-    if (costs.spec.layers, costs.spec.experts, costs.spec.top_k) != (spec.layers, spec.experts, spec.top_k):
-        raise InputError(f"simulate: the costs are for model {costs.spec.name}, the trace is of {spec.name}")
+    if (priced := _sizes(costs.spec)) != (traced := _sizes(spec)):
+        raise InputError(
+            f"simulate: the costs are for model {costs.spec.name} ({priced}), the trace is of {spec.name} ({traced}); "
+            "make the costs for the trace's model, at other dimensions through spec.at_dimensions"
+        )
+
+
+def _sizes(spec: ModelSpec) -> str:
+    return f"{spec.layers} layers, {spec.experts} experts, top {spec.top_k}"
 
 
 def _unique(notes: list[str]) -> tuple[str, ...]:

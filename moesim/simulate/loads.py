@@ -102,7 +102,7 @@ class Loader:
             shared_s=_every_layer(costs.shared_s(tokens), L),
             experts_s=costs.experts_s(slots)[None],
             arrive_s=whole("arrive_s"),
-            own_s=whole("own_s"),
+            own_s=whole("own_s") + whole("drain_s")[..., None],
             word_s=whole("floor_s"),
             sends=whole("senders"),
             everyone=(timings[0][0].everyone, timings[0][1].everyone),

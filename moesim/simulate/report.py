@@ -38,21 +38,21 @@ class Bottleneck:
 
     Parameters
     ----------
-    phase
-        Phase with the most seconds on the critical path.
+    part
+        Part of the layers with the most seconds on the critical path: all-to-all, experts, shared expert, attention.
     share
-        Its part of the step time, 0..1.
+        Its fraction of the step time, 0..1.
     layer
-        Decoder index of the layer in which that phase costs most.
+        Decoder index of the layer in which that part costs most.
     rank
-        Rank on the critical path there.
+        Rank that it costs most there.
     link
-        Link that takes longest in that layer's exchanges.
+        What limits the exchange there, if the part is all-to-all: a link, a rank's copy engine, or latency.
     expert
-        Routed expert with the most tokens on the layer's most loaded rank.
+        Of the routed experts on that rank, the one with the most tokens in the layer.
     """
 
-    phase: str
+    part: str
     share: float
     layer: int
     rank: int
@@ -61,7 +61,7 @@ class Bottleneck:
 
     def __str__(self) -> str:
         link = f", {self.link}" if self.link else ""
-        return f"layer {self.layer}, rank {self.rank}{link}, expert {self.expert} ({self.phase}, {self.share:.0%})"
+        return f"layer {self.layer}, rank {self.rank}{link}, expert {self.expert} ({self.part}, {self.share:.0%})"
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Report(Sealed):
 
     @property
     def bottleneck(self) -> str:
-        """The bottleneck in words: ``"layer 41, rank 37, NIC in, expert 112 (dispatch, 48%)"``."""
+        """The bottleneck in words: ``"layer 41, rank 37, NIC in, expert 112 (all-to-all, 48%)"``."""
         return str(self.where)
 
     def _critical(self, *phases: str) -> float:

@@ -12,12 +12,18 @@ from moesim.placement import EMPTY
 from moesim.simulate.critical import critical_path
 from moesim.simulate.inputs import Setup
 from moesim.simulate.loads import Load
-from moesim.simulate.phases import COMBINE, DISPATCH, PHASES
+from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.report import SPAN, Bottleneck, Report, max_over_mean
 from moesim.simulate.work import Timeline, Work
 from moesim.trace import PHASES as TRACE_PHASES
 
 _EXCHANGES: Final = (DISPATCH, COMBINE)
+_PARTS: Final = {
+    "all-to-all": _EXCHANGES,
+    "experts": (EXPERTS,),
+    "shared expert": (SHARED,),
+    "attention": (ATTENTION,),
+}
 
 
 class Tally:
@@ -85,9 +91,10 @@ class Tally:
     def _bottleneck(self) -> Bottleneck:
         """Name the phase, layer, rank, link and expert that hold the steps up most."""
         spent, placement = self.critical_s, self.setup.placement
-        phase = int(np.argmax(spent.sum(axis=(1, 2))))
-        layer = int(np.argmax(spent[phase].sum(axis=1)))
-        rank = int(np.argmax(spent[phase, layer]))
+        name = max(_PARTS, key=lambda part: float(spent[list(_PARTS[part])].sum()))
+        part_s = spent[list(_PARTS[name])]
+        layer = int(np.argmax(part_s.sum(axis=(0, 2))))
+        rank = int(np.argmax(part_s[:, layer].sum(axis=0)))
         experts = placement.experts[layer]
         # an expert's tokens on all its ranks: that is what makes it hot
         held = experts != EMPTY
@@ -96,20 +103,19 @@ class Tally:
         hottest = on_rank[np.argmax(loads[on_rank])] if len(on_rank) else np.argmax(loads)
         total = spent.sum()
         return Bottleneck(
-            phase=PHASES[phase],
-            share=float(spent[phase].sum() / total) if total else 0.0,
+            part=name,
+            share=float(part_s.sum() / total) if total else 0.0,
             layer=self.setup.costs.spec.layer_ids[layer],
             rank=rank,
-            link=self._link(phase, layer),
+            link=self._link(layer) if name == "all-to-all" else "",
             expert=int(hottest),
         )
 
-    def _link(self, phase: int, layer: int) -> str:
-        """Name what limits an exchange most often; nothing for phases that compute."""
-        if phase not in _EXCHANGES:
-            return ""
-        way = _EXCHANGES.index(phase)
-        if 2 * self.floor_s[way, layer] > self.critical_s[phase, layer].sum():
+    def _link(self, layer: int) -> str:
+        """Name what limits the costlier exchange of a layer most often."""
+        spent = self.critical_s[list(_EXCHANGES), layer].sum(axis=1)
+        way = int(np.argmax(spent))
+        if 2 * self.floor_s[way, layer] > spent[way]:
             return "launch and latency"
         most, names = int(np.argmax(self.binding[way, layer])), self.setup.cluster.link_name
         return names[most] if most < len(names) else f"copy engine of rank {most - len(names)}"
@@ -132,8 +138,10 @@ def split(work: Work, timeline: Timeline) -> tuple[Array, Array]:
 def _spans(step: int, timeline: Timeline, wait_s: Array) -> Array:
     """Return the intervals of one step, in order of micro-batch, phase, layer and rank."""
     spans = np.zeros(timeline.start_s.shape, dtype=SPAN)
-    M, P, L, R = np.indices(timeline.start_s.shape, sparse=True)
-    spans["step"], spans["micro_batch"], spans["phase"], spans["layer"], spans["rank"] = step, M, P, L, R
+    spans["step"] = step
+    for axis, name in enumerate(("micro_batch", "phase", "layer", "rank")):
+        others = [other for other in range(4) if other != axis]
+        spans[name] = np.expand_dims(np.arange(spans.shape[axis]), others)
     spans["start_s"], spans["stop_s"], spans["wait_s"] = timeline.start_s, timeline.end_s, wait_s
     flat: Array = spans.ravel()
     return flat[flat["stop_s"] > flat["start_s"]]

@@ -27,7 +27,7 @@ class Work(Sealed):
     arrive_s
         Seconds ``[M, 2, L, R]`` until a rank's last inbound byte, had all ranks started together.
     own_s
-        Seconds ``[M, 2, L, R]`` that a rank's own outgoing bytes need, were it alone on the network.
+        Seconds ``[M, 2, L, R]`` until a rank's own outgoing bytes are there, were it alone on the network.
     word_s
         Seconds ``[M, 2, L]`` until an empty message is there.
     sends
