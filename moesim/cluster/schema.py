@@ -42,13 +42,12 @@ def _name(value: str) -> str:
     return value
 
 
-def _tagged(value: str) -> str:
+def _check_tag(key: str, value: str) -> None:
     if not _TAG.match(value):
         raise ValueError(
-            'expected "measured: ...", "datasheet: ...", "derived: ..." or "assumed: ..." with where it is from, '
-            f"got {value!r}"
+            f'{key}: expected "measured: ...", "datasheet: ...", "derived: ..." or "assumed: ..." with where it is '
+            f"from, got {value!r}"
         )
-    return value
 
 
 Bandwidth = Annotated[str, _quantity("bandwidth", True)]
@@ -56,7 +55,6 @@ Latency = Annotated[str, _quantity("time", False)]
 Memory = Annotated[str, _quantity("bytes", True)]
 Flops = Annotated[str, _quantity("flops", True)]
 Name = Annotated[str, AfterValidator(_name)]
-Tagged = Annotated[str, AfterValidator(_tagged)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -69,14 +67,18 @@ class Strict(BaseModel):
 class Sourced(Strict):
     """A table of constants; ``source`` tells where each is from (one text for all, or one per key)."""
 
-    source: Tagged | dict[str, Tagged] | None = None
+    source: str | dict[str, str] | None = None
 
     @model_validator(mode="after")
-    def _sources_name_keys(self) -> Sourced:
+    def _sources_are_tagged(self) -> Sourced:
+        if isinstance(self.source, str):
+            _check_tag("source", self.source)
+            return self
         known = set(type(self).model_fields) - {"source"}
-        for key in self.source if isinstance(self.source, dict) else ():
+        for key, text in (self.source or {}).items():
             if key not in known:
-                raise ValueError(f"source.{UnknownName('key', key, known)}")
+                raise ValueError(f"source: {UnknownName('key', key, known)}")
+            _check_tag(f"source.{key}", text)
         return self
 
 
@@ -102,12 +104,24 @@ class GpuChange(Sourced):
     speed: Annotated[float, Field(gt=0)] | None = None
 
 
+def _reachable(bandwidth: str | None, effective: str | None) -> None:
+    if bandwidth is None or effective is None:
+        return
+    if parse(effective, "bandwidth", "effective") > parse(bandwidth, "bandwidth", "bandwidth"):
+        raise ValueError(f"`effective` {effective!r} is more than the nominal `bandwidth` {bandwidth!r}; correct one")
+
+
 class Tier(Sourced):
     """Links of one tier, per direction."""
 
     bandwidth: Bandwidth
     effective: Bandwidth | None = None  # what software reaches; None: the nominal bandwidth
     latency: Latency
+
+    @model_validator(mode="after")
+    def _effective_is_reachable(self) -> Tier:
+        _reachable(self.bandwidth, self.effective)
+        return self
 
 
 class NodeTier(Tier):
@@ -149,6 +163,7 @@ class SpineTier(Sourced):
             raise ValueError("give either `oversubscription` or `bandwidth` (of one leaf-spine link)")
         if self.effective is not None and self.bandwidth is None:
             raise ValueError("`effective` needs `bandwidth`; with `oversubscription` it follows from the tier below")
+        _reachable(self.bandwidth, self.effective)
         return self
 
 
@@ -250,8 +265,9 @@ def _place(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             place += f"[{part}]"
-        elif part.isidentifier() or "-" in part:
-            place += f".{part}" if place else part
+        elif "(" not in part and "dict[" not in part:  # those name the alternative of a union, not a key
+            key = part if part.replace("-", "_").isidentifier() else repr(part)
+            place += f".{key}" if place else key
     return place
 
 

@@ -157,6 +157,8 @@ WRONG = [
     ('bandwidth = "100 GB/s"', 'bandwidth = "0 GB/s"', r"tier\.node\.bandwidth: expected more than zero.*without"),
     ('bandwidth = "100 GB/s"', 'bandwith = "100 GB/s"', r"tier\.node\.bandwi.*(missing|did you mean 'bandwidth')"),
     ("gpus_per_node = 2", "gpus_per_node = 2\ngpu_per_node = 2", r"gpu_per_node: unknown .*mean 'gpus_per_node'"),
+    ("[tier.leaf]", 'effective = "101 GB/s"\n[tier.leaf]', "tier.node: `effective` .* is more than the nominal"),
+    ("schema = 1", "schema = 1\ndegrade = {'node0.gpu0' = 2}", r"degrade\.'node0\.gpu0': input should be less than"),
     ("[tier.leaf]", "[tier.leave]", r"tier\.leave: unknown key 'leave': did you mean 'leaf'"),
     ("nodes = 2", "nodes = 0", r"nodes: input should be greater than or equal to 1, got 0"),
     ("nodes = 2", 'nodes = "2"', r"nodes: input should be a valid integer, got '2'"),
@@ -172,7 +174,8 @@ WRONG = [
     ("schema = 1", "schema = 1\nranks = [0, 0]", r"rank 0 comes twice"),
     ("schema = 1", "schema = 1\nranks = [4]", r"rank 4 does not exist; it has ranks 0 to 3"),
     ("[tier.leaf]", '[[link]]\nends = ["node0.gpu9", "leaf0"]', r"link\[0\]\.ends: unknown 'node0\.gpu9', did you"),
-    ('model = "X"', 'model = "X"\nsource = "trust me"', r"gpu\.source.*expected \"measured: \.\.\.\""),
+    ('model = "X"', 'model = "X"\nsource = "trust me"', r"gpu: source: expected \"measured: \.\.\.\""),
+    ('model = "X"', 'model = "X"\nsource = {memory = "x"}', r"gpu: source\.memory: expected .*got 'x'"),
     ('model = "X"', 'model = "X"\nsource = {memry = "assumed: x"}', r"gpu: source.*'memry': did you mean 'memory'"),
     ("[gpu]", "[gpu", r"expected TOML: .*line"),
 ]  # fmt: skip
