@@ -158,6 +158,6 @@ def test_grouped_gemm_reproduces_the_published_rows(shared_data: Path):
             arithmetic = _gemm_s(np.full((1, groups), m), device, n, k)[0]
             memory = (groups * n * k + groups * m * (k + 2 * n)) / device.hbm[0]
             errors.append(max(arithmetic, memory) * 1e6 / float(row["derived_latency_us"]) - 1)
-    # reached: 7 % on average over rows that were not used for any constant
+    # reached: 11.4 % on average and 22.6 % at most, over rows that were not used for any constant; without launches
     assert np.abs(errors).mean() < 0.12
     assert np.abs(errors).max() < 0.25
