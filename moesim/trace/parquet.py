@@ -39,6 +39,9 @@ def sniff(path: str | Path) -> bool:
         with open(path, "rb") as file:
             if file.read(4) != b"PAR1":
                 return False
+    except OSError:
+        return False
+    try:
         return KEY in (pq.read_metadata(path).metadata or {})
     except _BROKEN:
         return True

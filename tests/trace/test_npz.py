@@ -185,6 +185,11 @@ def test_arrays_that_do_not_fit_are_refused_in_one_line(path, arrays, message):
     [
         ({"model": "gpt-oss-20"}, "did you mean 'gpt-oss-20b'"),
         ({"modle": "x"}, "unknown option of trace format npz 'modle': did you mean 'model'"),
+        ({"model": 7}, "option model: expected the name of a preset, got 7"),
+        ({"experts": "many"}, "option experts: expected a number, got 'many'"),
+        ({"layers": "0,1"}, r"option layers: expected a list of layer numbers such as \[0, 7, 15\], got '0,1'"),
+        ({"layers": [0, "x"]}, "option layers: expected a list"),
+        ({"domain": 5}, "option domain: expected text, got 5"),
         ({"experts": 9}, "small has 8 experts, not 9"),
         ({"phase": "sleep"}, "option phase: expected one of prefill"),
         ({"domain": "colour"}, "no array 'colour' in the file; it holds experts"),
@@ -247,6 +252,8 @@ def test_every_format_offers_sniff_and_read_and_does_not_claim_foreign_files(nam
     for content in (b"", b"hello", b"{}", bytes(1000)):
         foreign.write_bytes(content)
         assert not plugin.sniff(foreign)
+    assert not plugin.sniff(tmp_path)
+    assert not plugin.sniff(tmp_path / "nowhere")
     assert callable(plugin.read)
 
 

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
 
 from moesim.base.errors import FormatError, InputError
 from moesim.spec import PRESETS, ModelSpec
 from moesim.trace.trace import layer_subset
+
+_KINDS: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "model": ((str, ModelSpec), "the name of a preset"),
+    "experts": ((int,), "a number"),
+    "layers": ((Sequence,), "a list of layer numbers such as [0, 7, 15]"),
+    "origin": ((Mapping,), "facts by name"),
+}
+
+
+def check_options(**options: Any) -> None:
+    """Raise InputError unless options are of the kind they should be; those not named above are text."""
+    for name, value in options.items():
+        kinds, what = _KINDS.get(name, ((str,), "text"))
+        fits = isinstance(value, kinds) and (name != "layers" or _numbers(value))
+        if value is not None and not fits:
+            raise InputError(f"option {name}: expected {what}, got {value!r}")
+
+
+def _numbers(value: Any) -> bool:
+    return not isinstance(value, str) and all(isinstance(number, (int, np.integer)) for number in value)
 
 
 def resolve(

@@ -31,7 +31,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.spec import ModelSpec
-from moesim.trace.formats.model import resolve
+from moesim.trace.formats.model import check_options, resolve
 from moesim.trace.trace import PHASES, PREFILL, Trace
 
 MOST_BYTES: Final = 16 << 30
@@ -55,7 +55,7 @@ def sniff(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except _BROKEN:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -98,6 +98,8 @@ def read(
     InputError
         If the model is not given: the largest id that occurs does not tell the number of experts.
     """
+    texts = {"dims": dims, "phase": phase, "domain": domain, "counts": counts}
+    check_options(model=model, experts=experts, layers=layers, origin=origin, **texts)
     arrays = _load(path)
     facts: dict[str, Any] = {"captured_by": "unknown", "imported_from": Path(path).name, "format": "npz"}
     facts["synthetic"] = False
