@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -265,3 +266,13 @@ def test_a_damaged_file_gives_the_trace_or_one_line(tmp_path_factory, data):
     except FormatError as error:
         problem = str(error)
     assert "\n" not in problem
+
+
+def test_the_documented_example_runs(root, tmp_path, monkeypatch):
+    section = (root / "docs" / "formats.md").read_text().split("\n## Traces\n")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert names["tokens"] == 1500
+    assert names["two_layers"].spec.layer_ids == (0, 7)
