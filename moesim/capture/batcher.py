@@ -111,9 +111,7 @@ class Batcher:
     def grow(self, request: int, token: int) -> None:
         """Append a generated token to a request; it is fed to the model in the next step."""
         self._due.discard(request)
-        running = self._running[request]
-        if len(running.generated) < running.request.new_tokens:
-            running.generated.append(token)
+        self._running[request].generated.append(token)
 
     def end(self, request: int) -> None:
         """Stop a request and free its slot."""
@@ -126,8 +124,11 @@ class Batcher:
             if arrival is None:
                 return
             number, request = arrival
-            if not request.prompt:
-                raise InputError(f"request {number}: the prompt is empty; give at least one token")
+            if not request.prompt or request.new_tokens < 0:
+                raise InputError(
+                    f"request {number}: expected at least 1 prompt token and 0 new ones, "
+                    f"got {len(request.prompt)} and {request.new_tokens}"
+                )
             self._running[number] = _Running(number, request, self._free.pop())
 
     def _step(self) -> list[Work]:

@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moesim.base.errors import MoesimError
-from moesim.moe.corpus import Document, read_corpus
+from moesim.moe.corpus import DOMAINS, Document, read_corpus
 from moesim.moe.data import streams
 from moesim.moe.model import MoeModel
 from moesim.moe.weights import BUNDLED, load_model
 
 
 @torch.inference_mode()
-def loss_of(model: MoeModel, stream: NDArray[np.int64], *, most_tokens: int | None = None) -> float:
+def loss_of(model: MoeModel, stream: NDArray[np.int64]) -> float:
     """Return the mean negative log likelihood (nats per token) of a stream of documents.
 
-    The stream is cut into windows of the model's context without overlap; the first token of a window is given.
+    The stream is cut into windows of the model's context; every token but the first of the stream is asked for once.
     """
     length = model.config.context
     device = model.embedding.weight.device
     total, count = 0.0, 0
-    for start in range(0, min(len(stream) - 1, most_tokens or len(stream)), length):
+    for start in range(0, len(stream) - 1, length):
         window = torch.from_numpy(stream[start : start + length + 1]).to(device)[None]
         logits = model(window[:, :-1]).logits[0].float()
         total += float(nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum"))
@@ -53,7 +53,11 @@ def bits_per_byte(nats_per_token: float, stream: NDArray[np.int64], documents: S
 
 
 def evaluate(
-    corpus: str | Path, folder: str | Path = BUNDLED, *, dense: str | Path | None = None, most_tokens: int | None = None
+    corpus: str | Path,
+    folder: str | Path = BUNDLED,
+    *,
+    dense: str | Path | None = None,
+    most_documents: int | None = None,
 ) -> list[dict[str, float | str | int]]:
     """Return a row a domain: loss (nats per token) and bits per byte of the model and of what it must beat.
 
@@ -63,29 +67,34 @@ def evaluate(
 
     Parameters
     ----------
-    most_tokens
+    most_documents
         Of each domain; default all.
     """
     bundle = load_model(folder)
     other = load_model(dense).model if dense is not None else None
     tables = streams(read_corpus(corpus, part="train"), bundle.tokenizer)
-    documents = read_corpus(corpus, part="validation")
+    documents = _first(read_corpus(corpus, part="validation"), most_documents)
     size = bundle.model.config.vocabulary
     shortest = min(len(stream) for stream in tables.values())
     mixed = unigram([stream[:shortest] for stream in tables.values()], size)
     rows = list[dict[str, float | str | int]]()
     for domain, stream in streams(documents, bundle.tokenizer).items():
-        # what the model is not asked to predict, the baselines are not asked either
-        asked = np.delete(stream, np.s_[:: bundle.model.config.context])
-        losses = {"model": loss_of(bundle.model, stream, most_tokens=most_tokens)}
+        losses = {"model": loss_of(bundle.model, stream)}
         if other is not None:
-            losses["dense"] = loss_of(other, stream, most_tokens=most_tokens)
-        losses["unigram"] = float(mixed[asked].mean())
-        losses["unigram_domain"] = float(unigram([tables[domain]], size)[asked].mean())
+            losses["dense"] = loss_of(other, stream)
+        losses["unigram"] = float(mixed[stream[1:]].mean())
+        losses["unigram_domain"] = float(unigram([tables[domain]], size)[stream[1:]].mean())
         own = [document for document in documents if document.domain == domain]
         bits = {f"{name}_bits": bits_per_byte(loss, stream, own) for name, loss in losses.items()}
         rows.append({"domain": domain, "tokens": len(stream), **losses, **bits})
     return rows
+
+
+def _first(documents: list[Document], most: int | None) -> list[Document]:
+    chosen = list[Document]()
+    for domain in DOMAINS:
+        chosen += [document for document in documents if document.domain == domain][:most]
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,10 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="folder written by `python -m moesim.moe.corpus`")
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--dense", type=Path, help="folder of the dense model's run")
-    parser.add_argument("--most-tokens", type=int)
+    parser.add_argument("--most-documents", type=int, help="of each domain (default: all)")
     options = parser.parse_args(arguments)
     try:
-        rows = evaluate(options.corpus, options.model, dense=options.dense, most_tokens=options.most_tokens)
+        rows = evaluate(options.corpus, options.model, dense=options.dense, most_documents=options.most_documents)
     except MoesimError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

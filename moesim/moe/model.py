@@ -88,11 +88,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None) -> tuple[Tensor, Tensor]:
         """Return the hidden states after this layer and its balance loss."""
         x = x + self.attention(self.attention_norm(x), cos, sin, past)
-        flat = self.norm(x).flatten(0, 1)
+        normed = self.norm(x)
         if self.router is None:
-            return x + self.mlp(flat).view_as(x), x.new_zeros(())
-        experts, weights, balance = self.router(flat)
-        return x + self.mlp(flat, experts, weights).view_as(x), balance
+            return x + self.mlp(normed), x.new_zeros(())
+        experts, weights, balance = self.router(normed)
+        out = self.mlp(normed.flatten(0, 1), experts.flatten(0, 1), weights.flatten(0, 1))
+        return x + out.view_as(x), balance
 
 
 class MoeModel(nn.Module):

@@ -1,6 +1,6 @@
 """Routers: which experts a token picks, and with which weights.
 
-A router is a module that maps hidden states `[tokens, hidden]` to a `Routing`. Routers are found by name in
+A router is a module that maps hidden states `[sequences, length, hidden]` to a `Routing`. Routers are found by name in
 `ROUTERS`, and each tells the recorder that is attached to it, if any, what it decided.
 """
 
@@ -20,8 +20,8 @@ from moesim.moe.config import MoeConfig
 class Routing(NamedTuple):
     """Decision of a router for each token.
 
-    `experts` int64 `[tokens, K]`, strongest first; `weights` float `[tokens, K]`, what the outputs of the experts are
-    multiplied by; `balance` scalar, the auxiliary loss before its coefficient.
+    `experts` int64 [sequences, length, K], strongest first; `weights` float of the same shape, what the outputs of the
+    experts are multiplied by; `balance` scalar, the auxiliary loss before its coefficient.
     """
 
     experts: Tensor
@@ -36,6 +36,9 @@ class SigmoidBiasRouter(nn.Module):
     moves only for experts whose running load left a band around the mean: inside the band experts may specialise,
     outside of it none may starve or swamp. Without the band a model this small is balanced almost perfectly, which
     production models are not on any given traffic.
+
+    The auxiliary loss is DeepSeek-V3's sequence-wise one: it keeps a sequence from using few experts only, hence
+    whole domains from living on experts of their own.
     """
 
     def __init__(self, config: MoeConfig, layer: int) -> None:
@@ -50,7 +53,7 @@ class SigmoidBiasRouter(nn.Module):
         self.recorder: RoutingSink | None = None
 
     def forward(self, hidden: Tensor) -> Routing:
-        """Route hidden states [tokens, hidden]."""
+        """Route hidden states [sequences, length, hidden]."""
         # the gate is small and its ties matter: float32 whatever the autocast dtype is
         with torch.autocast(hidden.device.type, enabled=False):
             gates = torch.sigmoid(nn.functional.linear(hidden.float(), self.gate.weight.float()))
@@ -58,13 +61,17 @@ class SigmoidBiasRouter(nn.Module):
         picked = gates.gather(-1, experts)
         weights = self.scale * picked / (picked.sum(-1, keepdim=True) + 1e-9)
         if self.recorder is not None:
-            self.recorder.record(self.layer, experts, weights)
+            self.recorder.record(self.layer, experts.flatten(0, -2), weights.flatten(0, -2))
         balance = hidden.new_zeros(())
         if self.training:
-            share = torch.bincount(experts.flatten(), minlength=gates.shape[-1]) / experts.numel()
-            self.load.lerp_(share.to(self.load.dtype), 0.1)
-            mean_gate = (gates / gates.sum(-1, keepdim=True)).mean(0)
-            balance = gates.shape[-1] * (share.detach() * mean_gate).sum()
+            chosen = experts.flatten(1)
+            counts = gates.new_zeros(len(chosen), gates.shape[-1]).scatter_add_(
+                1, chosen, torch.ones_like(chosen, dtype=gates.dtype)
+            )
+            share = counts / chosen.shape[1]
+            self.load.lerp_(share.mean(0), 0.1)
+            mean_gate = (gates / gates.sum(-1, keepdim=True)).mean(1)
+            balance = gates.shape[-1] * (share * mean_gate).sum(-1).mean()
         return Routing(experts, weights, balance)
 
     @torch.no_grad()

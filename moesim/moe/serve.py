@@ -43,16 +43,15 @@ def serve(
     cache = Cache(model.config, slots, device)
     batcher = Batcher(_checked(requests, model.config.context), slots=slots, step_tokens=step_tokens, chunk=chunk)
     for works in batcher:
-        # the batcher lists decodes first; decodes run as one batch and each piece of a prompt as its own
-        for decode, group in groupby(works, key=lambda work: work.decode):
-            parts = list(group)
-            for batch in [parts] if decode else [[part] for part in parts]:
-                logits = _forward(model, cache, batch, device)
-                for work, token in zip(batch, _sample(logits, batch, temperature, seed), strict=True):
-                    if work.sample and token == END_ID:
-                        batcher.end(work.request)
-                    elif work.sample:
-                        batcher.grow(work.request, token)
+        # neighbours of one length run as one rectangular batch: all decodes, and full chunks of prompts
+        for _, group in groupby(works, key=lambda work: (work.decode, len(work.tokens))):
+            batch = list(group)
+            logits = _forward(model, cache, batch, device)
+            for work, token in zip(batch, _sample(logits, batch, temperature, seed), strict=True):
+                if work.sample and token == END_ID:
+                    batcher.end(work.request)
+                elif work.sample:
+                    batcher.grow(work.request, int(token))
         yield works
 
 

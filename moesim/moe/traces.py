@@ -52,8 +52,8 @@ def spec_of(config: MoeConfig) -> ModelSpec:
 
 
 def make_requests(
-    documents: Sequence[Document], bundle: Bundle, *, count: int, prompt_tokens: tuple[int, int] = (32, 320),
-    new_tokens: tuple[int, int] = (32, 192), seed: int = 0,
+    documents: Sequence[Document], bundle: Bundle, *, count: int, prompt_tokens: tuple[int, int] = (48, 400),
+    new_tokens: tuple[int, int] = (32, 160), seed: int = 0,
 ) -> list[Request]:  # fmt: skip
     """Cut prompts out of documents, the same number for each domain, in a seeded mixed order.
 
@@ -68,8 +68,11 @@ def make_requests(
     Raises
     ------
     InputError
-        If the documents of a domain do not hold that many passages.
+        If the documents of a domain do not hold that many passages, or passages do not fit the model's context.
     """
+    context = bundle.model.config.context
+    if not 2 <= prompt_tokens[0] <= prompt_tokens[1] <= context:
+        raise InputError(f"prompt_tokens {prompt_tokens}: expected bounds within 2..{context}, the model's context")
     generator = np.random.default_rng(seed)
     present = [domain for domain in DOMAINS if any(document.domain == domain for document in documents)]
     if not present:
@@ -83,7 +86,7 @@ def make_requests(
             prompt = next(passages, None)
             if prompt is None:
                 raise InputError(f"domain {domain}: its documents hold fewer than {wanted} prompts; ask for fewer")
-            follow = min(_log_uniform(generator, new_tokens), bundle.model.config.context - len(prompt))
+            follow = min(_log_uniform(generator, new_tokens), context - len(prompt))
             requests.append(Request(prompt, follow, DOMAINS.index(domain)))
     return [requests[i] for i in generator.permutation(len(requests))]
 
@@ -148,8 +151,8 @@ def _chunk(spec: ModelSpec, first: int, steps: list[list[Work]], recorded: Any, 
 
 
 def capture_bundled(
-    corpus: str | Path, out: str | Path, *, part: str = "eval", count: int = 480, seed: int = 0,
-    weights: bool = False, prompt_tokens: tuple[int, int] = (32, 320), new_tokens: tuple[int, int] = (32, 192),
+    corpus: str | Path, out: str | Path, *, part: str = "eval", count: int = 520, seed: int = 0,
+    weights: bool = False, prompt_tokens: tuple[int, int] = (48, 400), new_tokens: tuple[int, int] = (32, 160),
     model: str | Path = BUNDLED, device: str = "cpu", slots: int = 64, step_tokens: int = 512,
     chunk: int = 128, temperature: float = 0.8,
 ) -> Trace:  # fmt: skip

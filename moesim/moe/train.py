@@ -48,7 +48,7 @@ class Recipe:
         Step of the router biases for experts outside of the band `balance_low` to `balance_high`,
         in multiples of the mean load; it falls with the learning rate, so that the routing settles.
     balance_loss
-        Coefficient of the auxiliary balance loss.
+        Coefficient of the sequence-wise auxiliary balance loss.
     """
 
     tokens: int = 8_000_000
@@ -60,9 +60,9 @@ class Recipe:
     balance_rate: float = 1e-2
     balance_low: float = 0.35
     balance_high: float = 2.5
-    balance_loss: float = 1e-3
+    balance_loss: float = 2e-2
     seed: int = 0
-    save_every: int = 100
+    save_every: int = 50
 
 
 def cosine(progress: float) -> float:

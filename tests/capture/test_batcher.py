@@ -99,6 +99,7 @@ def test_a_budget_that_starves_running_requests_is_refused():
         Batcher([], slots=4, step_tokens=3, chunk=1)
 
 
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(InputError, match="request 0: the prompt is empty"):
-        next(iter(Batcher([Request(())], slots=1, step_tokens=1, chunk=1)))
+@pytest.mark.parametrize("bad", [Request(()), Request((1,), -1)])
+def test_an_empty_prompt_or_a_negative_length_is_refused(bad):
+    with pytest.raises(InputError, match="request 0: expected at least 1 prompt token and 0 new ones"):
+        next(iter(Batcher([bad], slots=1, step_tokens=1, chunk=1)))

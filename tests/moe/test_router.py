@@ -15,30 +15,30 @@ def router(config: MoeConfig):
 
 @pytest.fixture
 def hidden() -> torch.Tensor:
-    return torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 25, 16, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_token_picks_top_k_different_experts(router, hidden):
     experts, weights, _ = router(hidden)
-    assert experts.shape == weights.shape == (50, 3)
-    assert all(len(set(row)) == 3 for row in experts.tolist())
+    assert experts.shape == weights.shape == (2, 25, 3)
+    assert all(len(set(row)) == 3 for row in experts.flatten(0, 1).tolist())
 
 
 def test_the_picks_are_the_largest_gates_plus_bias(router, hidden):
     router.bias.copy_(torch.linspace(-0.5, 0.5, 8))
     experts = router(hidden).experts
     score = torch.sigmoid(hidden.double() @ router.gate.weight.double().T) + router.bias.double()
-    worst_picked = score.gather(1, experts).min(dim=1).values
-    best_left = score.scatter(1, experts, -torch.inf).max(dim=1).values
+    worst_picked = score.gather(-1, experts).min(dim=-1).values
+    best_left = score.scatter(-1, experts, -torch.inf).max(dim=-1).values
     assert (worst_picked >= best_left).all()
 
 
 def test_weights_come_from_the_gates_alone_and_sum_to_the_scale(router, hidden):
     router.bias.copy_(torch.linspace(-0.5, 0.5, 8))
     experts, weights, _ = router(hidden)
-    gates = torch.sigmoid(hidden @ router.gate.weight.T).gather(1, experts)
-    assert torch.allclose(weights.sum(1), torch.full((50,), 2.5), atol=1e-5)
-    assert torch.allclose(weights / weights[:, :1], gates / gates[:, :1], atol=1e-5)
+    gates = torch.sigmoid(hidden @ router.gate.weight.T).gather(-1, experts)
+    assert torch.allclose(weights.sum(-1), torch.tensor(2.5), atol=1e-5)
+    assert torch.allclose(weights / weights[..., :1], gates / gates[..., :1], atol=1e-5)
 
 
 def test_the_bias_moves_against_the_load_only_outside_of_the_band(router):
@@ -50,7 +50,7 @@ def test_the_bias_moves_against_the_load_only_outside_of_the_band(router):
 def test_nudging_revives_a_starved_expert(router, hidden):
     router.train()
     with torch.no_grad():
-        router.gate.weight[0] = -hidden.mean(0) * 20 - 1
+        router.gate.weight[0] = -hidden.mean((0, 1)) * 20 - 1
         router.bias[0] = -1.0
     for _ in range(300):
         router(hidden)
@@ -68,6 +68,18 @@ def test_the_balance_loss_is_one_when_balanced_and_more_when_not(config, router,
         router.gate.weight[:3] = 1.0
         router.gate.weight[3:] = -1.0
     assert router(hidden.abs()).balance > 1.5
+
+
+def test_sequences_must_be_balanced_one_by_one(router):
+    router.train()
+    with torch.no_grad():
+        router.gate.weight.zero_()
+        router.gate.weight[:4, 0], router.gate.weight[4:, 0] = 5.0, -5.0
+    left, right = torch.zeros(1, 10, 16), torch.zeros(1, 10, 16)
+    left[..., 0], right[..., 0] = 1.0, -1.0
+    apart = router(torch.cat([left, right])).balance
+    mixed = router(torch.cat([left, right], dim=1)).balance
+    assert apart > 1.8 > 1.2 > mixed
 
 
 def test_balance_loss_has_a_gradient_that_lowers_it(router, hidden):
