@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from moesim.base.version import VERSION
+
 if TYPE_CHECKING:
     from moesim.base.errors import MoesimError as MoesimError
     from moesim.cluster import Cluster as Cluster
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from moesim.study import compare as compare
     from moesim.trace import Trace as Trace
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # where each public name lives; imported when first used, so that `import moesim` costs milliseconds
 _HOME = {

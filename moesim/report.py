@@ -10,9 +10,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-import moesim
 from moesim.base.files import write_text
 from moesim.base.units import show
+from moesim.base.version import VERSION
 from moesim.study import Comparison
 
 _MOST_BARS: Final = 6000
@@ -215,7 +215,7 @@ def _provenance(found: Comparison, commands: Sequence[str]) -> str:
     facts = found.facts
     plan = found.plans[found.best.solver]
     rows = [
-        ("moesim", f"{moesim.__version__}, Python {platform.python_version()}, " + ", ".join(_versions())),
+        ("moesim", f"{VERSION}, Python {platform.python_version()}, " + ", ".join(_versions())),
         ("trace", f"{facts['trace']['model']}, {facts['trace']['tokens']:,} tokens, digest {facts['trace']['digest']}"),
         ("held-out trace", f"digest {found.judged.trace.digest}, steps {found.judged.digest}"),
         ("topology", f"{facts['topology']['name']}, digest {facts['topology']['digest']}"),

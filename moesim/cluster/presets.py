@@ -1,7 +1,8 @@
-"""Where the shipped topologies are: ``topologies/`` of a checkout, or the copy inside an installed package."""
+"""Where the shipped topologies are: ``topologies/`` of a checkout, or ``share/moesim`` of an installation."""
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 from moesim.base.errors import InputError, UnknownName
@@ -17,8 +18,8 @@ def preset_folder() -> Path:
     InputError
         If the installation lost it.
     """
-    # the top-level folder is the truth; a wheel carries a copy as moesim/topologies (setup.py)
-    for folder in (_PACKAGE.parent / "topologies", _PACKAGE / "topologies"):
+    # the top-level folder is the truth; a wheel installs it as data files (pyproject.toml)
+    for folder in (_PACKAGE.parent / "topologies", Path(sysconfig.get_path("data"), "share/moesim/topologies")):
         if (folder / "h100-4x8-rail.toml").is_file():
             return folder
     raise InputError(f"{_PACKAGE}: the topologies are missing from this installation; install moesim again")

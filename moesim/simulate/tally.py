@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-import moesim
 from moesim.base.arrays import Array
+from moesim.base.version import VERSION
 from moesim.placement import EMPTY
 from moesim.simulate.critical import critical_path
 from moesim.simulate.inputs import Setup
@@ -151,7 +151,7 @@ def _facts(setup: Setup, engine: str) -> dict[str, Any]:
     batches, costs, placement = setup.batches, setup.costs, setup.placement
     phases = [TRACE_PHASES[code] for code in np.unique(batches.phase)]
     return {
-        "moesim": moesim.__version__,
+        "moesim": VERSION,
         "model": costs.spec.name,
         "topology": setup.cluster.name,
         "ranks": placement.ranks,

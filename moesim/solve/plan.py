@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import moesim
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
+from moesim.base.version import VERSION
 from moesim.placement import Placement
 
 SCHEMA: Final = "moesim-plan/1"
@@ -113,7 +113,7 @@ class Plan(Sealed):
         placement = self.placement
         return {
             "schema": SCHEMA,
-            "made_by": f"moesim {moesim.__version__}",
+            "made_by": f"moesim {VERSION}",
             "solver": self.solver,
             "policy": self.policy,
             "transport": self.transport,
