@@ -20,6 +20,7 @@ from moesim.placement.policies import (
     TablePolicy,
     TokenPolicy,
     chosen_layers,
+    frozen,
     physical_holders,
 )
 
@@ -92,10 +93,10 @@ def check(
     if table is not None:
         if not isinstance(chosen, TablePolicy):
             raise InputError(f"dispatch: policy {policy!r} uses no table; leave table out or choose a table policy")
-        table = np.asarray(table)
+        table = frozen(table, np.int32)
         _check_table(table, placement, numbers)
     return Batch(
-        routes, home, placement, node.astype(np.int32), landing.astype(np.int32),
+        frozen(routes, np.int16), frozen(home, np.int32), placement, frozen(node, np.int32), frozen(landing, np.int32),
         chosen, table, numbers, frozenset(want), seed,
     )  # fmt: skip
 
@@ -145,7 +146,7 @@ def policy_table(batch: Batch) -> Array | None:
     """Return the table of a table policy, given or made, and None for other policies."""
     if batch.table is not None or not isinstance(batch.policy, TablePolicy):
         return batch.table
-    table = batch.policy.table(batch.placement, batch.node, batch.layers)
+    table = frozen(batch.policy.table(batch.placement, batch.node, batch.layers), np.int32)
     _check_table(table, batch.placement, batch.layers)
     return table
 
@@ -173,7 +174,7 @@ def policy_shares(policy: SharePolicy, view: LayerBatch) -> tuple[Array, Array]:
             f"dispatch: shares: layer {view.layer}, source row {row}: the shares of the copies of expert {expert} "
             f"add up to {sums[row, expert]:g}; expected 1, none of them negative"
         )
-    return share.astype(np.float64), source.astype(np.int64)
+    return frozen(share, np.float64), frozen(source, np.int64)
 
 
 def policy_picks(policy: TokenPolicy, view: LayerBatch) -> Array:
@@ -184,7 +185,7 @@ def policy_picks(policy: TokenPolicy, view: LayerBatch) -> Array:
     InputError
         If a slot does not hold the expert picked.
     """
-    slots = np.asarray(policy.picks(view))
+    slots = frozen(policy.picks(view), np.int32)
     if slots.shape != view.routes.shape:
         raise InputError(f"dispatch: picks: expected shape {view.routes.shape} [tokens, picks], got {slots.shape}")
     token = choices.wrong_pick(slots, view.routes, view.placement.physical_to_logical[view.layer])

@@ -94,14 +94,13 @@ def dispatch(
 
 def _grouped(batch: Batch, order: Array) -> Iterator[Array]:
     """Yield int16 [tokens, picks] of each chosen layer in the given order of tokens."""
-    routes = np.ascontiguousarray(batch.routes, dtype=np.int16)
-    tokens, _, picks = routes.shape
+    tokens, _, picks = batch.routes.shape
     # whole words are copied, as long as a token's picks fill them
     word: Any = next(dtype for dtype in (np.int64, np.int32, np.int16) if 2 * picks % np.dtype(dtype).itemsize == 0)
     for first in range(0, len(batch.layers), _CHUNK):
         numbers = np.array(batch.layers[first : first + _CHUNK])
         buffer = np.empty((len(numbers), tokens, picks), dtype=np.int16)
-        kernels.gather(routes.view(word), order, numbers, buffer.view(word))
+        kernels.gather(batch.routes.view(word), order, numbers, buffer.view(word))
         yield from buffer
 
 

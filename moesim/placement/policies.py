@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
@@ -143,6 +144,22 @@ def chosen_layers(layers: slice | Sequence[int] | int, count: int) -> list[int]:
     return numbers
 
 
+def frozen(values: ArrayLike, dtype: DTypeLike) -> Array:
+    """Return contiguous, read-only values; kernels are compiled anew for every other kind of array they meet.
+
+    Raises
+    ------
+    InputError
+        If integers are wanted and others are given.
+    """
+    given = np.asarray(values)
+    if np.issubdtype(dtype, np.integer) and not np.issubdtype(given.dtype, np.integer):
+        raise InputError(f"dispatch: expected integers, got {given.dtype}")
+    array = np.ascontiguousarray(given, dtype=dtype).view()
+    array.flags.writeable = False
+    return array
+
+
 def nearest_table(placement: Placement, node: Array, layers: slice | Sequence[int] = slice(None)) -> Array:
     """Return int32 [chosen layers, ranks, experts]: the slot (``rank * C + slot``) that each source rank uses.
 
@@ -152,7 +169,7 @@ def nearest_table(placement: Placement, node: Array, layers: slice | Sequence[in
     SGLang's static dispatch follows the same three steps, but shuffles the dealing with ``random.Random(42)``: the
     number of sources per copy is the same, which source uses which copy is not.
     """
-    node = np.asarray(node, dtype=np.int32)
+    node = frozen(node, np.int32)
     numbers = chosen_layers(layers, placement.layers)
     table = np.empty((len(numbers), placement.ranks, placement.num_experts), dtype=np.int32)
     for index, layer in enumerate(numbers):

@@ -184,6 +184,7 @@ class TestRefusals:
         self.check("which does not hold it; make the table from this placement", table=np.roll(table, 1, axis=2))
         self.check("table: expected shape", table=table[:1])
         self.check("uses no table", table=table, policy="hash")
+        self.check("expected integers, got float64", table=table.astype(float))
 
     def test_policies_that_break_their_promise(self) -> None:
         def lost(batch):
