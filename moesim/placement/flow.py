@@ -110,10 +110,6 @@ class Flow(Sealed):
         dense.flags.writeable = False
         return dense
 
-    def forward_matrix(self) -> Array:
-        """Return ``forward``, the square form of ``forward_local``."""
-        return self.forward
-
     def __repr__(self) -> str:
         held = [f.name for f in fields(self)[2:] if f.name in self.__dict__]
         return f"Flow({self.layers} layers, {self.ranks} ranks, {int(self.tokens.sum())} tokens: {', '.join(held)})"
