@@ -219,8 +219,12 @@ def iter_chunks(path: str | Path, tokens: int = ROW_GROUP, layers: Sequence[int]
             raise FormatError(path, "kind", "expected a trace of tokens, found counts only; read it whole")
         chosen = range(spec.layers) if layers is None else layers
         spec = layer_subset(spec, chosen)
-        for batch in file.iter_batches(batch_size=tokens, columns=_columns(file, chosen)):
-            yield _tokens(path, pa.Table.from_batches([batch]), header, spec, chosen)
+        columns = _columns(file, chosen)
+        for group in range(file.num_row_groups):
+            # iter_batches() would do, but it keeps what it has read of earlier row groups
+            table = file.read_row_group(group, columns=columns)
+            for first in range(0, table.num_rows, tokens):
+                yield _tokens(path, table.slice(first, tokens), header, spec, chosen)
 
 
 @contextlib.contextmanager
@@ -229,7 +233,7 @@ def _opened(path: str | Path) -> Iterator[tuple[pq.ParquetFile, Header, ModelSpe
     if not Path(path).is_file():
         raise FormatError(path, "", "no such file; give the path of a trace")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             header = read_header(path, file.metadata.metadata or {})
             yield file, header, read_spec(path, header)
     except _BROKEN as error:
