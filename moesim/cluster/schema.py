@@ -167,6 +167,10 @@ class SpineTier(Sourced):
         return self
 
 
+def _seconds(latency: str) -> float:
+    return parse(latency, "time", "latency")
+
+
 class Tiers(Strict):
     """The common shapes, bottom up."""
 
@@ -187,6 +191,12 @@ class Tiers(Strict):
             on_switch = self.node is not None and self.node.nics_on == "switch"
             if on_switch or scale_out.gpus_per_nic > 1:
                 raise ValueError("NICs that several GPUs share need a [tier.pcie]: the link between them and the NIC")
+            if self.node is not None and _seconds(scale_out.latency) <= _seconds(self.node.latency):
+                # else GPUs of one node would talk over their common leaf, which is as near as their own switch
+                raise ValueError(
+                    f"the NIC's latency {scale_out.latency!r} must be more than that of [tier.node], "
+                    f"{self.node.latency!r}; correct it, or add a [tier.pcie]"
+                )
         return self
 
 

@@ -38,7 +38,9 @@ def test_traffic_lands_on_the_senders_rail(rail: Cluster) -> None:
 
 
 def test_four_rails_of_two_gpus_each_keep_the_place_of_the_sender() -> None:
-    cluster = make(nodes=2, gpus_per_node=8, tier={"node": tier(), "rail": tier(rails=4), "spine": SPINE})
+    cluster = make(
+        nodes=2, gpus_per_node=8, tier={"node": tier(), "rail": tier(latency="2 us", rails=4), "spine": SPINE}
+    )
     np.testing.assert_array_equal(cluster.rail[:8], [0, 1, 2, 3, 0, 1, 2, 3])
     np.testing.assert_array_equal(cluster.landing[:8, 1], np.arange(8, 16))
 

@@ -193,3 +193,33 @@ def test_shapes_are_checked() -> None:
         paths.flows([0], [8])
     with pytest.raises(InputError, match="one length"):
         paths.latency_s([0, 1], [2])
+
+
+def assert_brute_force(cluster: Cluster) -> None:
+    for s in range(cluster.ranks):
+        for t in range(cluster.ranks):
+            if s != t:
+                assert compiled_shares(cluster, s, t) == pytest.approx(brute_force(cluster, s, t))
+
+
+def test_a_gpu_off_its_switch_goes_outside_while_its_neighbours_stay_inside() -> None:
+    tiers = {"node": tier(), "leaf": tier("50 GB/s", "2 us")}
+    cluster = make(nodes=2, gpus_per_node=4, tier=tiers, without=["node0.gpu0->node0.switch"])
+    assert names(cluster, 0, 1) == ["node0.gpu0->leaf0", "leaf0->node0.gpu1"]
+    assert_brute_force(cluster)
+
+
+def test_two_equal_switches_of_a_node_take_half_each() -> None:
+    links = [tier(ends=[f"node0.gpu{g}", f"s{s}"]) for g in range(3) for s in range(2)]
+    cluster = make(nodes=1, gpus_per_node=3, switches=["s0", "s1"], link=links)
+    assert list(compiled_shares(cluster, 0, 2).values()) == [0.5] * 4
+    assert_brute_force(cluster)
+
+
+def test_a_shortcut_between_two_gpus_of_a_node_is_theirs_alone() -> None:
+    # through the node's switch every pair takes two hops; s joins two of the GPUs with less latency
+    links = [tier(latency="0.1 us", ends=["node0.gpu0", "s"]), tier(latency="0.1 us", ends=["node0.gpu1", "s"])]
+    cluster = make(nodes=1, gpus_per_node=4, tier={"node": tier()}, switches=["s"], link=links)
+    assert names(cluster, 0, 1) == ["node0.gpu0->s", "s->node0.gpu1"]
+    assert names(cluster, 0, 2) == ["node0.gpu0->node0.switch", "node0.switch->node0.gpu2"]
+    assert_brute_force(cluster)

@@ -31,7 +31,7 @@ bandwidth = "100 GB/s"
 latency = "1 us"
 [tier.leaf]
 bandwidth = "50 GB/s"
-latency = "1 us"
+latency = "2 us"
 """
 
 
@@ -159,6 +159,7 @@ WRONG = [
     ("gpus_per_node = 2", "gpus_per_node = 2\ngpu_per_node = 2", r"gpu_per_node: unknown .*mean 'gpus_per_node'"),
     ("[tier.leaf]", 'effective = "101 GB/s"\n[tier.leaf]', "tier.node: `effective` .* is more than the nominal"),
     ("schema = 1", "schema = 1\ndegrade = {'node0.gpu0' = 2}", r"degrade\.'node0\.gpu0': input should be less than"),
+    ('latency = "2 us"', 'latency = "1 us"', "tier: the NIC's latency '1 us' must be more"),
     ("[tier.leaf]", "[tier.leave]", r"tier\.leave: unknown key 'leave': did you mean 'leaf'"),
     ("nodes = 2", "nodes = 0", r"nodes: input should be greater than or equal to 1, got 0"),
     ("nodes = 2", 'nodes = "2"', r"nodes: input should be a valid integer, got '2'"),
