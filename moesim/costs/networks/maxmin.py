@@ -9,6 +9,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.cluster.kernels import compiled
 from moesim.costs.networks.parts import land, timing
+from moesim.costs.ports import ports
 from moesim.costs.types import Timing, Transfer
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def max_min(transfer: Transfer, cluster: Cluster) -> Timing:
     """
     layers, ranks = transfer.messages.shape
     link_bytes = np.zeros((layers, cluster.links))
-    arrive = np.zeros((layers, ranks))
+    latency = ports(cluster).latency_s
+    arrive, farthest = np.zeros((layers, ranks)), np.zeros(layers)
     for layer in range(layers):
         problem = _Problem(transfer, cluster, layer)
         ends = fill(problem.volume, problem.start, problem.link, problem.share, problem.capacity)
@@ -38,9 +40,9 @@ def max_min(transfer: Transfer, cluster: Cluster) -> Timing:
             finish = np.zeros((1, ranks, ranks))
             finish[0, source, target] = ends[first : first + len(source)]
             first += len(source)
-            arrive[row] = land(leg[row], finish, out_s[row], in_s[row], arrive[row])
+            arrive[row] = land(leg[row], finish, out_s[row], in_s[row], latency, arrive[row], farthest[row])
         link_bytes[layer] = problem.link_bytes(cluster.links)
-    return timing(transfer, cluster, arrive, link_bytes)
+    return timing(transfer, cluster, arrive, farthest, link_bytes)
 
 
 class _Problem:

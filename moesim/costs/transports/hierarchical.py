@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.cluster.kernels import compiled
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
-from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
+from moesim.costs.transports.parts import cited, frozen, net_floor
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -27,33 +28,35 @@ def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: D
     Beside the links stands the copy engine: in one node all SMs of the kernel move the bytes, across nodes one SM
     of every channel's two forwards (the other drives RDMA), so half as many. Own copies pass through it as well.
     """
-    nodes = np.asarray(flow.node_copies, np.float64)
-    forward = np.asarray(flow.forward, np.float64)
+    nodes = np.ascontiguousarray(flow.node_copies, np.float64)
+    forward = np.ascontiguousarray(flow.forward, np.float64)
+    copies = np.asarray(flow.rank_copies, np.float64)
     layers, ranks = forward.shape[:2]
-    away = np.zeros((layers, ranks, ranks))
-    away[:, np.arange(ranks)[:, None], cluster.landing] = nodes
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.NORMAL_PICK_BYTES.value
         rate, floor = k.SM_DISPATCH_BANDWIDTH, k.NORMAL_DISPATCH_FLOOR_S
-        senders = np.asarray(flow.rank_copies) > 0
     else:
         size = spec.combine_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.WEIGHT_BYTES.value
         rate, floor = k.SM_COMBINE_BANDWIDTH, k.NORMAL_COMBINE_FLOOR_S
-        senders = np.asarray(flow.rank_copies).transpose(0, 2, 1) > 0
-        away, forward = away.transpose(0, 2, 1), forward.transpose(0, 2, 1)
     sms = k.NORMAL_SMS.value if cluster.nodes == 1 else k.NORMAL_SMS.value / 2
-    engine = _Engine(forward * size, cluster, sms * rate.value)
-    nic = clear_diagonal(away * size)
-    nvlink = clear_diagonal(engine.moved)
+    nic, nvlink, kept = _legs(nodes, forward, cluster.landing, size, direction == "combine")
+    frozen(nic), frozen(nvlink)
+    # copying SMs, and NVLink as they drive it, at both ends of the forwarding leg
+    wire = ports(cluster).seconds_per_byte[:, 0] / k.NORMAL_NVLINK_SHARE.value
+    out_s, in_s = (
+        np.maximum((moved + kept) / (sms * rate.value), moved * wire)
+        for moved in (nvlink.sum(axis=2), nvlink.sum(axis=1))
+    )
     idle = np.zeros((layers, ranks))
+    own = np.zeros((layers, ranks, 2))
     if direction == "dispatch":
-        legs, out_s, in_s = (nic, nvlink), (idle, engine.out_s), (idle, engine.in_s)
-        own = split_rows(nic, cluster)
-        own[:, :, 0] = np.einsum("lsd,sd->ls", flow.rank_copies, cluster.same_node) * size
-        own[:, :, 0] -= np.diagonal(np.asarray(flow.rank_copies), axis1=1, axis2=2) * size
+        inside = np.einsum("lsd,sd->ls", copies, cluster.same_node) - np.diagonal(copies, axis1=1, axis2=2)
+        own[:, :, 0], own[:, :, 1] = inside * size, nic.sum(axis=2)
+        legs, engines = (nic, nvlink), ((idle, out_s), (idle, in_s))
     else:
-        legs, out_s, in_s = (nvlink, nic), (engine.out_s, idle), (engine.in_s, idle)
-        own = split_rows(nvlink, cluster)
+        own[:, :, 0] = nvlink.sum(axis=2)
+        legs, engines = (nvlink, nic), ((out_s, idle), (in_s, idle))
+    senders = copies > 0 if direction == "dispatch" else copies.transpose(0, 2, 1) > 0
     used = {
         f"{direction} floor": floor,
         "SMs": k.NORMAL_SMS,
@@ -71,18 +74,31 @@ def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: D
         sources=cited("hierarchical", used),
         senders=senders,
         own_bytes=own,
-        out_s=out_s,
-        in_s=in_s,
+        out_s=engines[0],
+        in_s=engines[1],
     )
 
 
-class _Engine:
-    """Seconds that copying SMs and NVLink as they drive it need for one leg, both ends."""
-
-    def __init__(self, moved: Array, cluster: Cluster, bandwidth: float) -> None:
-        self.moved = moved
-        wire = ports(cluster).seconds_per_byte[:, 0] / k.NORMAL_NVLINK_SHARE.value
-        kept = np.diagonal(moved, axis1=1, axis2=2)
-        out, into = moved.sum(axis=2), moved.sum(axis=1)
-        self.out_s = np.maximum(out / bandwidth, (out - kept) * wire)
-        self.in_s = np.maximum(into / bandwidth, (into - kept) * wire)
+@compiled
+def _legs(nodes: Array, forward: Array, landing: Array, size: float, back: bool) -> tuple[Array, Array, Array]:
+    """Return the bytes of the NIC leg and of the NVLink leg [L, R, R], and what stays on its rank [L, R]."""
+    layers, ranks, count = nodes.shape
+    nic, nvlink = np.zeros((layers, ranks, ranks)), np.zeros((layers, ranks, ranks))
+    kept = np.empty((layers, ranks))
+    for layer in range(layers):
+        for s in range(ranks):
+            for n in range(count):
+                at = landing[s, n]
+                if at != s:
+                    if back:
+                        nic[layer, at, s] = nodes[layer, s, n] * size
+                    else:
+                        nic[layer, s, at] = nodes[layer, s, n] * size
+            for d in range(ranks):
+                if forward[layer, s, d] > 0.0 and d != s:
+                    if back:
+                        nvlink[layer, d, s] = forward[layer, s, d] * size
+                    else:
+                        nvlink[layer, s, d] = forward[layer, s, d] * size
+            kept[layer, s] = forward[layer, s, s] * size
+    return nic, nvlink, kept

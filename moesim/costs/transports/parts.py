@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
 
+def frozen(array: Array) -> Array:
+    """Return an array of our own, read-only, so that sealing it needs no copy."""
+    array.flags.writeable = False
+    return array
+
+
 def clear_diagonal(traffic: Array) -> Array:
-    """Return [L, R, R] bytes without what stays on a rank, ready to be sealed without a copy."""
-    out = np.ascontiguousarray(traffic)
-    if not out.flags.writeable or np.shares_memory(out, traffic):
-        out = out.copy() if not out.flags.owndata or not out.flags.writeable else out
+    """Return [L, R, R] bytes without what stays on a rank."""
+    out = np.array(traffic)
     ranks = out.shape[1]
     out[:, np.arange(ranks), np.arange(ranks)] = 0.0
-    out.flags.writeable = False
-    return out
+    return frozen(out)
 
 
 def split_rows(traffic: Array, cluster: Cluster) -> Array:
