@@ -18,8 +18,11 @@ def preset_folder() -> Path:
     InputError
         If the installation lost it.
     """
-    # the top-level folder is the truth; a wheel installs it as data files (pyproject.toml)
-    for folder in (_PACKAGE.parent / "topologies", Path(sysconfig.get_path("data"), "share/moesim/topologies")):
+    # the top-level folder is the truth; a wheel installs it as data files (pyproject.toml): into the environment, with
+    # `pip install --user` under the user's base, with `--target` beside the package
+    user = sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))
+    installed = [Path(base, "share/moesim/topologies") for base in (sysconfig.get_path("data"), user, _PACKAGE.parent)]
+    for folder in (_PACKAGE.parent / "topologies", *installed):
         if (folder / "h100-4x8-rail.toml").is_file():
             return folder
     raise InputError(f"{_PACKAGE}: the topologies are missing from this installation; install moesim again")
