@@ -132,9 +132,10 @@ class Costs:
     @cached_property
     def digest(self) -> str:
         """16 hex digits over everything that changes a result."""
-        names = (self.transport, self.network, self.compute_name, self.shared_expert)
-        table = getattr(self.compute, "digest", "")
-        return digest(self.spec, self.cluster.digest, names, table)
+        # a table counts by its content, wherever it lies
+        compute = getattr(self.compute, "digest", self.compute_name)
+        names = (self.transport, self.network, compute, self.shared_expert)
+        return digest(self.spec, self.cluster.digest, names)
 
     def experts_s(self, slot_tokens: Array) -> Array:
         """Return the seconds of each rank's routed experts [..., R] from tokens per slot [..., R, C]."""

@@ -79,6 +79,10 @@ def test_costs_say_what_was_measured(tmp_path: Path):
     assert costs.sources["compute: kernel table"] == "measured: kernels.json (driver 550)"
     other = Costs.default(SPEC, NODE, compute=write(tmp_path, provenance={"driver": "560"}))
     assert costs.digest != other.digest
+    # the same table elsewhere is the same table
+    copy = tmp_path / "copy.json"
+    copy.write_text(json.dumps(content(provenance={"driver": "560"})))
+    assert Costs.default(SPEC, NODE, compute=copy).digest == other.digest
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: D
         rate, floor = k.SM_COMBINE_BANDWIDTH, k.NORMAL_COMBINE_FLOOR_S
     sms = k.NORMAL_SMS.value if cluster.nodes == 1 else k.NORMAL_SMS.value / 2
     nic, nvlink, kept = _legs(nodes, forward, cluster.landing, size, direction == "combine")
-    frozen(nic), frozen(nvlink)
+    nic, nvlink = frozen(nic), frozen(nvlink)
     # copying SMs, and NVLink as they drive it, at both ends of the forwarding leg
     wire = ports(cluster).seconds_per_byte[:, 0] / k.NORMAL_NVLINK_SHARE.value
     out_s, in_s = (
