@@ -54,7 +54,9 @@ def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: D
         own[:, :, 0], own[:, :, 1] = inside * size, nic.sum(axis=2)
         legs, engines = (nic, nvlink), ((idle, out_s), (idle, in_s))
     else:
-        own[:, :, 0] = nvlink.sum(axis=2)
+        # results leave the node over all its rails, by the landing ranks of their homes
+        outside = np.einsum("lsd,sd->ld", copies, ~cluster.same_node) / cluster.same_node.sum(axis=1)
+        own[:, :, 0], own[:, :, 1] = nvlink.sum(axis=2), outside * size
         legs, engines = (nvlink, nic), ((out_s, idle), (in_s, idle))
     senders = copies > 0 if direction == "dispatch" else copies.transpose(0, 2, 1) > 0
     used = {
