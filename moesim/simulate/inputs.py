@@ -74,39 +74,50 @@ def prepare(
     notes = list(batches.notes)
     if dims is not None:
         spec = spec.at_dimensions(dims)
-        notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {dims.name}")
     if costs is None:
         transport = transport or getattr(plan, "transport", None)
         decode = bool((batches.phase == DECODE).all())
         costs = Costs.default(spec, group, transport=transport, network=network or "bottleneck", decode=decode)
     else:
         _check_costs(costs, spec, group, transport, network)
+        if dims is not None and costs.spec != spec:
+            raise InputError(
+                f"simulate: the costs are for {costs.spec.name}, the dimensions of {dims.name} are asked for; "
+                "give one of the two"
+            )
         planned = getattr(plan, "transport", None) or costs.transport
         if planned != costs.transport:
             notes.append(f"the plan was made for transport {planned}; simulated under {costs.transport}")
+    if costs.spec.name != batches.trace.spec.name:
+        theirs = dims.name if dims is not None else costs.spec.name
+        notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")
     if schedule is None:
         schedule = "shared-overlap" if costs.shared_expert == "overlap" else "sequential"
+    schedule = get_schedule(schedule)
+    if schedule.micro_batches > 1:
+        notes.append(
+            f"{schedule.name}: what communication kernels take from compute while both run (SMs, memory bandwidth) "
+            "is not subtracted"
+        )
     seen, remark = seen_steps(batches, getattr(plan, "inputs", None))
     notes += [*([remark] if remark else []), *costs.notes]
-    return Setup(batches, group, placement, policy, costs, get_schedule(schedule), seen, _unique(notes), seed)
+    return Setup(batches, group, placement, policy, costs, schedule, seen, _unique(notes), seed)
 
 
 def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Array, str]:
     """Return which steps hold tokens that the plan was fitted on, and a remark where that is not known.
 
-    A plan's inputs name the trace it was fitted on: ``trace`` (its digest), ``origin`` (digest of the origin that
-    all parts of one recording share), ``steps`` and ``requests`` (ids that occur in it). A token was seen if the
-    trace is the same, or if the origin is the same and both its step and its request occur in the fit.
+    A plan's inputs name the trace it was fitted on: ``trace`` (its digest), ``origin`` (see
+    :func:`origin_digest`), ``steps`` and ``requests`` (ids that occur in the fit). A token was seen if it is of the
+    same recording and both its step and its request occur in the fit.
     """
     unseen = np.zeros(len(batches), dtype=bool)
     if inputs is None:
         return unseen, "a placement does not say what it was fitted on: which steps it had seen is not known"
-    trace = batches.trace
-    if inputs.get("trace") == trace.digest:
-        return ~unseen, ""
-    if not {"origin", "steps", "requests"} <= set(inputs):
+    if not {"trace", "origin", "steps", "requests"} <= set(inputs):
         return unseen, "the plan does not list the steps and requests it was fitted on: which it had seen is not known"
-    if inputs["origin"] != origin_digest(trace):
+    trace = batches.trace
+    if inputs["trace"] != trace.digest and inputs["origin"] != origin_digest(trace):
         return unseen, ""
     known = np.isin(trace.step, inputs["steps"]) & np.isin(trace.request, inputs["requests"])
     tokens = known[batches.token].astype(np.int64)
@@ -116,7 +127,7 @@ def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Arra
 
 
 def origin_digest(trace: Trace) -> str:
-    """Return 16 hex digits shared by all parts of one recording and by no other."""
+    """Return 16 hex digits that all parts of one recording share: model and origin, as plans write them."""
     return digest(trace.spec.to_dict(), dict(trace.origin))
 
 

@@ -13,8 +13,11 @@ from moesim.simulate.inputs import Setup
 from moesim.simulate.work import Work
 from moesim.trace import DECODE
 
-_CHUNK_ELEMENTS = 32_000_000
-"""Elements of one [layers, ranks, ranks] array that are held at a time (256 MB): more layers go in several passes."""
+_CHUNK_ELEMENTS = 4_000_000
+"""Elements of one [layers, ranks, ranks] array held at a time (32 MB); more layers go in several passes.
+
+Larger chunks were slower at 1,024 ranks: such arrays are mapped and unmapped instead of reused.
+"""
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,6 @@ class Schedule:
         return (type(self), (self.name, dict(self.stream), self.micro_batches, self.dispatch_after))
 
     @property
-    def overlaps(self) -> bool:
-        """Whether micro-batches compete for streams, so that only an engine can tell the time."""
-        return self.micro_batches > 1
-
-    @property
     def needs(self) -> tuple[tuple[int, ...], ...]:
         """Phases of the same layer that each phase waits for, by code; attention waits for the layer before."""
         needs = {ATTENTION: (), SHARED: (ATTENTION,), EXPERTS: (DISPATCH,), COMBINE: (EXPERTS,)}

@@ -231,6 +231,8 @@ def test_seen_steps_are_told_from_the_ids_of_the_fit() -> None:
     assert not any(seen(fit, held_out))
     assert all(seen(fit, fit))
     assert all(seen(whole, held_out))
+    # a fit on the first requests only, of the very same trace
+    assert 0 < sum(seen(whole, whole, requests=[0, 1, 2])) < 4
     mixed = seen(fit, whole)
     assert any(mixed)
     # the same ids in another recording are other tokens
@@ -252,6 +254,12 @@ def test_a_replay_at_other_dimensions_says_so() -> None:
     assert "routing of small replayed at the dimensions of deepseek-v3" in report.notes
     assert report.facts["model"] == "small @ deepseek-v3"
     assert report.mean_step_s > simulate(world.batches, world.cluster, world.placement).mean_step_s
+    large = world.trace.spec.at_dimensions(ModelSpec.preset("deepseek-v3"))
+    priced = simulate(world.batches, world.cluster, world.placement, costs=Costs.default(large, world.cluster))
+    assert "routing of small replayed at the dimensions of small @ deepseek-v3" in priced.notes
+    own = Costs.default(world.trace.spec, world.cluster)
+    with pytest.raises(InputError, match="the dimensions of mixtral-8x7b are asked for; give one of the two"):
+        simulate(world.batches, world.cluster, world.placement, costs=own, dims=ModelSpec.preset("mixtral-8x7b"))
 
 
 def test_a_deployment_chooses_the_ranks() -> None:
