@@ -17,6 +17,8 @@ from moesim.study import Comparison
 
 _MOST_BARS: Final = 6000
 """Bars of the timeline: more make a page that scrolls badly."""
+_MOST_LAYERS: Final = 6
+"""Layers of the timeline: more cannot be told apart on a laptop."""
 _LIBRARIES: Final = ("numpy", "scipy", "numba", "simpy", "ortools", "plotly")
 
 _PAGE: Final = Template("""<!DOCTYPE html>
@@ -36,7 +38,8 @@ p { margin: 6px 0; } .quiet { color: var(--quiet); }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
 .card b { display: block; font-size: 22px; line-height: 1.3; } .card span { color: var(--quiet); font-size: 13px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 6px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.reason { text-align: left; white-space: normal; color: var(--quiet); }
 th { color: var(--quiet); font-weight: 500; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; } tr.best td { font-weight: 650; background: var(--soft); }
 table.text td { white-space: normal; text-align: left; vertical-align: top; }
@@ -111,7 +114,7 @@ def _head(found: Comparison) -> str:
         (f"{best.gap:.1%}", f"above the bound of {show(found.bound_s, 'time')} that no placement beats"),
         (
             f"{best.batch_imbalance:.3f}",
-            f"max / mean load of a rank in a step, {baseline.batch_imbalance:.3f} {against}",
+            f"max / mean load of a rank in a step, {baseline.batch_imbalance:.2f} {against}",
         ),
         (
             show(best.cross_node_bytes, "bytes"),
@@ -120,8 +123,9 @@ def _head(found: Comparison) -> str:
     ]
     report = found.reports[best.solver]
     cells = "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in cards)
+    nodes = f"{topology['nodes']} node" + ("" if topology["nodes"] == 1 else "s")
     return f"""<h1>{escape(settings["model"])} on {escape(topology["name"])}</h1>
-<p class="quiet">{topology["ranks"]} GPUs in {topology["nodes"]} nodes, {settings["slots_per_rank"]} expert slots a GPU
+<p class="quiet">{topology["ranks"]} GPUs in {nodes}, {settings["slots_per_rank"]} expert slots a GPU
 and layer; mean of {settings["held_out_steps"]} held-out {escape(settings["phase"])} steps of
 {report.step_tokens.mean():,.0f} tokens; dispatch policy {escape(best.policy)}, transport {escape(best.transport)}</p>
 <p>{lead}. Its bottleneck: {escape(report.bottleneck)}.</p>
@@ -134,8 +138,8 @@ def _less(value: float, other: float) -> str:
 
 
 def _table(found: Comparison) -> str:
-    head = ("solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap to bound",
-            "step on fit traffic", "planned in")  # fmt: skip
+    head = ("solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap",
+            "fit step", "planned in")  # fmt: skip
     lines = []
     for row in found.rows:
         cells = (
@@ -146,13 +150,14 @@ def _table(found: Comparison) -> str:
         mark = ' class="best"' if row.solver == found.best.solver else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     lines += [
-        f'<tr><td>{escape(solver)}</td><td colspan="{len(head) - 1}">cannot run here: {escape(reason)}</td></tr>'
+        f'<tr><td>{escape(solver)}</td><td class="reason" colspan="{len(head) - 1}">cannot run here: '
+        f"{escape(reason)}</td></tr>"
         for solver, reason in found.not_run.items()
     ]
     titles = "".join(f"<th>{title}</th>" for title in head)
     return f"""<h2>All solvers on the same held-out steps</h2>
 <div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>
-<p class="quiet">Plans were fitted on other traffic than they are judged on; only "step on fit traffic" is on the
+<p class="quiet">Plans were fitted on other traffic than they are judged on; only "fit step" is on the
 former. All-to-all and experts are their shares of the critical path. Imbalance is max / mean tokens of a GPU, mean over
 layers: summed over the window, and batch by batch, which is what a step feels.</p>"""
 
@@ -204,7 +209,7 @@ def _figures(found: Comparison, dark: bool) -> list[str]:
     out += [f"<h2>Why a step takes that long: {escape(found.best.solver)}</h2>"]
     out.append(draw(figures.layer_split(best.layer_split_s, layer_ids=ids, dark=dark)))
     if best.spans is not None:
-        layers = max(1, min(len(ids), _MOST_BARS // (len(best.rank_node) * (len(PHASES) + 1))))
+        layers = max(1, min(len(ids), _MOST_LAYERS, _MOST_BARS // (len(best.rank_node) * (len(PHASES) + 1))))
         out.append(draw(figures.timeline(best.spans, PHASES, layers=(0, layers), layer_ids=ids, dark=dark)))
     out += ["<h2>The routing that was replayed</h2>"]
     out.append(draw(figures.expert_loads(found.judged.trace.loads, layer_ids=ids, dark=dark)))

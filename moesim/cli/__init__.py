@@ -24,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     from moesim.cli.app import app
 
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        app(args=None if argv is None else list(argv), prog_name="moesim")
+        # reports say by which command they were made
+        app(args=arguments, prog_name="moesim", obj=arguments)
     except MoesimError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,6 +151,7 @@ def simulate(
 
 
 def compare(
+    context: typer.Context,
     trace: opt.TraceFile,
     topology: opt.Topology,
     solver: Annotated[
@@ -208,7 +210,7 @@ def compare(
             from moesim.report import write_report
 
             say("writing the report")
-            write_report(found, output, commands=[command_line()])
+            write_report(found, output, commands=[shlex.join(["moesim", *context.obj])])
     for written in (save_plans, output):
         if written is not None:
             screen.say(f"wrote {written}")
@@ -232,14 +234,6 @@ def plan_facts(plan: Any) -> dict[str, Any]:
         **plan.placement.summary(),
         "notes": list(plan.notes),
     }
-
-
-def command_line() -> str:
-    """Return the command that is running, to be printed in reports."""
-    import shlex
-    import sys
-
-    return shlex.join(["moesim", *sys.argv[1:]])
 
 
 def print_comparison(found: Comparison) -> None:

@@ -1,0 +1,204 @@
+"""Each verb does what its help says; stdout is data, stderr is everything else."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+import moesim
+from moesim.cli import main
+from moesim.placement import Placement
+from moesim.solve import Plan
+from moesim.spec import PRESETS, ModelSpec
+from moesim.trace import Trace
+from moesim.trace.synthetic import router
+
+from .conftest import SPEC, Run
+
+SOLVERS = "contiguous,eplb,moesim"
+ROW = [
+    "solver", "policy", "transport", "step_s", "all_to_all_s", "compute_s", "imbalance", "batch_imbalance",
+    "cross_node_bytes", "bound_s", "gap", "solve_s", "fit_step_s",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def compared(trace_file: Path, setting: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """One comparison for many tests: its JSON, and the folder of its plans and report."""
+    folder = tmp_path_factory.mktemp("compared")
+    text = StringIO()
+    with redirect_stdout(text), pytest.raises(SystemExit) as ended:
+        main(
+            ["compare", str(trace_file), *setting, "--solver", SOLVERS, "--slots-per-rank", "3", "--fit", "0.4",
+             "--phase", "decode", "--seed", "3", "--deadline", "4", "--json", "--save-plans", str(folder / "plans"),
+             "-o", str(folder / "report.html")]
+        )  # fmt: skip
+    assert not ended.value.code
+    return json.loads(text.getvalue()), folder
+
+
+def test_a_comparison_has_the_documented_keys(compared: tuple[dict, Path]):
+    found, _ = compared
+    assert {"trace", "topology", "rows", "not_run", "best", "bound_s", "notes", "settings"} <= set(found)
+    assert [row["solver"] for row in found["rows"]] == SOLVERS.split(",")
+    assert all(list(row) == ROW for row in found["rows"])
+
+
+def test_rows_keep_the_laws(compared: tuple[dict, Path]):
+    found, _ = compared
+    for row in found["rows"]:
+        assert row["step_s"] >= row["bound_s"] > 0
+        assert row["gap"] == pytest.approx(row["step_s"] / row["bound_s"] - 1)
+        assert row["imbalance"] >= 1
+        assert row["batch_imbalance"] >= row["imbalance"] - 1e-9
+        assert row["cross_node_bytes"] == 0
+    assert found["best"] == min(found["rows"], key=lambda row: row["step_s"])["solver"]
+
+
+@pytest.mark.parametrize("solver", SOLVERS.split(","))
+def test_simulate_gives_every_number_of_the_table_again(
+    solver: str, compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run
+):
+    found, folder = compared
+    row = next(row for row in found["rows"] if row["solver"] == solver)
+    plan = folder / "plans" / f"{solver}.json"
+    same = [trace_file, *setting, "--plan", plan, "--fit", "0.4", "--phase", "decode", "--seed", "3", "--json"]
+    held_out = run("simulate", *same, "--part", "held-out").json
+    for key in ("policy", "transport", "step_s", "all_to_all_s", "compute_s", "imbalance", "batch_imbalance",
+                "cross_node_bytes", "bound_s", "gap"):  # fmt: skip
+        assert held_out[key] == row[key], key
+    assert held_out["seen_steps"] == 0
+    fit = run("simulate", *same, "--part", "fit").json
+    assert fit["step_s"] == row["fit_step_s"]
+    assert fit["seen_steps"] == fit["steps"]
+    assert Plan.read(plan).wall_s == row["solve_s"]
+
+
+def test_solve_on_the_fit_part_gives_the_plan_of_the_comparison(
+    compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    _, folder = compared
+    facts = run(
+        "solve", trace_file, *setting, "--solver", "eplb", "--slots-per-rank", 3, "--part", "fit", "--fit", "0.4",
+        "--phase", "decode", "--seed", 3, "-o", tmp_path / "plan.json", "--json",
+    ).json  # fmt: skip
+    plan, theirs = Plan.read(tmp_path / "plan.json"), Plan.read(folder / "plans" / "eplb.json")
+    assert plan.placement == theirs.placement
+    assert facts["score_s"] == plan.score_s == theirs.score_s
+    assert facts["digest"] == plan.placement.digest
+
+
+def test_the_report_needs_nothing_else(compared: tuple[dict, Path]):
+    page = (compared[1] / "report.html").read_text(encoding="utf-8")
+    _, _, body = page.partition("</script>\n</head>")
+    # addresses may be cited as text, but nothing is fetched
+    assert re.findall(r"(?:src|href)\s*=\s*[\"']?(?!data:)[^\s>]+|@import|url\(", body) == []
+    assert page.count("plotly.js v") == 1
+    for figure in range(1, 8):
+        assert f'id="figure-{figure}"' in body
+    for solver in SOLVERS.split(","):
+        assert f"<td>{solver}</td>" in body
+    assert "moesim compare" in body
+    assert "--solver contiguous,eplb,moesim" in body
+
+
+def test_a_comparison_for_people_is_one_table_with_the_bound(trace_file: Path, setting: list[str], run: Run):
+    done = run("compare", trace_file, *setting, "--solver", "contiguous,lpt", "--phase", "decode", "--steps", 2)
+    assert done.code == 0
+    assert "contiguous" in done.out
+    assert "is fastest" in done.out
+    assert "bound" in done.out
+    assert "planning with lpt" in done.err
+
+
+def test_a_solver_that_cannot_run_here_is_listed_with_the_reason(trace_file: Path, run: Run):
+    found = run(
+        "compare", trace_file, "-t", "h100-4x8-rail", "--solver", "contiguous,eplb-hierarchical", "--slots-per-rank", 1,
+        "--tokens-per-rank", 16, "--phase", "decode", "--json",
+    ).json  # fmt: skip
+    assert [row["solver"] for row in found["rows"]] == ["contiguous"]
+    [entry] = found["not_run"]
+    assert entry["solver"] == "eplb-hierarchical"
+    assert entry["reason"]
+
+
+def test_other_traffic_can_be_the_judge(trace_file: Path, setting: list[str], run: Run, tmp_path: Path):
+    other = tmp_path / "other.parquet"
+    router(SPEC, 4000, seed=9, request_tokens=40).write(other)
+    found = run("compare", trace_file, "--held-out", other, *setting, "--solver", "contiguous", "--json").json
+    assert found["trace"]["held_out_digest"] == Trace.read(other).digest
+    assert found["settings"]["fit"] is None
+    same = run("compare", trace_file, "--held-out", trace_file, *setting, "--solver", "contiguous")
+    assert same.code == 1
+    assert "fit trace itself" in same.err
+
+
+def test_a_timeline_opens_as_a_chrome_trace(
+    compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    plan = compared[1] / "plans" / "contiguous.json"
+    done = run("simulate", trace_file, *setting, "--plan", plan, "--timeline", tmp_path / "t.json", "--steps", 2)
+    assert done.code == 0
+    assert "no placement of 3 slots" in done.out
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert {event["ph"] for event in events} >= {"X"}
+
+
+def test_an_exported_map_is_read_back(compared: tuple[dict, Path], run: Run, tmp_path: Path):
+    plan = compared[1] / "plans" / "moesim.json"
+    facts = run("export", plan, "--to", "sglang", "-o", tmp_path / "experts.json", "--json").json
+    assert facts["format"] == "sglang"
+    back = Placement.read(tmp_path / "experts.json", "sglang", ranks=6, spec=SPEC)
+    assert back == Plan.read(plan).placement
+
+
+def test_import_writes_parquet_that_reads_back(shared_data: Path, run: Run, tmp_path: Path):
+    source = shared_data / "routing" / "gpt_oss_20b_decode.npz"
+    facts = run(
+        "import", source, "--model", "gpt-oss-20b", "--format-option", "phase=decode", "--format-option",
+        "domain=category", "-o", tmp_path / "trace.parquet", "--json",
+    ).json  # fmt: skip
+    trace = Trace.read(tmp_path / "trace.parquet")
+    assert facts["digest"] == trace.digest
+    assert facts["tokens"] == trace.tokens == 73415
+
+
+def test_inspect_knows_what_it_is_given(compared: tuple[dict, Path], trace_file: Path, run: Run):
+    plans = compared[1] / "plans"
+    assert run("inspect", trace_file, "--json").json["kind"] == "trace"
+    assert run("inspect", "h100-4x8-rail", "--json").json["ranks"] == 32
+    plan = run("inspect", plans / "eplb.json", "--json").json
+    assert (plan["kind"], plan["solver"], plan["slots_per_rank"]) == ("plan", "eplb", 3)
+    model = run("inspect", "preset:deepseek-v3", "--json").json
+    assert model["parameters"] == ModelSpec.preset("deepseek-v3").parameters()
+
+
+@pytest.mark.parametrize("what", [*(f"preset:{name}" for name in PRESETS), "h100-1x8", "gb200-nvl72"])
+def test_inspect_prints_for_people(what: str, run: Run):
+    done = run("inspect", what)
+    assert done.code == 0
+    assert what.removeprefix("preset:") in done.out
+
+
+def test_inspect_of_a_trace_shows_its_statistics(trace_file: Path, run: Run):
+    done = run("inspect", trace_file)
+    assert done.code == 0
+    assert "gini" in done.out
+    assert "synthetic" in done.out
+
+
+def test_the_same_command_prints_the_same_bytes(trace_file: Path, setting: list[str], run: Run, tmp_path: Path):
+    plan = tmp_path / "plan.json"
+    run("solve", trace_file, *setting, "--solver", "lpt", "--slots-per-rank", 3, "-o", plan)
+    again = ["simulate", trace_file, *setting, "--plan", plan, "--json"]
+    assert run(*again).out == run(*again).out
+
+
+def test_version(run: Run):
+    done = run("--version")
+    assert (done.code, done.out) == (0, f"moesim {moesim.__version__}\n")
