@@ -91,9 +91,7 @@ def step_bound(
     return BoundReport(np.array(steps), np.mean(alone, axis=0), np.mean(load, axis=0), np.mean(traffic, axis=0))
 
 
-def _step(
-    window: Batches, step: int, costs: Costs, slots: int, rates: _Rates
-) -> tuple[float, Array, Array, Array]:
+def _step(window: Batches, step: int, costs: Costs, slots: int, rates: _Rates) -> tuple[float, Array, Array, Array]:
     """Return the bound of the step, and of its layers alone: in all, by load, by traffic [layers]."""
     routes, home = window.routes(step), window.homes(step)
     cluster, spec = costs.cluster, costs.spec

@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from moesim.placement.kernels import compiled
 
 _PASSES = 3
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _even_weights(routes: Any, members: Any, experts: int, passes: int) -> Any:
     """Return the weight of each expert when every token's unit lies on one of its picks, as even as passes allow."""
     weight = np.zeros(experts, np.int64)

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.base.errors import InputError
+from moesim.placement.kernels import compiled
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -34,7 +34,7 @@ def heaviest_first(load: Floats) -> NDArray[np.int64]:
     return np.argsort(-load, axis=1, kind="stable")
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _replicate(weight: Any, slots: int) -> Any:
     """Return the item of every slot and the copies of every item; ``weight`` is float32 [rows, items]."""
     rows, items = weight.shape
@@ -55,7 +55,7 @@ def _replicate(weight: Any, slots: int) -> Any:
     return item, copies
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pack(weight: Any, order: Any, packs: int) -> Any:
     """Return pack and place in the pack of every item; ``order`` lists items from heavy to light."""
     rows, items = weight.shape

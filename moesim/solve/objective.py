@@ -59,9 +59,7 @@ def fixed_parts(batches: Batches, step: int, costs: Costs) -> Fixed:
     return Fixed(tokens, costs.attention_s(tokens, context, decode), costs.shared_s(tokens))
 
 
-def step_flow(
-    batches: Batches, step: int, placement: Placement, costs: Costs, policy: str, seed: int = 0
-) -> Flow:
+def step_flow(batches: Batches, step: int, placement: Placement, costs: Costs, policy: str, seed: int = 0) -> Flow:
     """Return where the tokens of a step go."""
     cluster = costs.cluster
     return dispatch(

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from moesim.placement.kernels import compiled
 from moesim.solve.repair import EMPTY, repair_duplicates
 
 Ints = NDArray[np.int32]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _copies(load: Any, slots: int, most: int) -> Any:
     layers, experts = load.shape
     copies = np.ones((layers, experts), np.int32)
@@ -57,7 +57,7 @@ def copies_by_weight(load: ArrayLike, copies: Ints) -> tuple[Ints, Ints]:
     return expert, count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lightest(share: Any, item: Any, count: Any, speed: Any, experts: Any) -> None:
     """Heaviest copy first to the rank that then finishes first; fills ``experts`` [L, R, C]."""
     layers, ranks, slots = experts.shape
@@ -75,9 +75,7 @@ def _lightest(share: Any, item: Any, count: Any, speed: Any, experts: Any) -> No
                 finish = (load[rank] + share[layer, expert]) / speed[rank]
                 if fallback < 0 or finish < (load[fallback] + share[layer, expert]) / speed[fallback]:
                     fallback = rank
-                if not held[rank, expert] and (
-                    best < 0 or finish < (load[best] + share[layer, expert]) / speed[best]
-                ):
+                if not held[rank, expert] and (best < 0 or finish < (load[best] + share[layer, expert]) / speed[best]):
                     best = rank
             if best < 0:
                 best = fallback  # only ranks that hold it have room: the repair moves it
@@ -106,7 +104,7 @@ def lightest_first(load: ArrayLike, ranks: int, slots: int, speed: ArrayLike | N
     return repair_duplicates(experts, load)[0]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _swap(experts: Any, load: Any, speed: Any, rounds: int) -> None:
     """Swap copies between the slowest rank and others while the slower of the two gets faster; in place."""
     layers, ranks, slots = experts.shape

@@ -207,6 +207,7 @@ def _steps(
     phase: str | None,
     seed: int,
 ) -> tuple[Batches, list[str]]:
+    notes: list[str] = []
     if phase is not None and phase not in PHASES:
         raise UnknownName("phase", phase, PHASES)
     if isinstance(trace, Batches):
@@ -217,9 +218,8 @@ def _steps(
                 f"solve: the steps are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
                 "make them for its ranks"
             )
-        batches, notes = trace, []
+        batches = trace
     else:
-        notes = []
         phases = np.unique(trace.phase)
         if phase is None and len(phases) > 1 and not isinstance(tokens_per_rank, Mapping):
             phase = PHASES[PREFILL] if PREFILL in phases else PHASES[int(phases[0])]

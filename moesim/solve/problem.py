@@ -104,7 +104,7 @@ class Problem:
 class Solver(Protocol):
     """Return the expert of every slot, int32 [layers, ranks, slots], -1 where a slot stays empty."""
 
-    def __call__(self, problem: Problem) -> Array: ...
+    def __call__(self, problem: Problem) -> Array: ...  # noqa: D102
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

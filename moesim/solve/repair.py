@@ -11,27 +11,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from moesim.placement.kernels import compiled
 
 EMPTY = -1
 
 
-@njit(cache=True, nogil=True)
-def _repair(experts: Any, load: Any) -> int:
+@compiled
+def _repair(experts: Any, load: Any, area: Any) -> int:
     """Repair ``experts`` [L, R, C] in place and return the slots that held a second copy."""
+    areas = area.max() + 1
     layers, ranks, slots = experts.shape
     total = load.shape[1]
     changed = 0
     for layer in range(layers):
         held = np.zeros((ranks, total), np.int32)
         copies = np.zeros(total, np.int32)
+        near = np.zeros((areas, total), np.bool_)
         for rank in range(ranks):
             for slot in range(slots):
                 expert = experts[layer, rank, slot]
                 if expert >= 0:
                     held[rank, expert] += 1
                     copies[expert] += 1
+                    near[area[rank], expert] = True
         for rank in range(ranks):
             for slot in range(slots):
                 expert = experts[layer, rank, slot]
@@ -41,7 +45,7 @@ def _repair(experts: Any, load: Any) -> int:
                 mine = load[layer, expert] / copies[expert]
                 best, best_rank, best_slot = np.inf, -1, -1
                 for other in range(ranks):
-                    if held[other, expert] > 0:
+                    if area[other] != area[rank] or held[other, expert] > 0:
                         continue
                     for place in range(slots):
                         guest = experts[layer, other, place]
@@ -61,9 +65,10 @@ def _repair(experts: Any, load: Any) -> int:
                 else:
                     guest = -1
                     for candidate in range(total):
-                        if held[rank, candidate] == 0 and (
-                            guest < 0 or load[layer, candidate] * copies[guest] > load[layer, guest] * copies[candidate]
-                        ):
+                        if held[rank, candidate] > 0 or not near[area[rank], candidate]:
+                            continue
+                        heavier = load[layer, candidate] * copies[guest] > load[layer, guest] * copies[candidate]
+                        if guest < 0 or heavier:
                             guest = candidate
                     copies[expert] -= 1
                     if guest >= 0:
@@ -74,7 +79,9 @@ def _repair(experts: Any, load: Any) -> int:
     return changed
 
 
-def repair_duplicates(experts: ArrayLike, load: ArrayLike) -> tuple[NDArray[np.int32], int]:
+def repair_duplicates(
+    experts: ArrayLike, load: ArrayLike, area: ArrayLike | None = None
+) -> tuple[NDArray[np.int32], int]:
     """Return the placement without second copies on a rank, and how many there were.
 
     Parameters
@@ -83,7 +90,10 @@ def repair_duplicates(experts: ArrayLike, load: ArrayLike) -> tuple[NDArray[np.i
         Expert of each slot, [layers, ranks, slots], -1 where empty; every expert is somewhere.
     load
         Load of each expert, [layers, experts].
+    area
+        Area of each rank, [ranks]: experts do not leave theirs (EPLB's hierarchy). One area by default.
     """
     repaired = np.array(experts, dtype=np.int32, order="C")
-    changed = _repair(repaired, np.ascontiguousarray(load, dtype=np.float64))
+    areas = np.zeros(repaired.shape[1], np.int32) if area is None else np.asarray(area, dtype=np.int32)
+    changed = _repair(repaired, np.ascontiguousarray(load, dtype=np.float64), areas)
     return repaired, int(changed)

@@ -7,9 +7,9 @@ import time
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from moesim.placement.kernels import compiled
 from moesim.solve.search.state import TOKENS, State, refresh, reroute, settle
 
 MOVE: Final = 100
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     cut: bool
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _power(value: float) -> float:
     square = value * value
     fourth = square * square
@@ -35,7 +35,7 @@ def _power(value: float) -> float:
     return eighth * eighth
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cost(load: Any, scale: Any) -> float:
     """Return the smooth layer time in seconds, mean over windows.
 
@@ -69,10 +69,20 @@ def cost(load: Any, scale: Any) -> float:
                     network += _power(load[window, counter, rank] * scale[counter, rank] / top)
             network = top * (network / (ranks * 2)) ** (1 / 16)
         total += compute + network
-    return total / windows
+    return float(total / windows)
 
 
-@njit(cache=True, nogil=True)
+@compiled
+def _draw(rng: Any, count: int) -> int:
+    """Return a whole number below ``count``; SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) on ``rng`` uint64 [1]."""
+    rng[0] += np.uint64(0x9E3779B97F4A7C15)
+    mixed = rng[0]
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return int((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(33)) % count
+
+
+@compiled
 def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
     state.slots[rank, slot] = new
     if old >= 0:
@@ -83,16 +93,23 @@ def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
         state.copies[new] += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _anneal(
-    state: State, scale: Any, best_slots: Any, progress: Any, until: float, work: float, hot: float, cold: float, seed: int
+    state: State,
+    scale: Any,
+    rng: Any,
+    best_slots: Any,
+    progress: Any,
+    until: float,
+    work: float,
+    hot: float,
+    cold: float,
 ) -> None:
     """Go on annealing until ``progress[0]``, the work done, reaches ``until``.
 
     ``progress`` float64 [5]: work done, starting, present and best cost, moves tried. The present placement stays in
     ``state``, the best one in ``best_slots``.
     """
-    np.random.seed(seed)
     ranks, slots = state.slots.shape
     experts = len(state.copies)
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
@@ -101,19 +118,19 @@ def _anneal(
     while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
         spent += MOVE
-        rank = np.random.randint(ranks)
-        slot = np.random.randint(slots)
+        rank = _draw(rng, ranks)
+        slot = _draw(rng, slots)
         old = state.slots[rank, slot]
         other = other_slot = -1
-        if spare and np.random.random() < 0.5:
+        if spare and _draw(rng, 2) == 0:
             if old >= 0 and state.copies[old] < 2:
                 continue
-            new = np.random.randint(experts)
+            new = _draw(rng, experts)
             if state.held[new, rank]:
                 continue
         else:
-            other = np.random.randint(ranks)
-            other_slot = np.random.randint(slots)
+            other = _draw(rng, ranks)
+            other_slot = _draw(rng, slots)
             new = state.slots[other, other_slot]
             if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
                 continue
@@ -126,7 +143,7 @@ def _anneal(
             spent += reroute(state, old)
         spent += reroute(state, new)
         then = cost(state.load, scale)
-        if then <= now or np.random.random() < np.exp((now - then) / temperature):
+        if then <= now or _draw(rng, 1 << 30) < (1 << 30) * np.exp((now - then) / temperature):
             now = then
             if now < best:
                 best = now
@@ -170,13 +187,14 @@ def anneal(
     start = float(cost(state.load, scale))
     progress = np.array([0.0, start, start, start, 0.0])
     best_slots = state.slots.copy()
+    rng = np.array([seed], np.uint64)
     cut = False
     for piece in range(PIECES):
         if time.monotonic() > stop_at:
             cut = True
             break
         until = work * (piece + 1) / PIECES
-        _anneal(state, scale, best_slots, progress, until, float(work), hot, cold, seed * PIECES + piece)
+        _anneal(state, scale, rng, best_slots, progress, until, float(work), hot, cold)
     state.slots[:] = best_slots
     settle(state)
     return Outcome(start, float(progress[3]), int(progress[4]), cut)

@@ -11,7 +11,7 @@ from moesim.solve.problem import Problem
 
 
 class Rows(NamedTuple):
-    """A sample of the traffic: ``routes`` int16 [rows, layers, picks], ``home``, ``window`` int32 and ``key`` [rows]."""
+    """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home``, ``window``, ``key`` [rows]."""
 
     routes: NDArray[np.int16]
     home: NDArray[np.int32]

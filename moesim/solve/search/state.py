@@ -2,9 +2,9 @@
 
 A *row* is one token with its home rank, in one window. The state knows which rank serves every (home rank, expert)
 and counts, per window and rank, the tokens computed and the copies that enter and leave over the network card and
-inside the node. Giving an expert a new set of holders changes only the rows of the home ranks that are served elsewhere from
-then on; these are found through an index (expert, home rank) -> rows. :func:`recount` counts everything from scratch
-and must agree (a law in the tests), as must the counts of :func:`moesim.placement.dispatch`.
+inside the node. Giving an expert a new set of holders changes only the rows of the home ranks that are served
+elsewhere from then on; these are found through an index (expert, home rank) -> rows. :func:`recount`
+counts everything from scratch and must agree (a law in the tests), as must :func:`moesim.placement.dispatch`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.placement.choices import nearest_column
+from moesim.placement.kernels import compiled
 
 TOKENS, NIC_IN, NIC_OUT, INSIDE_IN, INSIDE_OUT = range(5)
 """Second axis of ``State.load``."""
@@ -58,7 +58,7 @@ class State(NamedTuple):
     scratch: Any
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _index(routes: Any, home: Any, order: Any, experts: int, ranks: int) -> Any:
     indptr = np.zeros(experts * ranks + 1, np.int64)
     rows, picks = routes.shape
@@ -79,7 +79,7 @@ def _index(routes: Any, home: Any, order: Any, experts: int, ranks: int) -> Any:
     return indptr, found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _choices(state: State, expert: int, out: Any) -> int:
     """Write the column of ``serves`` that follows from ``held``; return the number of copies."""
     ranks = len(state.node)
@@ -97,7 +97,7 @@ def _choices(state: State, expert: int, out: Any) -> int:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def refresh(state: State, expert: int) -> None:
     """Bring the table, but not the counts, up to date with ``state.held[expert]``."""
     column = np.zeros(len(state.node), np.int32)
@@ -105,23 +105,23 @@ def refresh(state: State, expert: int) -> None:
     state.serves[:, expert] = column
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pick_key(state: State, row: int, expert: int) -> int:
     if state.policy[0] == ROW_HASH:
-        return state.key[row]
+        return int(state.key[row])
     # Fibonacci hashing: the high bits of the product are well mixed
-    return ((state.key[row] + expert) * 2654435769 & 0xFFFFFFFF) >> 8
+    return int(((state.key[row] + expert) * 2654435769 & 0xFFFFFFFF) >> 8)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def serving_rank(state: State, row: int, expert: int) -> int:
     """Return the rank that computes a pick of a row."""
     if state.policy[0] == NEAREST:
-        return state.serves[state.home[row], expert]
-    return state.serves[_pick_key(state, row, expert) % state.served[expert], expert]
+        return int(state.serves[state.home[row], expert])
+    return int(state.serves[_pick_key(state, row, expert) % state.served[expert], expert])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _edge(load: Any, window: int, node: Any, home: int, target: int, amount: int) -> None:
     if home == target:
         return
@@ -133,17 +133,15 @@ def _edge(load: Any, window: int, node: Any, home: int, target: int, amount: int
         load[window, NIC_IN, target] += amount
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _hop(load: Any, window: int, landing: int, target: int, amount: int) -> None:
     # a copy that stays on its landing rank passes through the copy engine all the same
     load[window, INSIDE_OUT, landing] += amount
     load[window, INSIDE_IN, target] += amount
 
 
-@njit(cache=True, nogil=True)
-def _moved(
-    state: State, window: int, home: int, old: int, new: int, total: int, left: Any, came: Any
-) -> None:
+@compiled
+def _moved(state: State, window: int, home: int, old: int, new: int, total: int, left: Any, came: Any) -> None:
     """Count picks that go from rank ``old`` to ``new``; ``left``, ``came``: rows that thereby leave or reach a place.
 
     Both are (ranks, nodes): rows with no other pick on that rank, and none on that node.
@@ -169,7 +167,7 @@ def _moved(
             load[window, NIC_IN, lands] += came[1]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def reroute(state: State, expert: int) -> int:
     """Bring table and counts up to date with ``state.held[expert]``; return the rows looked at."""
     if state.policy[0] != NEAREST:
@@ -179,7 +177,7 @@ def reroute(state: State, expert: int) -> int:
     fresh = np.empty(ranks, np.int32)
     state.served[expert] = _choices(state, expert, fresh)
     picks = state.routes.shape[1]
-    merged = mode == PER_RANK or mode == PER_NODE
+    merged = mode in (PER_RANK, PER_NODE)
     looked = 0
     for home in range(ranks):
         old, new = serves[home, expert], fresh[home]
@@ -220,7 +218,7 @@ def reroute(state: State, expert: int) -> int:
     return looked
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _reroute_hashed(state: State, expert: int) -> int:
     ranks, picks = len(state.node), state.routes.shape[1]
     node = state.node
@@ -245,10 +243,10 @@ def _reroute_hashed(state: State, expert: int) -> int:
             in_new |= node[rank] == node[new]
         left, came = (int(not at_old), int(not in_old)), (int(not at_new), int(not in_new))
         _moved(state, state.window[row], state.home[row], old, new, 1, left, came)
-    return state.indptr[(expert + 1) * ranks] - state.indptr[expert * ranks]
+    return int(state.indptr[(expert + 1) * ranks] - state.indptr[expert * ranks])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def recount(state: State) -> Any:
     """Return ``load`` counted from scratch under the current table."""
     windows, counters, ranks = state.load.shape
@@ -326,7 +324,7 @@ def make_state(
     return state
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def settle(state: State) -> None:
     """Derive everything from ``state.slots``."""
     experts, ranks = state.held.shape

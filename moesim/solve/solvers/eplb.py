@@ -35,7 +35,7 @@ def _placed(problem: Problem, hierarchical: bool) -> Array:
         hierarchical=hierarchical,
     )
     experts = flat.reshape(problem.layers, problem.ranks, problem.slots_per_rank)
-    experts, repaired = repair_duplicates(experts, problem.loads)
+    experts, repaired = repair_duplicates(experts, problem.loads, problem.cluster.node if hierarchical else None)
     if repaired:
         problem.note(
             f"EPLB put a second copy of an expert on one rank {repaired} times; each was swapped with the nearest "

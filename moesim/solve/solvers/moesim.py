@@ -80,9 +80,7 @@ def choose(problem: Problem, candidates: Sequence[Placement]) -> Array:
     """Return the best of the candidates, mixed layer by layer unless a whole one is better."""
     scores = [score(problem.batches, c, problem.costs, problem.policy, problem.seed) for c in candidates]
     layer_s = np.array([s.layer_s.mean(axis=0) for s in scores])
-    experts = np.stack(
-        [candidates[index].experts[layer] for layer, index in enumerate(layer_s.argmin(axis=0))]
-    )
+    experts = np.stack([candidates[index].experts[layer] for layer, index in enumerate(layer_s.argmin(axis=0))])
     mixed = score(problem.batches, Placement(experts, problem.experts), problem.costs, problem.policy, problem.seed)
     # stragglers that differ from layer to layer can make the whole better than the sum of its layers
     whole = min(range(len(scores)), key=lambda index: scores[index].mean_s)
