@@ -45,7 +45,9 @@ class Verdict(AssertionError):
     """A law is broken."""
 
 
-def check_solver(solver: Any, *, options: dict[str, Any] | None = None, deadline_s: float = 600.0) -> None:
+def check_solver(
+    solver: Any, *, options: dict[str, Any] | None = None, deadline_s: float = 60.0, repeatable: bool = True
+) -> None:
     """Judge a solver: ``solver(problem) -> int [layers, ranks, slots]``.
 
     On problems without room to spare, with redundant slots, with empty slots and with nodes: every expert is placed in
@@ -73,8 +75,9 @@ def check_solver(solver: Any, *, options: dict[str, Any] | None = None, deadline
             Placement(experts, problem.experts)
         except InputError as error:
             raise Verdict(f"{case}: {error}") from None
-        again = np.asarray(solver(replace(problem, notes=[])))
-        _law(np.array_equal(experts, again), f"{case}: the same problem and seed gave another placement")
+        if repeatable:
+            again = np.asarray(solver(replace(problem, notes=[])))
+            _law(np.array_equal(experts, again), f"{case}: the same problem and seed gave another placement")
         _law(np.array_equal(before, problem.loads), f"{case}: the solver changed the loads it was given")
     _law(solved > 0, "the solver refused every problem")
 
