@@ -70,7 +70,7 @@ def show(value: float, kind: str, digits: int = 4) -> str:
     else:
         steps = tuple((f"{p}FLOP/s", _DECIMAL[p]) for p in ("P", "T", "G", "M", "k", ""))
     if value == 0 or not math.isfinite(value):
-        return f"{value:g} {steps[0][0]}"
+        return f"{value:g} {next(unit for unit, factor in steps if factor == 1.0)}"
     for unit, factor in steps:
         if abs(value) >= factor:
             return f"{value / factor:.{digits}g} {unit}"
