@@ -37,8 +37,8 @@ def describe(cluster: Cluster) -> dict[str, Any]:
 def bisection(cluster: Cluster, *, nominal: bool = False) -> float:
     """Return the bytes/s that the first half of the nodes can send to the second half, as a maximum flow.
 
-    A single node is cut between its first and second half of ranks. Of an odd number, the smaller half sends.
-    One rank has no bisection: 0.
+    A single node is cut between its first and second half of ranks, over the links that their paths use: NICs and
+    leaves do not help. Of an odd number, the smaller half sends. One rank has no bisection: 0.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import maximum_flow
@@ -51,6 +51,8 @@ def bisection(cluster: Cluster, *, nominal: bool = False) -> float:
     gpus = len(cluster.paths.node)
     idle = np.setdiff1d(np.arange(gpus), members)
     used = ~(np.isin(cluster.link_from, idle) | np.isin(cluster.link_to, idle))
+    if cluster.nodes == 1:
+        used &= _on_paths(cluster, np.flatnonzero(half), np.flatnonzero(~half))
     source, sink = len(cluster.vertices), len(cluster.vertices) + 1
     capacity = np.rint(bandwidth[used] / _UNIT).astype(np.int64)
     total = capacity.sum()
@@ -61,6 +63,14 @@ def bisection(cluster: Cluster, *, nominal: bool = False) -> float:
     weight = np.concatenate([capacity // coarse, np.full(len(members), total // coarse + 1)]).astype(np.int32)
     graph = coo_array((weight, (begin, end)), shape=(sink + 1, sink + 1)).tocsr()
     return float(maximum_flow(graph, source, sink).flow_value) * coarse * _UNIT
+
+
+def _on_paths(cluster: Cluster, sources: Array, targets: Array) -> Array:
+    """Return whether a path from one of these ranks to one of those takes a link, bool [links]."""
+    on = np.zeros(cluster.links, bool)
+    for s in sources:
+        on[cluster.paths.flows(np.full(len(targets), s), targets)[1]] = True
+    return on
 
 
 def tiers(cluster: Cluster) -> dict[str, dict[str, Any]]:

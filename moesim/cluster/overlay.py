@@ -58,7 +58,7 @@ def _keep_ratio(base: Mapping[str, Any], changes: Mapping[str, Any], out: dict[s
 def _tell_sources(base: Mapping[str, Any], changes: Mapping[str, Any], out: dict[str, Any], origin: str) -> None:
     constants = _CONSTANTS & set(out)
     changed = {key for key in constants if key not in base or base[key] != out[key]}
-    if not changed or not base:
+    if not base or not (changed or "source" in changes):
         return
     sources = _by_key(base.get("source"), constants)
     fresh = _by_key(changes.get("source"), set(changes))

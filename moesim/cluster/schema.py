@@ -125,8 +125,9 @@ class Tier(Sourced):
 
 
 class NodeTier(Tier):
-    """GPU to its node's switch (NVSwitch, or a PCIe switch where nothing else is)."""
+    """GPU to its node's switch (NVSwitch, or a PCIe switch where nothing else is), or GPU to GPU."""
 
+    mesh: bool = False  # no switch: each two GPUs of a node have a link of this bandwidth
     nics_on: Literal["gpu", "switch"] = "gpu"  # "switch": all GPUs of the node share its NICs through the switch
 
 
@@ -186,6 +187,8 @@ class Tiers(Strict):
             raise ValueError("give [tier.rail] or [tier.leaf], not both")
         if self.rail is None and self.leaf is None and (self.spine or self.pcie):
             raise ValueError("[tier.spine] and [tier.pcie] need a [tier.rail] or [tier.leaf]")
+        if self.node is not None and self.node.mesh and self.node.nics_on == "switch":
+            raise ValueError("[tier.node]: a mesh has no switch for the NICs; leave out `nics_on`")
         scale_out = self.rail or self.leaf
         if scale_out is not None and self.pcie is None:
             on_switch = self.node is not None and self.node.nics_on == "switch"

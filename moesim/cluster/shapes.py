@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import combinations
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from moesim.cluster.schema import (
     GpuChange,
     LeafTier,
     Node,
+    NodeTier,
     RailTier,
     Sourced,
     SpineTier,
@@ -25,6 +27,7 @@ from moesim.cluster.schema import (
 from moesim.cluster.wiring import Wiring
 
 _MOST_UPLINKS = 1_000_000
+_LARGEST_MESH = 64  # GPUs of a node that are cabled to each other; 8 exist
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,7 @@ def _nodes(description: Description, layout: Layout) -> list[_Nic]:
         rail = [(i // per_nic) % (rails or gpus) for i in range(gpus)]
         layout.ranks += [Rank(f"{node}.gpu{i}", node, i, rail[i], gpu) for i in range(gpus)]
         if tier.node is not None:
-            layout.others.append(f"{node}.switch")
-            for i in range(gpus):
-                layout.lay(
-                    f"{node}.gpu{i}", f"{node}.switch", "node", rate(tier.node, table.node_bandwidth), tier.node.latency
-                )
+            _inside(tier.node, node, gpus, table, layout)
         if scale_out is None:
             continue
         nic_rate = rate(scale_out, table.nic_bandwidth)
@@ -151,6 +150,21 @@ def _nodes(description: Description, layout: Layout) -> list[_Nic]:
                     layout.lay(user, vertex, "pcie", rate(tier.pcie), tier.pcie.latency)
             nics.append(_Nic(vertex, number, rail[i], nic_rate))
     return nics
+
+
+def _inside(tier: NodeTier, node: str, gpus: int, table: Node, layout: Layout) -> None:
+    speed = rate(tier, table.node_bandwidth)
+    if tier.mesh:
+        if gpus > _LARGEST_MESH:
+            raise InputError(
+                f"tier.node.mesh: {gpus} GPUs cannot each be cabled to all others; at most {_LARGEST_MESH}"
+            )
+        for i, j in combinations(range(gpus), 2):
+            layout.lay(f"{node}.gpu{i}", f"{node}.gpu{j}", "node", speed, tier.latency)
+        return
+    layout.others.append(f"{node}.switch")
+    for i in range(gpus):
+        layout.lay(f"{node}.gpu{i}", f"{node}.switch", "node", speed, tier.latency)
 
 
 def _changed(gpu: Gpu, change: GpuChange | None) -> Gpu:
