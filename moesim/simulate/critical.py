@@ -13,8 +13,6 @@ from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES
 from moesim.simulate.schedules import Schedule
 from moesim.simulate.work import Timeline, Work
 
-_COUNT = len(PHASES)
-
 
 def critical_path(work: Work, timeline: Timeline, schedule: Schedule) -> Array:
     """Return the seconds ``[phases, L, R]`` that each rank contributes to the critical path.
@@ -24,7 +22,7 @@ def critical_path(work: Work, timeline: Timeline, schedule: Schedule) -> Array:
     number, and through data rather than through a busy stream, is taken.
     """
     _, L, R = work.shape
-    spent = np.zeros((_COUNT, L, R))
+    spent = np.zeros((len(PHASES), L, R))
     gate = SHARED if schedule.dispatch_after == "shared" else ATTENTION
     _walk(
         timeline.start_s,

@@ -88,6 +88,11 @@ def prepare(
         planned = getattr(plan, "transport", None) or costs.transport
         if planned != costs.transport:
             notes.append(f"the plan was made for transport {planned}; simulated under {costs.transport}")
+    if deployment is not None and deployment.attention_tp > 1:
+        notes.append(
+            f"attention tensor parallelism of {deployment.attention_tp} is not modelled: every rank attends to its own "
+            "tokens"
+        )
     if costs.spec.name != batches.trace.spec.name:
         theirs = dims.name if dims is not None else costs.spec.name
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")

@@ -98,7 +98,9 @@ class Loader:
 
         def whole(name: str) -> Array:
             """Return an attribute of both exchanges, all layers: [1, 2, L, ...]."""
-            return np.stack([np.concatenate([getattr(t[way], name) for t in timings]) for way in (0, 1)])[None]
+            both = np.stack([np.concatenate([getattr(t[way], name) for t in timings]) for way in (0, 1)])[None]
+            both.flags.writeable = False  # nobody else holds it: Work need not copy
+            return both
 
         work = Work(
             attention_s=_every_layer(costs.attention_s(tokens, context, decode), L),

@@ -7,6 +7,7 @@ some runs.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -85,7 +86,7 @@ def test_layer_steps_per_second_once_flows_are_built(engine: str, schedule: str,
     run = ENGINES[engine]
     run(loaded.work, ready.schedule)
     speed = SPEC.layers / best(lambda: run(loaded.work, ready.schedule), 10)
-    print(f"\n{engine:12} {schedule:14} {speed:10,.0f} layer-steps/s")
+    sys.stdout.write(f"\n{engine:12} {schedule:14} {speed:10,.0f} layer-steps/s\n")
     assert speed >= wanted
 
 
@@ -100,9 +101,9 @@ def test_decode_from_a_cold_trace(schedule: str) -> None:
     table = nearest_table(placement, cluster.node)
     arguments = batches.routes(0), batches.homes(0), placement, cluster.node, cluster.landing
     flows_s = best(lambda: dispatch(*arguments, table=table), 3) * STEPS
-    print(
+    sys.stdout.write(
         f"\n{schedule:14} {STEPS * SPEC.layers / whole_s:8,.0f} layer-steps/s from a cold trace "
-        f"({RANKS} ranks x {TOKENS} tokens x top {SPEC.top_k}), {whole_s / flows_s:.1f} times the Flows alone"
+        f"({RANKS} ranks x {TOKENS} tokens x top {SPEC.top_k}), {whole_s / flows_s:.1f} times the Flows alone\n"
     )
     # relative, so that a busy machine does not decide
     assert whole_s <= 5 * flows_s

@@ -268,6 +268,8 @@ def test_a_deployment_chooses_the_ranks() -> None:
     group = Deployment(ranks=(4, 5, 6, 7))
     report = simulate(world.batches, larger, world.placement, deployment=group)
     assert len(report.rank_node) == 4
+    shared = simulate(world.batches, larger, world.placement, deployment=Deployment(size=4, attention_tp=2))
+    assert any("attention tensor parallelism of 2 is not modelled" in note for note in shared.notes)
     with pytest.raises(InputError, match=r"batches are for 4 ranks, cluster .* has 8; make them for its ranks"):
         simulate(world.batches, larger, world.placement)
 
