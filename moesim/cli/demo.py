@@ -26,7 +26,7 @@ def demo(
     topology: opt.Topology = TOPOLOGY,
     slots_per_rank: opt.SlotsPerRank = None,
     dims: Annotated[str, typer.Option(metavar="PRESET", help="Replay the routing at these dimensions.")] = DIMS,
-    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "prefill",
+    phase: Annotated[str, typer.Option(metavar="PHASE", help="prefill or decode.")] = "prefill",
     tokens_per_rank: opt.TokensPerRank = None,
     seed: opt.Seed = 0,
     deadline: opt.Deadline = 45.0,

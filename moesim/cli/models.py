@@ -25,7 +25,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(metavar="M", help="Wall-clock budget.")] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="torch device.")] = "cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: torch's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn.")] = 0,
 ) -> None:
     """Train the bundled MoE model from scratch (extra `gpu`)."""
     torch = _torch()
@@ -44,14 +44,14 @@ def train(
 def capture_bundled(
     corpus: Annotated[Path, typer.Option(metavar="DIR", help="Folder written by `python -m moesim.moe.corpus`.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Parquet file to write.")],
-    part: Annotated[str, typer.Option(help="Part of the corpus; parts share no document.")] = "eval",
+    part: Annotated[str, typer.Option(metavar="PART", help="Part of the corpus; parts share no document.")] = "eval",
     requests: Annotated[int, typer.Option(metavar="N", help="Requests, equally many for each domain.")] = 480,
     weights: Annotated[bool, typer.Option("--weights", help="Keep gate weights.")] = False,
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a trained model. Default: the bundled weights.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="torch device.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn.")] = 0,
 ) -> None:
     """Serve documents of the corpus with the bundled model and record its routing (extra `gpu`)."""
     load.writable(output)

@@ -97,7 +97,7 @@ SlotsPerRank = Annotated[
     ),
 ]
 Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Time that a solver may take.", rich_help_panel=_RUN)]
-Seed = Annotated[int, typer.Option(help="Of everything drawn.", rich_help_panel=_RUN)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn.", rich_help_panel=_RUN)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=_OUT)]
 
 DEFAULT_POLICY: Final = "nearest"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,12 +47,16 @@ def test_help_imports_nothing_heavy(verb: str):
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="CPU seconds of a child as POSIX counts them")
 def test_help_answers_within_half_a_second_warm():
     took = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "moesim", "--help"], capture_output=True, check=True)
-        took.append(time.perf_counter() - begin)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-m", "moesim", "--help"], stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        # a busy machine stretches the clock on the wall, not the CPU seconds
+        took.append(used.ru_utime + used.ru_stime)
     assert min(took) < HALF_A_SECOND
 
 
