@@ -18,7 +18,7 @@ from moesim.solve.objective import score
 
 MakeProblem = Callable[..., Problem]
 TRANSPORTS = ["hierarchical", "direct", "rank-dedup", "allgather"]
-relaxed = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(problem: Problem, placement: Placement) -> None:
@@ -60,7 +60,7 @@ def test_the_best_of_all_placements_does_not_beat_the_bound(
         if set(range(4)) <= {*first, *second}:
             check(problem, Placement(np.array([[first, second]]), 4))
             tried += 1
-    assert tried == 21
+    assert tried == 3**4 - 31  # each expert on either rank or both, no rank with all four
 
 
 @settings(max_examples=60, deadline=None)
