@@ -61,6 +61,7 @@ def parse(value: object, kind: str, place: str) -> float:
 
 def show(value: float, kind: str, digits: int = 4) -> str:
     """Return an SI value as text with a readable unit; :func:`parse` reads it back within rounding."""
+    steps: tuple[tuple[str, float], ...]
     if kind == "time":
         steps = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
     elif kind == "bytes":
