@@ -44,7 +44,7 @@ th { color: var(--quiet); font-weight: 500; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; } tr.best td { font-weight: 650; background: var(--soft); }
 table.text td { white-space: normal; text-align: left; vertical-align: top; }
 table.text td:first-child { width: 220px; }
-pre { background: var(--soft); padding: 10px 14px; border-radius: 8px; overflow-x: auto; font-size: 13px; }
+pre { background: var(--soft); padding: 10px 14px; border-radius: 8px; white-space: pre-wrap; font-size: 13px; }
 details summary { cursor: pointer; margin: 12px 0; } li { margin: 3px 0; }
 </style>
 <script>$plotly</script>
@@ -108,17 +108,17 @@ def _head(found: Comparison) -> str:
     if second is not None:
         lead += f", {_less(best.step_s, second.step_s)} than the next best ({escape(second.solver)})"
     baseline = next((row for row in found.rows if row.solver == "contiguous"), found.rows[0])
-    against = f"against {escape(baseline.solver)}"
+    name = escape(baseline.solver)
     cards = [
-        (show(best.step_s, "time"), f"step, {_less(best.step_s, baseline.step_s)} {against}"),
+        (show(best.step_s, "time"), f"step, {_less(best.step_s, baseline.step_s)} than {name}"),
         (f"{best.gap:.1%}", f"above the bound of {show(found.bound_s, 'time')} that no placement beats"),
         (
             f"{best.batch_imbalance:.3f}",
-            f"max / mean load of a rank in a step, {baseline.batch_imbalance:.2f} {against}",
+            f"max / mean load of a GPU in a step; {name}: {baseline.batch_imbalance:.3f}",
         ),
         (
             show(best.cross_node_bytes, "bytes"),
-            f"between nodes in a step, {show(baseline.cross_node_bytes, 'bytes')} {against}",
+            f"between nodes in a step; {name}: {show(baseline.cross_node_bytes, 'bytes')}",
         ),
     ]
     report = found.reports[best.solver]
@@ -145,7 +145,7 @@ def _table(found: Comparison) -> str:
         cells = (
             escape(row.solver), show(row.step_s, "time"), show(row.all_to_all_s, "time"), show(row.compute_s, "time"),
             f"{row.imbalance:.3f}", f"{row.batch_imbalance:.3f}", show(row.cross_node_bytes, "bytes"),
-            f"{row.gap:.1%}", show(row.fit_step_s, "time"), show(row.solve_s, "time", 2),
+            f"{row.gap:.1%}", show(row.fit_step_s, "time"), f"{row.solve_s:.1f} s",
         )  # fmt: skip
         mark = ' class="best"' if row.solver == found.best.solver else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

@@ -254,7 +254,7 @@ def print_comparison(found: Comparison) -> None:
         [
             row.solver, show(row.step_s, "time"), show(row.all_to_all_s, "time"), show(row.compute_s, "time"),
             f"{row.imbalance:.3f}", f"{row.batch_imbalance:.3f}", show(row.cross_node_bytes, "bytes"),
-            f"{row.gap:.1%}", show(row.fit_step_s, "time"), show(row.solve_s, "time", 2),
+            f"{row.gap:.1%}", show(row.fit_step_s, "time"), f"{row.solve_s:.1f} s",
         ]
         for row in found.rows
     ]  # fmt: skip
@@ -266,6 +266,13 @@ def print_comparison(found: Comparison) -> None:
     console.print(
         f"{found.best.solver} is fastest: {show(found.best.step_s, 'time')} a step, "
         f"{found.best.gap:.1%} above the bound of {show(found.bound_s, 'time')} that no placement beats",
+        markup=False,
+        soft_wrap=True,
+    )
+    plan = found.plans[found.best.solver]
+    console.print(
+        f"on the traffic it was fitted to: {show(plan.score_s, 'time')}, {plan.gap:.1%} above the bound of "
+        f"{show(plan.bound_s, 'time')} there",
         markup=False,
         soft_wrap=True,
     )

@@ -112,10 +112,11 @@ def node_traffic(node_bytes: ArrayLike, *, steps: int = 1, dark: bool = False) -
         y=names,
         colorscale=theme.sequential(dark),
         zmin=0,
+        zmax=float(np.nanmax(coloured, initial=0.0)) or 1.0,
         hoverongaps=False,
         colorbar={"title": {"text": f"{unit} a step"}},
         texttemplate="%{text}" if numbered else "",
-        text=[["" if i == j else f"{coloured[i, j]:.3g}" for j in range(nodes)] for i in range(nodes)],
+        text=[["" if i == j else _amount(coloured[i, j]) for j in range(nodes)] for i in range(nodes)],
         hovertemplate=f"%{{y}} to %{{x}}<br>%{{z:.4g}} {unit} a step<extra></extra>",
     )
     result.add_trace(heat)
@@ -124,7 +125,7 @@ def node_traffic(node_bytes: ArrayLike, *, steps: int = 1, dark: bool = False) -
             x=names,
             y=names,
             mode="text",
-            text=[f"{mean[i, i] / factor:.3g}" for i in range(nodes)],
+            text=[_amount(mean[i, i] / factor) for i in range(nodes)],
             textfont={"color": theme.PHASE_COLOURS["wait"]},
             hovertemplate=f"inside %{{y}} (NVLink)<br>%{{text}} {unit} a step<extra></extra>",
             showlegend=False,
@@ -193,6 +194,10 @@ def _node_borders(node: Array, layers: int, dark: bool) -> list[dict[str, Any]]:
     return [
         {"type": "line", "x0": float(x), "x1": float(x), "y0": -0.5, "y1": layers - 0.5, "line": line} for x in edges
     ]
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _unit(largest: float) -> tuple[float, str]:

@@ -73,7 +73,7 @@ def timeline(
         height=max(320, min(1000, 170 + 15 * ranks)),
         barmode="overlay",
         bargap=0.15,
-        xaxis={"title": {"text": "time since the step began (us)"}, "ticksuffix": ""},
+        xaxis={"title": {"text": "time since the step began (us)"}, "tickformat": ",.0f"},
         yaxis={"title": {"text": "rank"}, "autorange": "reversed", "showgrid": False, "dtick": max(1, ranks // 16)},
     )
     for phase in theme.ORDER[:-1]:
