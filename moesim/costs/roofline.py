@@ -63,8 +63,8 @@ def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int
     fp8 = uses_fp8(spec)
     element = FP8_BLOCK if fp8 else BF16
     rows, active = m.sum(axis=-1), (m > 0).sum(axis=-1)
-    first = _gemm_s(m, device, wide, spec.hidden)
-    second = _gemm_s(m, device, spec.hidden, intermediate)
+    first = gemm_s(m, device, wide, spec.hidden)
+    second = gemm_s(m, device, spec.hidden, intermediate)
     first_bytes = active * wide * spec.hidden * spec.weight_bytes + rows * (spec.hidden * element + wide * BF16)
     second_bytes = active * spec.hidden * intermediate * spec.weight_bytes
     second_bytes = second_bytes + rows * (intermediate * element + spec.hidden * BF16)
@@ -77,7 +77,7 @@ def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int
     return np.asarray((busy + launches) / device.speed)
 
 
-def _gemm_s(m: Array, device: Device, n: int, depth: int) -> Array:
+def gemm_s(m: Array, device: Device, n: int, depth: int) -> Array:
     """Return the arithmetic time [..., R] of a grouped GEMM: whole tiles in whole waves, the better tile height."""
     blocks = np.ceil(depth / k.TILE_K.value) + k.TILE_OVERHEAD_BLOCKS.value
     columns = np.ceil(n / k.TILE_N.value)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moesim.base.arrays import Array
 from moesim.costs import Costs
 from moesim.costs.constants import HBM_SHARE, LAUNCH_S, family
-from moesim.costs.roofline import Device, _gemm_s, uses_fp8
+from moesim.costs.roofline import Device, gemm_s, uses_fp8
 from moesim.spec import ModelSpec
 
 from .worlds import cluster, preset
@@ -75,7 +75,7 @@ def test_time_rises_in_steps_of_tiles_and_waves():
     device = Device.of(NODE, fp8=True)
 
     def gemm(tokens: int) -> float:
-        return float(_gemm_s(np.array([[tokens]]), device, 4096, 7168)[0])
+        return float(gemm_s(np.array([[tokens]]), device, 4096, 7168)[0])
 
     assert gemm(1) == gemm(64) < gemm(65 + 512)
     # 32 columns of 128: four rows of tiles fill 128 of 132 SMs, a fifth starts a second wave
@@ -155,7 +155,7 @@ def test_grouped_gemm_reproduces_the_published_rows(shared_data: Path):
             if not row["kernel"].startswith("m_grouped") or row["role"] == "superseded":
                 continue
             groups, m, n, k = (int(row[name]) for name in ("groups", "m_per_group", "n", "k"))
-            arithmetic = _gemm_s(np.full((1, groups), m), device, n, k)[0]
+            arithmetic = gemm_s(np.full((1, groups), m), device, n, k)[0]
             memory = (groups * n * k + groups * m * (k + 2 * n)) / device.hbm[0]
             errors.append(max(arithmetic, memory) * 1e6 / float(row["derived_latency_us"]) - 1)
     # reached: 11.4 % on average and 22.6 % at most, over rows that were not used for any constant; without launches

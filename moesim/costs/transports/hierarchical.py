@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
 
-def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Direction) -> Transfer:
+def hierarchical(
+    flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Direction, sms: float = k.NORMAL_SMS.value
+) -> Transfer:
     """Send one copy per destination node, then forward inside the node.
 
     Dispatch: leg 1 home -> landing rank (same rail) over the NIC, leg 2 landing rank -> expert rank over NVLink,
@@ -27,6 +29,11 @@ def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: D
 
     Beside the links stands the copy engine: in one node all SMs of the kernel move the bytes, across nodes one SM
     of every channel's two forwards (the other drives RDMA), so half as many. Own copies pass through it as well.
+
+    Parameters
+    ----------
+    sms
+        SMs of the kernel.
     """
     nodes = np.ascontiguousarray(flow.node_copies, np.float64)
     forward = np.ascontiguousarray(flow.forward, np.float64)
@@ -38,13 +45,13 @@ def hierarchical(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: D
     else:
         size = spec.combine_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.WEIGHT_BYTES.value
         rate, floor = k.SM_COMBINE_BANDWIDTH, k.NORMAL_COMBINE_FLOOR_S
-    sms = k.NORMAL_SMS.value if cluster.nodes == 1 else k.NORMAL_SMS.value / 2
+    copying = sms if cluster.nodes == 1 else sms / 2
     nic, nvlink, kept = _legs(nodes, forward, cluster.landing, size, direction == "combine")
     nic, nvlink = frozen(nic), frozen(nvlink)
     # copying SMs, and NVLink as they drive it, at both ends of the forwarding leg
     wire = ports(cluster).seconds_per_byte[:, 0] / k.NORMAL_NVLINK_SHARE.value
     out_s, in_s = (
-        np.maximum((moved + kept) / (sms * rate.value), moved * wire)
+        np.maximum((moved + kept) / (copying * rate.value), moved * wire)
         for moved in (nvlink.sum(axis=2), nvlink.sum(axis=1))
     )
     idle = np.zeros((layers, ranks))

@@ -1,0 +1,141 @@
+"""Token loads of measured rows: seeded uniform routing, and the power laws of NVIDIA's collector.
+
+The collector (ai-dynamo/aiconfigurator, ``collector/helper.py``) draws expert popularity from a truncated power law,
+rounds it to whole tokens and lets the busiest rank be rank 0. It prints neither seed nor loads, so rows are compared
+with seeded draws of the same law, written anew here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.cluster import Cluster
+from moesim.placement import Placement, dispatch
+from moesim.solve.eplb import balanced_packing, replicate_experts
+from moesim.spec import ModelSpec
+
+SAMPLED = 512
+"""Tokens per rank that are routed one by one; more of them are the same again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """A flow scaled to more tokens than were drawn; arrays as in :class:`moesim.placement.Flow`."""
+
+    slot_tokens: Array
+    pairs: Array
+    rank_copies: Array
+    node_copies: Array
+    forward: Array
+    tokens: Array
+
+
+@lru_cache(maxsize=256)
+def uniform(cluster: Cluster, experts: int, top_k: int, tokens: int, groups: int = 0, seed: int = 0) -> Counts:
+    """Return the flow of one layer with uniform random routing onto contiguous experts.
+
+    Parameters
+    ----------
+    tokens
+        Tokens per rank.
+    groups
+        Nodes that a token may visit, 0 for all (group-limited routing).
+    """
+    rng = np.random.default_rng(seed)
+    limit = max(32, min(SAMPLED, 16_384 // cluster.ranks))
+    drawn = min(tokens, limit)
+    score = rng.random((drawn * cluster.ranks, experts), dtype=np.float32)
+    if 0 < groups < cluster.nodes:
+        by_node = score.reshape(len(score), cluster.nodes, -1)
+        best = np.argsort(-by_node.max(axis=2), axis=1)[:, :groups]
+        keep = np.zeros((len(score), cluster.nodes, 1), bool)
+        np.put_along_axis(keep[:, :, 0], best, True, axis=1)
+        score = np.where(keep, by_node, -1.0).reshape(score.shape)
+    routes = np.argpartition(-score, top_k - 1, axis=1)[:, :top_k].astype(np.int16)
+    home = np.arange(len(routes), dtype=np.int32) % cluster.ranks
+    slots = -(-experts // cluster.ranks)
+    held = np.full(cluster.ranks * slots, -1, np.int32)
+    held[:experts] = np.arange(experts)
+    placement = Placement(held.reshape(1, cluster.ranks, slots), experts)
+    flow = dispatch(routes[:, None], home, placement, cluster.node, cluster.landing)
+    part = tokens / drawn
+    return Counts(
+        flow.slot_tokens * part,
+        flow.pairs * part,
+        flow.rank_copies * part,
+        flow.node_copies * part,
+        flow.forward * part,
+        flow.tokens * part,
+    )
+
+
+def power_law(tokens: int, experts: int, top_k: int, exponent: float, rng: np.random.Generator) -> Array:
+    """Return tokens per expert [experts], whole numbers that sum to tokens x top_k, none above ``tokens``."""
+    low, high = (1.0, tokens * 0.8) if tokens * top_k > experts else (0.01, 2.0)
+    power = 1.0 - exponent
+    drawn = ((high**power - low**power) * rng.random(experts) + low**power) ** (1.0 / power)
+    target = tokens * top_k
+    counts = np.round(drawn / drawn.sum() * target).astype(np.int64)
+    excess = int(np.maximum(counts - tokens, 0).sum())
+    counts = np.minimum(counts, tokens)
+    _spread(counts, excess, tokens)
+    _spread(counts, target - int(counts.sum()), tokens)
+    return counts
+
+
+def _spread(counts: Array, rest: int, most: int) -> None:
+    """Add (or take) ``rest`` tokens one by one, least loaded expert first, in place; ties from the last expert."""
+    while rest != 0:
+        order = np.argsort(-counts, kind="stable")[::-1]
+        open_ = order[counts[order] < most] if rest > 0 else order[counts[order] > 0]
+        step = open_[: abs(rest)]
+        counts[step] += 1 if rest > 0 else -1
+        rest -= len(step) if rest > 0 else -len(step)
+
+
+def busiest_rank(counts: Array, ranks: int) -> Array:
+    """Return the loads of the experts of the busiest rank, experts placed in order."""
+    by_rank = counts.reshape(ranks, -1)
+    return np.asarray(by_rank[by_rank.sum(axis=1).argmax()], np.float64)
+
+
+def balanced_rank(counts: Array, ranks: int, slots: int) -> Array:
+    """Return the loads of the slots of the busiest rank after EPLB: replicate, then pack heaviest first."""
+    weight = counts[None].astype(np.float32)
+    expert, copies = replicate_experts(weight, slots)
+    share = (weight / copies)[0][expert[0]]
+    pack, _ = balanced_packing(share[None], ranks)
+    loads = np.bincount(pack[0], share, minlength=ranks)
+    return np.asarray(share[pack[0] == loads.argmax()], np.float64)
+
+
+def touching(loads: Array, counts: Array, tokens: int) -> int:
+    """Return how many tokens have a pick among ``loads`` where tokens are dealt out as the collector does.
+
+    Experts are sorted by load, repeated by it and dealt to tokens column by column, so an expert's tokens are
+    consecutive.
+    """
+    order = np.sort(counts)[::-1]
+    ends = np.cumsum(order)
+    hit = np.zeros(tokens, bool)
+    left = list(loads[loads > 0])
+    for load, end in zip(order, ends, strict=True):
+        if load in left:
+            left.remove(load)
+            first = int(end - load) % tokens
+            hit[first : first + int(load)] = True
+            if first + int(load) > tokens:
+                hit[: first + int(load) - tokens] = True
+    return int(hit.sum())
+
+
+def mlp_spec(hidden: int, intermediate: int, experts: int, top_k: int, weight: float, token: float) -> ModelSpec:
+    """Return a one-layer model of these dimensions; bytes per element of weights and dispatched tokens."""
+    return ModelSpec(
+        "measured", (0,), 1, experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate,
+        weight_bytes=weight, dispatch_bytes=token,
+    )  # fmt: skip

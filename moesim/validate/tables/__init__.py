@@ -1,0 +1,1 @@
+"""Table families: how the rows of each file become simulated cases."""
