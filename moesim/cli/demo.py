@@ -41,13 +41,13 @@ def demo(
     from moesim.cli.plans import print_comparison
     from moesim.report import write_report
     from moesim.simulate import write_chrome_trace
-    from moesim.study import compare, fewest_slots
+    from moesim.study import compare
     from moesim.trace import Trace
 
     cluster = load.group(topology)
     model = load.dims(dims)
     fit, held_out = Trace.read(fit_file), Trace.read(held_out_file)
-    slots = slots_per_rank or fewest_slots(fit.spec.experts, cluster.ranks) + 1
+    slots = load.slots(slots_per_rank, fit, cluster)
     with screen.progress() as say:
         found = compare(
             fit, cluster, held_out=held_out, slots_per_rank=slots, dims=model, phase=phase,

@@ -41,6 +41,13 @@ def group(topology: str, ranks: int | None = None) -> Cluster:
     return Deployment(size=ranks).restrict(Cluster.read(topology))
 
 
+def slots(given: int | None, routing: Trace, cluster: Cluster) -> int:
+    """Return the slots a rank that were asked for, or the fewest that hold all experts, and one more."""
+    from moesim.study import fewest_slots
+
+    return fewest_slots(routing.spec.experts, cluster.ranks) + 1 if given is None else given
+
+
 def dims(name: str | None) -> ModelSpec | None:
     """Return the preset at whose dimensions routing is replayed, if one was named."""
     from moesim.spec import ModelSpec

@@ -45,12 +45,11 @@ def solve(
     """Place the experts of TRACE on a cluster and print what that is worth."""
     load.writable(output)
     from moesim.solve import solve as run
-    from moesim.study import fewest_slots
 
     group = load.group(topology, ranks)
     routing = load.trace(trace, format, model, format_option)
     other = load.dims(dims)
-    slots = slots_per_rank or fewest_slots(routing.spec.experts, group.ranks) + 1
+    slots = load.slots(slots_per_rank, routing, group)
     running = None
     if previous is not None:
         running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
@@ -187,7 +186,7 @@ def compare(
 ) -> None:
     """Plan with every solver on one part of TRACE and judge the plans on the rest."""
     load.writable(output, save_plans)
-    from moesim.study import DEFAULT_SOLVERS, fewest_slots
+    from moesim.study import DEFAULT_SOLVERS
     from moesim.study import compare as run
 
     group = load.group(topology, ranks)
@@ -196,7 +195,7 @@ def compare(
     names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]
     with screen.progress() as say:
         found = run(
-            routing, group, slots_per_rank=slots_per_rank or fewest_slots(routing.spec.experts, group.ranks) + 1,
+            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group),
             solvers=names, policy=policy, transport=transport, network=network, compute=compute,
             fit=fit, held_out=other,
             dims=load.dims(dims), tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed,

@@ -86,6 +86,12 @@ def test_slots_that_do_not_hold_all_experts(trace_file: Path, setting: list[str]
         refused(done, 3, "slots")
 
 
+@pytest.mark.parametrize("option", ["--slots-per-rank", "--tokens-per-rank", "--steps", "--deadline", "--ranks"])
+def test_zero_is_no_default(option: str, trace_file: Path, setting: list[str], run: Run, outputs: Path):
+    done = run("solve", trace_file, *setting, option, 0, "-o", outputs / "plan.json")
+    refused(done, 1, "0")
+
+
 def test_more_ranks_than_the_cluster_has(trace_file: Path, run: Run, outputs: Path):
     done = run("solve", trace_file, "-t", "h100-1x8", "--ranks", 9, "-o", outputs / "plan.json")
     refused(done, 1, "9 ranks", "8")
