@@ -153,8 +153,10 @@ class TestSglang:
         [
             ({"physical_to_logical_map": [[0]], "note": ""}, "note: Extra inputs are not permitted"),
             ({"physical_to_logical_map": [[0]]}, "expected 4 rows, one a decoder layer of 'tiny', found 1"),
-            ({"physical_to_logical_map": [[0, 1], [0], [0], [0]]}, "map.1: expected 2 slots, found 1"),
-            ({"physical_to_logical_map": [[0, 1, 2, 3, 4, -1]] * 4}, "expert 5 of layer 0 is on no rank"),
+            ({"physical_to_logical_map": [[0, 1, 2, 3, 4, 5], [0], [0], [0]]}, "map.1: expected 6 slots, found 1"),
+            ({"physical_to_logical_map": [[0, 1, 2, 3, 4, -1]] * 4}, "map.0: expected experts in 0..5, found -1"),
+            ({"physical_to_logical_map": [[0, 1, 2, 3, 4, 0]] * 4}, "map.0: expert 5 is in no slot"),
+            ({"physical_to_logical_map": [[0, 1, 2, 3, 3, 3, 4, 5]] * 4}, "expert 3 is twice on rank 1 in layer 0"),
             ({"physical_to_logical_map": [[0.5]]}, "integer, found 0.5"),
         ],
     )

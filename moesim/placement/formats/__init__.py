@@ -39,6 +39,12 @@ PLACEMENT_FORMATS: Final[Registry[PlacementFormat]] = Registry(
         "json": "moesim.placement.formats.native",
         "sglang": "moesim.placement.formats.sglang",
         "eplb": "moesim.placement.formats.eplb",
+        "trtllm": "moesim.placement.formats.trtllm",
+        "vllm-ascend": "moesim.placement.formats.ascend",
+        "vllm": "moesim.placement.formats.vllm",
+        "vllm-41141": "moesim.placement.formats.vllm_41141",
+        "vllm-49572": "moesim.placement.formats.vllm_49572",
+        "csv": "moesim.placement.formats.table",
     },
     "moesim.placement_formats",
 )

@@ -95,14 +95,28 @@ def load_json(path: Path) -> Any:
     FormatError
         If it is none.
     """
+    return parse_json(path, path.read_bytes())
+
+
+def parse_json(path: Path, text: bytes, line: str = "") -> Any:
+    """Return the content of JSON text; ``line`` says where in the file it stands, if not all of it.
+
+    Raises
+    ------
+    FormatError
+        If it is none.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text)
     except UnicodeDecodeError:
-        raise FormatError(path, "", "expected JSON text, found binary data") from None
+        raise FormatError(path, line, "expected JSON text, found binary data") from None
     except json.JSONDecodeError as error:
-        raise FormatError(path, f"line {error.lineno}", f"expected JSON: {error.msg}") from None
+        raise FormatError(path, line or f"line {error.lineno}", f"expected JSON: {error.msg}") from None
+    except ValueError as error:
+        # numbers of thousands of digits
+        raise FormatError(path, line, f"expected JSON: {error}") from None
     except RecursionError:
-        raise FormatError(path, "", "expected JSON, found lists nested too deeply") from None
+        raise FormatError(path, line, "expected JSON, found lists nested too deeply") from None
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
 from moesim.placement.formats import require_full
 from moesim.placement.formats.native import first_problem, load_json
+from moesim.placement.formats.rows import placement_from_rows
 from moesim.placement.placement import Placement
 from moesim.spec import ModelSpec
 
@@ -56,14 +57,19 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
             f"{spec.name!r}, found {len(rows)}"
         )  # fmt: skip
     for index, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise FormatError(
-                path, f"physical_to_logical_map.{index}", f"expected {len(rows[0])} slots, found {len(row)}"
-            )
-    try:
-        return Placement.from_physical(np.array([rows[i] for i in spec.layer_ids]), ranks, spec.experts).for_model(spec)
-    except InputError as error:
-        raise FormatError(path, "physical_to_logical_map", f"{error} (layers count MoE layers only)") from None
+        if sorted(set(row)) != list(range(spec.experts)) or len(row) != len(rows[0]):
+            # dense rows are not used, but SGLang wants them complete
+            raise FormatError(path, f"physical_to_logical_map.{index}", _problem(row, len(rows[0]), spec.experts))
+    named = {f"physical_to_logical_map.{index}": rows[index] for index in spec.layer_ids}
+    return placement_from_rows(path, named, ranks=ranks, spec=spec)
+
+
+def _problem(row: list[int], slots: int, experts: int) -> str:
+    if len(row) != slots:
+        return f"expected {slots} slots, found {len(row)}"
+    if wrong := [expert for expert in row if not 0 <= expert < experts]:
+        return f"expected experts in 0..{experts - 1}, found {wrong[0]}"
+    return f"expert {min(set(range(experts)) - set(row))} is in no slot; SGLang needs each in every row"
 
 
 def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) -> None:
