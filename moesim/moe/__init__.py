@@ -12,26 +12,13 @@ from moesim.base.errors import MissingExtra
 
 if TYPE_CHECKING:
     from moesim.moe.config import MoeConfig as MoeConfig
-    from moesim.moe.evaluate import evaluate as evaluate
-    from moesim.moe.generate import generate as generate
     from moesim.moe.traces import capture_bundled as capture_bundled
-    from moesim.moe.train import Recipe as Recipe
-    from moesim.moe.train import train as train
     from moesim.moe.weights import Bundle as Bundle
     from moesim.moe.weights import load_model as load_model
 
-_HOME = {
-    "Bundle": "weights",
-    "MoeConfig": "config",
-    "Recipe": "train",
-    "capture_bundled": "traces",
-    "evaluate": "evaluate",
-    "generate": "generate",
-    "load_model": "weights",
-    "train": "train",
-}
+_HOME = {"Bundle": "weights", "MoeConfig": "config", "capture_bundled": "traces", "load_model": "weights"}
 
-__all__ = ["Bundle", "MoeConfig", "Recipe", "capture_bundled", "evaluate", "generate", "load_model", "train"]
+__all__ = ["Bundle", "MoeConfig", "capture_bundled", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ class Recipe:
     balance_rate: float = 1e-2
     balance_low: float = 0.35
     balance_high: float = 2.5
-    balance_loss: float = 2e-2
+    balance_loss: float = 6e-3
     seed: int = 0
     save_every: int = 50
 
