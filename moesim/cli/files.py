@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,6 +10,7 @@ import typer
 from moesim.base.errors import UnknownName
 from moesim.cli import load, screen
 from moesim.cli import options as opt
+from moesim.cli.show import show_facts
 
 KINDS: Final = ("trace", "topology", "plan", "placement", "model")
 
@@ -51,7 +51,7 @@ def inspect(
         facts = _placement_facts(path, format, ranks, model)
     else:
         facts = _model_facts(what.removeprefix("preset:"))
-    _show({"kind": kind, **facts}, json)
+    show_facts({"kind": kind, **facts}, json)
 
 
 def import_(
@@ -69,7 +69,7 @@ def import_(
     screen.say(f"wrote {output}")
     facts = {"output": str(output), "model": trace.spec.name, "tokens": trace.tokens, "steps": trace.steps,
              "domains": list(trace.domains), "digest": trace.digest}  # fmt: skip
-    _show(facts, json)
+    show_facts(facts, json)
 
 
 def export(
@@ -85,7 +85,7 @@ def export(
     placement = load.placement_of(load.plan_or_placement(plan))
     placement.write(output, format=to)
     screen.say(f"wrote {output}")
-    _show({"output": str(output), "format": to, **placement.summary()}, json)
+    show_facts({"output": str(output), "format": to, **placement.summary()}, json)
 
 
 def _kind(what: str) -> str:
@@ -148,57 +148,3 @@ def _model_facts(name: str) -> dict[str, Any]:
         "dispatch_token_bytes": spec.dispatch_token_bytes,
         "combine_token_bytes": spec.combine_token_bytes,
     }
-
-
-def _show(facts: Mapping[str, Any], json: bool) -> None:
-    if json:
-        screen.print_json(facts)
-        return
-    console = screen.stdout()
-    maps = {key: value for key, value in facts.items() if isinstance(value, Mapping)}
-    console.print(screen.facts((key, _text(key, value)) for key, value in facts.items() if key not in maps))
-    for key, value in maps.items():
-        console.print()
-        if _is_table(value):
-            columns = list(next(iter(value.values())))
-            cells = [[name, *(_text(column, row[column]) for column in columns)] for name, row in value.items()]
-            console.print(screen.table([key, *columns], cells))
-        else:
-            console.print(screen.facts(((name, _text(name, item)) for name, item in value.items()), title=key))
-
-
-def _is_table(value: Mapping[str, Any]) -> bool:
-    rows = list(value.values())
-    return bool(rows) and all(isinstance(row, Mapping) and set(row) == set(rows[0]) for row in rows)
-
-
-def _text(key: str, value: Any) -> str:
-
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return _number(key, value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_text(name, item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        # the two ends of a range are often the same
-        return ", ".join(dict.fromkeys(_text(key, item) for item in value))
-    return str(value)
-
-
-def _number(key: str, value: float) -> str:
-    from moesim.base.units import show
-
-    if key.endswith("parameters"):
-        return f"{value / 1e9:,.2f} billion"
-    if "bandwidth" in key or key in ("nominal", "bisection_nominal"):
-        return show(float(value), "bandwidth")
-    if key.startswith("flops"):
-        return show(float(value), "flops")
-    if key.endswith("_bytes"):
-        return show(float(value), "bytes")
-    if isinstance(value, int):
-        return f"{value:,}"
-    return show(value, "time") if key.endswith("_s") else f"{value:.4g}"

@@ -10,6 +10,7 @@ import typer
 
 from moesim.cli import load, screen
 from moesim.cli import options as opt
+from moesim.cli.show import show_facts
 
 if TYPE_CHECKING:
     from moesim.study import Comparison
@@ -67,12 +68,7 @@ def solve(
     if output is not None:
         plan.write(output)
         screen.say(f"wrote {output}")
-    data = plan_facts(plan)
-    if json:
-        screen.print_json(data)
-        return
-    screen.stdout().print(screen.facts((key, _shown(key, value)) for key, value in data.items() if key != "notes"))
-    screen.print_notes(plan.notes)
+    show_facts(plan_facts(plan), json)
 
 
 def simulate(
@@ -276,15 +272,3 @@ def print_comparison(found: Comparison) -> None:
         soft_wrap=True,
     )
     screen.print_notes(found.notes)
-
-
-def _shown(key: str, value: object) -> str:
-    from moesim.base.units import show
-
-    if value is None:
-        return "not known"
-    if key == "gap":
-        return f"{value:.2%}"
-    if isinstance(value, float):
-        return show(value, "time") if key.endswith("_s") else f"{value:.4g}"
-    return str(value)

@@ -55,17 +55,17 @@ def progress() -> Iterator[Any]:
         yield lambda line: status.update(f"{escape(line)}  [dim]{time.monotonic() - begin:.0f} s")
 
 
-def facts(pairs: Iterable[tuple[str, object]], title: str = "") -> Table:
-    """Return a table of names and values."""
+def print_facts(pairs: Iterable[tuple[str, object]], title: str = "") -> None:
+    """Print names and values, one pair a line."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, show_header=False, title=title or None, title_justify="left", pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        table.add_row(escape(name), escape(str(value)))
-    return table
+    rows = [(name, str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    console = stdout()
+    if title:
+        console.print(f"[italic]{escape(title)}[/italic]")
+    for name, value in rows:
+        console.print(f"[dim]{escape(name.ljust(width))}[/dim]  {escape(value)}", soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", bold: int | None = None) -> Table:

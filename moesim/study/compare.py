@@ -240,10 +240,10 @@ def compare(
     return Comparison(
         facts=_facts(trace, held_out, group, costs, fitted, judged, slots_per_rank, fit, seed),
         rows=tuple(rows),
-        not_run=MappingProxyType({name: str(error) for name, error in failed.items()}),
+        not_run=MappingProxyType({name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()}),
         plans=MappingProxyType(plans),
         reports=MappingProxyType(reports),
-        notes=_notes(fitted, judged, held_out, reports),
+        notes=_notes(fitted, judged, held_out, plans, reports),
         fitted=fitted,
         judged=judged,
         cluster=group,
@@ -301,12 +301,21 @@ def _facts(
     }
 
 
-def _notes(fitted: Batches, judged: Batches, held_out: Trace | None, reports: Mapping[str, Report]) -> tuple[str, ...]:
+def _notes(
+    fitted: Batches,
+    judged: Batches,
+    held_out: Trace | None,
+    plans: Mapping[str, Plan],
+    reports: Mapping[str, Report],
+) -> tuple[str, ...]:
     notes = [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
     seen = max(int(report.seen.sum()) for report in reports.values())
     if seen:
         notes.append(f"{seen} of {len(judged)} held-out steps hold tokens that plans were fitted on")
     if held_out is None and not fitted.trace.has_steps:
         notes.append("steps were not recorded: whole requests were dealt to the two parts by the seed")
-    first = next(iter(reports.values()))
-    return tuple(dict.fromkeys([*notes, *(note for note in first.notes if note not in judged.notes)]))
+    report = next(iter(reports.values()))
+    notes += [note for note in report.notes if note not in judged.notes]
+    common = {*fitted.notes, *report.notes}
+    notes += [f"{name}: {note}" for name, plan in plans.items() for note in plan.notes if note not in common]
+    return tuple(dict.fromkeys(notes))
