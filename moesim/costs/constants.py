@@ -29,11 +29,40 @@ NORMAL_COMBINE_FLOOR_S: Final = Constant(48.0e-6, "measured", f"latency at 1 tok
 COLLECTIVE_FLOOR_S: Final = Constant(
     7.4e-6, "measured", "NCCL 8-GPU all-to-all of 512 B on H100, aiconfigurator-core 0.12.0 nccl_perf"
 )
+_NCCL_ROWS: Final = "NCCL 2.23-2.29 all-to-all, 2 to 8 H100, aiconfigurator-core 0.12.0 nccl_perf"
+COLLECTIVE_FLOORS_S: Final[dict[str, float]] = {
+    "A100": 15.8e-6, "H100": 7.4e-6, "H200": 8.3e-6, "B200": 10.1e-6, "B300": 10.1e-6, "GB200": 10.1e-6, "GB300": 10.1e-6,
+}  # fmt: skip
+"""NCCL all-to-all of 512 B on 8 GPUs by device (GB200 and B300 as B200); measured, aiconfigurator-core nccl_perf."""
+COLLECTIVE_PEER_S: Final = Constant(
+    0.18e-6, "measured", f"part of the floor that each peer adds: 6.3 us on 2 GPUs, 6.9 on 4, 7.5 on 8, {_NCCL_ROWS}"
+)
+COLLECTIVE_STEP_S: Final = Constant(
+    5.5e-6, "measured", f"what messages beyond the latency protocol cost more: 13 us at 1 MB, no load 7.5, {_NCCL_ROWS}"
+)
+COLLECTIVE_STEP_BYTES: Final = Constant(
+    0.15e6, "measured", f"bytes of a rank at which that is reached (64 KB to 256 KB), {_NCCL_ROWS}"
+)
+COLLECTIVE_RAMP: Final = Constant(
+    0.27, "measured", f"filling and draining chunk buffers, in parts of the transfer: 20 us of 74 at 24 MB, {_NCCL_ROWS}"
+)
+COLLECTIVE_RAMP_BYTES: Final = Constant(
+    24e6, "measured", f"bytes of a rank from which that does not grow: between 15 and 29 MB, {_NCCL_ROWS}"
+)
 NVLINK_DISPATCH_FLOOR_S: Final = Constant(
     18.5e-6, "measured", "TensorRT-LLM blog 18, one-sided all-to-all, GB200 EP8, 1 to 32 tokens: 17.6-18.9 us"
 )
 NVLINK_COMBINE_FLOOR_S: Final = Constant(
     31.0e-6, "measured", "TensorRT-LLM blog 18, one-sided all-to-all, GB200 EP8, 1 to 8 tokens: 31.0-31.4 us"
+)
+ONE_SIDED_PEER_S: Final = Constant(
+    0.04e-6, "measured", "flag of one more rank: floors of EP32 less EP8 (0.4 to 1.3 us), TensorRT-LLM blog 18, GB200"
+)
+NVLINK_DISPATCH_HIDDEN_S: Final = Constant(
+    6.2e-6, "measured", "floor less the intercept of 256 to 2048 tokens (12.3 us), TensorRT-LLM blog 18, GB200 EP8"
+)
+NVLINK_COMBINE_HIDDEN_S: Final = Constant(
+    16.5e-6, "measured", "floor less the intercept of 256 to 1024 tokens (14.5 us), TensorRT-LLM blog 18, GB200 EP8"
 )
 
 # -- rates beside the links ----------------------------------------------------------------------------------------
@@ -47,6 +76,16 @@ SM_COMBINE_BANDWIDTH: Final = Constant(
 )
 NORMAL_NVLINK_SHARE: Final = Constant(
     0.92, "measured", f"4096 tokens on 24 SMs: 295 GB/s on the wire of the 320 that NCCL reaches, {_NORMAL_ROWS}"
+)
+COLLECTIVE_CHANNELS: Final = Constant(32, "measured", "NCCL point-to-point channels, one SM each, over all peers")
+COLLECTIVE_PEER_CHANNELS: Final = Constant(
+    16, "measured", f"NCCL channels to one peer: 2 GPUs reach 268-284 GB/s, 16 SMs of 17.6, {_NCCL_ROWS}"
+)
+ONE_SIDED_SHARE: Final = Constant(
+    0.755, "measured", "of nominal NVLink: 680 of 900 GB/s on the wire, TensorRT-LLM blog 18, GB200 EP8, 2048 tokens"
+)
+ONE_SIDED_SPREAD: Final = Constant(
+    0.05, "measured", "power by which that falls with ranks beyond 8: 680 at EP8, 635 at EP32, TensorRT-LLM blog 18"
 )
 LL_COMBINE_BANDWIDTH: Final = Constant(
     245e9,

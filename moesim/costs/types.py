@@ -59,6 +59,8 @@ class Transfer(Sealed):
         Messages a rank sends [L, R].
     floor_s
         Launch and synchronisation, paid once whatever the load.
+    hidden_s
+        Part of the floor during which bytes already move: a transfer shorter than this costs the floor alone.
     per_message_s
         Sender's cost of posting one message.
     sources
@@ -87,6 +89,7 @@ class Transfer(Sealed):
     in_s: tuple[Array, ...] = ()
     drain_s: Array | None = None
     everyone: bool = True
+    hidden_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.legs:
@@ -109,6 +112,8 @@ class Transfer(Sealed):
         seal(self, "drain_s", drain, np.float64, ("layers", "ranks"), sizes)
         if not (np.isfinite(self.floor_s) and self.floor_s >= 0 and self.per_message_s >= 0):
             raise InputError(f"Transfer: floors must be finite and not negative, got {self.floor_s} s")
+        if not 0 <= self.hidden_s <= self.floor_s:
+            raise InputError(f"Transfer.hidden_s: expected 0 to floor_s ({self.floor_s} s), got {self.hidden_s} s")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

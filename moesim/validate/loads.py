@@ -34,6 +34,22 @@ class Counts:
     tokens: Array
 
 
+def strided(experts: int, top_k: int, tokens: int) -> Array:
+    """Return balanced routes [tokens, top_k] as NVIDIA's collector deals them: a token's picks a stride apart."""
+    stride = -(-experts // top_k)
+    first = np.arange(tokens) if tokens >= stride else np.arange(tokens) * stride // tokens
+    return ((first[:, None] + stride * np.arange(top_k)) % experts).astype(np.int16)
+
+
+@lru_cache(maxsize=256)
+def balanced(cluster: Cluster, experts: int, top_k: int, tokens: int) -> Counts:
+    """Return the flow of one layer where every rank's tokens are routed by :func:`strided`."""
+    drawn = min(tokens, max(-(-experts // top_k), SAMPLED))
+    routes = np.tile(strided(experts, top_k, drawn), (cluster.ranks, 1))
+    home = np.repeat(np.arange(cluster.ranks, dtype=np.int32), drawn)
+    return _counts(cluster, experts, routes, home, tokens / drawn)
+
+
 @lru_cache(maxsize=256)
 def uniform(cluster: Cluster, experts: int, top_k: int, tokens: int, groups: int = 0, seed: int = 0) -> Counts:
     """Return the flow of one layer with uniform random routing onto contiguous experts.
@@ -57,12 +73,16 @@ def uniform(cluster: Cluster, experts: int, top_k: int, tokens: int, groups: int
         score = np.where(keep, by_node, -1.0).reshape(score.shape)
     routes = np.argpartition(-score, top_k - 1, axis=1)[:, :top_k].astype(np.int16)
     home = np.arange(len(routes), dtype=np.int32) % cluster.ranks
+    return _counts(cluster, experts, routes, home, tokens / drawn)
+
+
+def _counts(cluster: Cluster, experts: int, routes: Array, home: Array, part: float) -> Counts:
+    """Dispatch routes [n, top_k] to contiguous experts; counts times ``part``."""
     slots = -(-experts // cluster.ranks)
     held = np.full(cluster.ranks * slots, -1, np.int32)
     held[:experts] = np.arange(experts)
     placement = Placement(held.reshape(1, cluster.ranks, slots), experts)
     flow = dispatch(routes[:, None], home, placement, cluster.node, cluster.landing)
-    part = tokens / drawn
     return Counts(
         flow.slot_tokens * part,
         flow.pairs * part,

@@ -54,6 +54,8 @@ def timing(transfer: Transfer, cluster: Cluster, arrive: Array, farthest: Array,
         Latencies of the legs [L].
     """
     overhead = transfer.floor_s + transfer.per_message_s * transfer.messages.max(axis=1) + farthest
+    # bytes move while the floor still runs: only what takes longer than the hidden part comes on top
+    hidden = transfer.hidden_s
     drain = np.asarray(transfer.drain_s).max(axis=1)
     alone = (transfer.own_bytes * ports(cluster).seconds_per_byte).max(axis=2)
     link_time = link_bytes / cluster.link_bandwidth
@@ -61,8 +63,8 @@ def timing(transfer: Transfer, cluster: Cluster, arrive: Array, farthest: Array,
     busiest, slowest = link_time.argmax(axis=1), engines.argmax(axis=1)
     by_link = link_time.max(axis=1) >= engines.max(axis=1)
     return Timing(
-        arrive_s=frozen(arrive + (overhead + drain)[:, None]),
-        own_s=frozen(alone + overhead[:, None]),
+        arrive_s=frozen(np.maximum(arrive - hidden, 0.0) + (overhead + drain)[:, None]),
+        own_s=frozen(np.maximum(alone - hidden, 0.0) + overhead[:, None]),
         link_bytes=frozen(link_bytes),
         link_time_s=frozen(link_time),
         binding=np.where(by_link, busiest, cluster.links + slowest),

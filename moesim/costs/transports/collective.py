@@ -9,6 +9,7 @@ import numpy as np
 from moesim.base.errors import InputError
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
+from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
@@ -42,14 +43,20 @@ def allgather(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dire
     own = split_rows(legs[0], cluster)
     if direction == "dispatch":
         own[:, :, 0] = tokens * size * (cluster.same_node.sum(axis=1) - 1)
+    engine = collective_engine(legs, cluster, protocols=False)
+    # a ring inside the node: the floor of two ranks holds one of its hops
+    hops = max(int(np.bincount(cluster.node).max()) - 2, 0) * ports(cluster).inside_latency_s
     return Transfer(
         legs=legs,
         messages=np.full((layers, ranks), float(ranks - 1)),
-        floor_s=net_floor(k.COLLECTIVE_FLOOR_S, ports(cluster).inside_latency_s),
+        floor_s=net_floor(collective_floor(cluster, 2), ports(cluster).inside_latency_s) + hops,
         per_message_s=0.0,
-        sources=cited("allgather", {"floor": k.COLLECTIVE_FLOOR_S, "pick": k.INDEX_BYTES}),
+        sources=cited("allgather", {**COLLECTIVE, "pick": k.INDEX_BYTES}),
         senders=np.broadcast_to(apart, (layers, ranks, ranks)),
         own_bytes=own,
+        out_s=engine.out_s,
+        in_s=engine.in_s,
+        drain_s=engine.drain_s,
     )
 
 
@@ -72,15 +79,33 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value
         leg, floor = clear_diagonal(copies * size), k.NVLINK_DISPATCH_FLOOR_S
+        hidden = k.NVLINK_DISPATCH_HIDDEN_S
     else:
         size = spec.combine_token_bytes
         leg, floor = clear_diagonal(copies.transpose(0, 2, 1) * size), k.NVLINK_COMBINE_FLOOR_S
+        hidden = k.NVLINK_COMBINE_HIDDEN_S
+    net = net_floor(floor, ports(cluster).inside_latency_s) + k.ONE_SIDED_PEER_S.value * (cluster.ranks - 8)
+    # seconds a byte takes in or out of a rank; more ranks are more and shorter streams
+    nominal = cluster.link_nominal[[tier == "node" for tier in cluster.link_tier]]
+    crowd = max(cluster.ranks / 8, 1.0) ** k.ONE_SIDED_SPREAD.value
+    rate = crowd / (k.ONE_SIDED_SHARE.value * float(nominal.max())) if nominal.size else 0.0
+    used = {
+        f"{direction} floor": floor,
+        f"{direction} hidden": hidden,
+        "pick": k.INDEX_BYTES,
+        "share of NVLink": k.ONE_SIDED_SHARE,
+        "loss with ranks": k.ONE_SIDED_SPREAD,
+        "peer": k.ONE_SIDED_PEER_S,
+    }
     return Transfer(
         legs=(leg,),
         messages=(leg > 0).sum(axis=2),
-        floor_s=net_floor(floor, ports(cluster).inside_latency_s),
+        floor_s=net,
         per_message_s=0.0,
-        sources=cited("nvlink", {f"{direction} floor": floor, "pick": k.INDEX_BYTES}),
+        sources=cited("nvlink", used),
         senders=leg > 0,
         own_bytes=split_rows(leg, cluster),
+        out_s=(leg.sum(axis=2) * rate,),
+        in_s=(leg.sum(axis=1) * rate,),
+        hidden_s=min(hidden.value, net),
     )

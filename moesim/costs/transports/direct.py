@@ -9,6 +9,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
+from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
@@ -68,14 +69,18 @@ def rank_dedup(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dir
     """
     copies = np.asarray(flow.rank_copies, np.float64)
     leg = _rank_leg(copies, spec, direction)
+    engine = collective_engine((leg,), cluster, protocols=True)
     return Transfer(
         legs=(leg,),
         messages=(leg > 0).sum(axis=2),
-        floor_s=net_floor(k.COLLECTIVE_FLOOR_S, ports(cluster).inside_latency_s),
+        floor_s=net_floor(collective_floor(cluster, cluster.ranks), ports(cluster).inside_latency_s),
         per_message_s=k.NIC_MESSAGE_S.value,
-        sources=cited("rank-dedup", {"floor": k.COLLECTIVE_FLOOR_S, "pick": k.INDEX_BYTES, "NIC": k.NIC_MESSAGE_S}),
+        sources=cited("rank-dedup", {**COLLECTIVE, "pick": k.INDEX_BYTES, "NIC": k.NIC_MESSAGE_S}),
         senders=leg > 0,
         own_bytes=split_rows(leg, cluster),
+        out_s=engine.out_s,
+        in_s=engine.in_s,
+        drain_s=engine.drain_s,
     )
 
 

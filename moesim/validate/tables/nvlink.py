@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from moesim.costs.types import Direction
 from moesim.spec import BF16
 from moesim.validate.exchange import exchange
-from moesim.validate.loads import mlp_spec, uniform
+from moesim.validate.loads import balanced, mlp_spec
 from moesim.validate.machines import machine
 from moesim.validate.rows import Case, Row, Skip, role_of
 
@@ -32,7 +32,7 @@ def one_sided(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         where = machine("gb200", 1, ranks)
         experts = int(row["num_experts"])
         spec = mlp_spec(int(row["hidden_size"]), 2048, experts, top_k, 0.5, BYTES[row["moe_dtype"]])
-        flow = uniform(where, experts, top_k, tokens)
+        flow = balanced(where, experts, top_k, tokens)
         predicted, null = exchange(where, spec, "nvlink", flow, side)
         label = f"EP{ranks} {side} {tokens} tok {row['moe_dtype']}"
         yield Case(table, role_of(row), label, float(row["latency_us"]) * 1e-6, predicted, null)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from moesim.costs.types import Direction
 from moesim.spec import BF16, FP8_BLOCK
 from moesim.validate.exchange import exchange
-from moesim.validate.loads import Counts, mlp_spec, uniform
+from moesim.validate.loads import Counts, balanced, mlp_spec, uniform
 from moesim.validate.machines import machine, system
 from moesim.validate.rows import Case, Row, Skip, role_of
 from moesim.validate.tables.nvlink import NVFP4
@@ -33,7 +34,8 @@ def published(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         experts = _experts(row, where.ranks)
         spec = mlp_spec(int(float(row["hidden"] or 7168)), 2048, experts, top_k, 1.0, _bytes(row["dtype"]))
         groups = 4 if row["topk_groups"].startswith(("4", "min")) else 0
-        flow = uniform(where, experts, top_k, tokens, groups)
+        drawn = balanced if "perfect_router" in row["notes"] else partial(uniform, groups=groups)
+        flow = drawn(where, experts, top_k, tokens)
         side: Direction = "dispatch" if row["op"] == "dispatch" else "combine"
         sms = float(row["sms"] or 0) if transport == "hierarchical" else 0.0
         predicted, null = exchange(where, spec, transport, flow, side, sms)
@@ -63,6 +65,8 @@ def _unmodelled(row: Row) -> str:
         return "withdrawn, or no number"
     if "pure RDMA" in row["version"]:
         return "DeepEP low latency before 2025-06 (RDMA inside the node too)"
+    if "2025-02-25 (initial)" in row["version"] and row["scope"] == "inter":
+        return "DeepEP normal before 2025-04 (kernels since replaced)"
     if not row["tokens_per_rank"]:
         return "tokens not printed"
     return ""
