@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,12 +19,28 @@ class Constant:
         return f"{self.tag}: {self.value:g}, {self.source}"
 
 
-_LL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_ll 0.5.12, H100, EP8, hidden 7168, top-8"
+_LL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_ll 0.5.12, H100, EP8"
 _NORMAL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_normal 0.5.12, H100, EP8, hidden 7168, top-8"
 
 # -- floors: what one phase costs before the first byte; launch, flags, barriers -----------------------------------
-LL_DISPATCH_FLOOR_S: Final = Constant(13.2e-6, "measured", f"latency at 1 token, {_LL_ROWS}")
-LL_COMBINE_FLOOR_S: Final = Constant(14.4e-6, "measured", f"latency at 1 token, {_LL_ROWS}")
+LL_DISPATCH_FLOOR_S: Final = Constant(9.7e-6, "measured", f"latency at 1 token less that of the experts, {_LL_ROWS}")
+LL_COMBINE_FLOOR_S: Final = Constant(10.7e-6, "measured", f"latency at 1 token less that of the experts, {_LL_ROWS}")
+LL_EXPERT_S: Final = Constant(
+    13e-9, "measured", f"count or flag of one more expert: 9.5 us with 8 experts, 11 with 128, 17 with 512, {_LL_ROWS}"
+)
+LL_DISPATCH_HIDDEN_S: Final = Constant(
+    4e-6, "measured", f"part of the floor in which bytes move already: 64 to 512 tokens, {_LL_ROWS}"
+)
+LL_COMBINE_HIDDEN_S: Final = Constant(
+    7e-6, "measured", f"part of the floor in which bytes move already: 64 to 256 tokens, {_LL_ROWS}"
+)
+LL_TOKEN_S: Final = Constant(
+    2.4e-6, "measured", f"one SM casts and sends a token: 1024 tokens on 8 SMs in 321 us, on 16 in 154, {_LL_ROWS}"
+)
+LL_SMS: Final = Constant(132, "measured", "SMs over which DeepEP low latency spreads experts; fewer experts, fewer SMs")
+BLACKWELL_FLOORS: Final = Constant(
+    1.37, "measured", "floors against Hopper's: NCCL all-to-all of 512 B, 10.1 us on 8 B200, 7.4 on 8 H100"
+)
 NORMAL_DISPATCH_FLOOR_S: Final = Constant(26.1e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
 NORMAL_COMBINE_FLOOR_S: Final = Constant(48.0e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
 COLLECTIVE_FLOOR_S: Final = Constant(
@@ -139,3 +156,9 @@ def family(device: str) -> str:
 def is_hopper(device: str) -> bool:
     """Whether a device is of NVIDIA's Hopper generation."""
     return family(device) in ("H100", "H200", "H800", "GH200", "H20")
+
+
+def floor_factor(devices: Iterable[str]) -> float:
+    """Return by what floors measured on Hopper are multiplied on the slowest of these devices."""
+    new = any(family(device) in ("B200", "B300", "GB200", "GB300") for device in devices)
+    return BLACKWELL_FLOORS.value if new else 1.0

@@ -30,14 +30,20 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + k.LL_HEADER_BYTES.value
         leg, inbound = pairs * size, pairs.sum(axis=1)
-        moved, floor = 2 * inbound * size, k.LL_DISPATCH_FLOOR_S
+        moved, floor, hidden = 2 * inbound * size, k.LL_DISPATCH_FLOOR_S, k.LL_DISPATCH_HIDDEN_S
     else:
         size = spec.combine_token_bytes
         leg, inbound = pairs.transpose(0, 2, 1) * size, pairs.sum(axis=2)
-        moved, floor = (inbound + flow.tokens) * size, k.LL_COMBINE_FLOOR_S
+        moved, floor, hidden = (inbound + flow.tokens) * size, k.LL_COMBINE_FLOOR_S, k.LL_COMBINE_HIDDEN_S
     # the receive pass; its launch is in the floor
     drain = moved / (k.HBM_SHARE.value * cluster.hbm_bandwidth)
-    used = {"HBM share": k.HBM_SHARE, "header": k.LL_HEADER_BYTES, "NIC message": k.NIC_MESSAGE_S}
+    used = {
+        "HBM share": k.HBM_SHARE,
+        "header": k.LL_HEADER_BYTES,
+        "NIC message": k.NIC_MESSAGE_S,
+        "expert": k.LL_EXPERT_S,
+        "floors of Blackwell": k.BLACKWELL_FLOORS,
+    }
     leg = clear_diagonal(leg)
     own = split_rows(leg, cluster)
     engine = np.array([k.is_hopper(device) for device in cluster.device]) / k.LL_COMBINE_BANDWIDTH.value
@@ -45,14 +51,20 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         out_s, in_s = own[:, :, 0] * engine, split_rows(leg.transpose(0, 2, 1), cluster)[:, :, 0] * engine
         used["NVLink rate of combine"] = k.LL_COMBINE_BANDWIDTH
     else:
-        out_s = in_s = np.zeros(pairs.shape[:2])
+        # a kernel has an SM for each expert, or for as many as make the groups of experts even
+        sms = np.ceil(spec.experts / np.ceil(spec.experts / k.LL_SMS.value))
+        out_s = np.broadcast_to(np.asarray(flow.tokens) * k.LL_TOKEN_S.value / sms, pairs.shape[:2])
+        in_s = np.zeros(pairs.shape[:2])
+        used["token on an SM"] = k.LL_TOKEN_S
+    net = net_floor(floor, ports(cluster).inside_latency_s) + spec.experts * k.LL_EXPERT_S.value
     remote = ~cluster.same_node
     return Transfer(
         legs=(leg,),
         messages=np.einsum("lsd,sd->ls", leg, remote) / size,
-        floor_s=net_floor(floor, ports(cluster).inside_latency_s),
+        floor_s=net * k.floor_factor(cluster.device),
+        hidden_s=min(hidden.value, net),
         per_message_s=k.NIC_MESSAGE_S.value,
-        sources=cited("direct", {**used, f"{direction} floor": floor}),
+        sources=cited("direct", {**used, f"{direction} floor": floor, f"{direction} hidden": hidden}),
         senders=leg > 0,
         own_bytes=own,
         out_s=(out_s,),

@@ -78,7 +78,7 @@ def hierarchical(
         legs=legs,
         # chunks of many tokens: posting them costs nothing beside their bytes
         messages=idle,
-        floor_s=net_floor(floor, ports(cluster).inside_latency_s),
+        floor_s=net_floor(floor, ports(cluster).inside_latency_s) * k.floor_factor(cluster.device),
         per_message_s=0.0,
         sources=cited("hierarchical", used),
         senders=senders,
