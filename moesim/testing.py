@@ -218,7 +218,7 @@ def check_format(format: Any, *, suffix: str = "", sample: Path | None = None, *
     suffix
         How the names of its files end, where the format wants that.
     sample
-        A file of a trace format.
+        A file of a trace format, or a folder where it is one of folders.
     options
         Options of ``read`` for the sample.
 
@@ -251,23 +251,29 @@ def check_format(format: Any, *, suffix: str = "", sample: Path | None = None, *
 def _check_reading(format: Any, path: Path, folder: Path, read: Callable[[Path], Any]) -> None:
     _law(bool(format.sniff(path)), f"{path.name}: sniff does not know its own file")
     read(path)
-    whole = path.read_bytes()
-    broken = {
-        "empty": b"",
-        "half": whole[: len(whole) // 2],
-        "binary": bytes(range(256)) * 8,
-        "text": b"no format at all\n",
-        "json": b'{"something": [1, 2]}',
+    damages: dict[str, Callable[[bytes], bytes]] = {
+        "empty": lambda whole: b"",
+        # an odd part, so that no file of equal lines is cut between two of them
+        "cut": lambda whole: whole[: len(whole) * 3 // 7],
+        "binary": lambda whole: bytes(range(256)) * 8,
+        "text": lambda whole: b"no format at all\n",
+        "json": lambda whole: b'{"something": [1, 2]}',
     }
-    for name, content in broken.items():
-        file = folder / f"broken-{name}{path.suffix}"
-        file.write_bytes(content)
+    for name, damage in damages.items():
+        # the same name in a folder of its own: some formats tell by their names which files belong together
+        broken = folder / f"{path.name}-{name}" / path.name
+        broken.parent.mkdir()
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        for file in files:
+            copy = broken / file.relative_to(path) if path.is_dir() else broken
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(damage(file.read_bytes()))
         try:
-            format.sniff(file)
+            format.sniff(broken)
         except Exception as error:
             raise Verdict(f"{name} file: sniff raised {type(error).__name__}: {error}") from error
         try:
-            read(file)
+            read(broken)
         except MoesimError as error:
             _law("\n" not in str(error), f"{name} file: the error is not one line: {error}")
             continue

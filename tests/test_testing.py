@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from trace_samples import SAMPLES
 
 from moesim.costs import NETWORKS, TRANSPORTS
 from moesim.placement import PLACEMENT_FORMATS, POLICIES
@@ -49,22 +50,13 @@ def test_placement_formats(name: str):
 
 @pytest.mark.parametrize("name", TRACE_FORMATS.names())
 def test_trace_formats(name: str, tmp_path: Path):
-    sample, options = sample_of(name, tmp_path)
-    check_format(TRACE_FORMATS.get(name), sample=sample, **options)
-
-
-def sample_of(name: str, folder: Path) -> tuple[Path, dict[str, object]]:
-    spec = ModelSpec.preset("gpt-oss-20b")
-    trace = router(spec, 64, seed=0)
-    path = folder / f"sample.{name}"
-    if name == "parquet":
-        trace.write(path)
-        return path, {}
-    if name == "npz":
-        with path.open("wb") as file:
-            np.savez(file, experts=trace.routes)
-        return path, {"model": spec}
-    pytest.fail(f"trace format {name!r} is registered without a sample here: add one")
+    if name not in SAMPLES:
+        pytest.fail(f"trace format {name!r} is registered without a sample in trace_samples.py: add one")
+    trace = router(ModelSpec.preset("gpt-oss-20b"), 40, seed=0, request_tokens=10)
+    options = {} if name == "parquet" else {"model": trace.spec}
+    folder = tmp_path / "sample"
+    folder.mkdir()
+    check_format(TRACE_FORMATS.get(name), sample=SAMPLES[name](trace, folder), **options)
 
 
 def test_the_judges_refuse_what_breaks_a_law():
