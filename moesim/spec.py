@@ -1,4 +1,4 @@
-"""The static facts of a Mixture-of-Experts model, and presets of published ones.
+"""The static facts of a Mixture-of-Experts model.
 
 Symbols used everywhere: L MoE layers, E routed experts, K experts a token picks.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from moesim.base.errors import InputError, UnknownName
+from moesim.base.errors import InputError
 
 FP8_BLOCK: Final = 1.0 + 4 / 128
 """Bytes per element of block-scaled fp8: one byte and a float32 scale per 128 elements (DeepSeek-V3 report)."""
@@ -218,53 +219,35 @@ class ModelSpec:
 
     @classmethod
     def preset(cls, name: str) -> ModelSpec:
-        """Return a published model by name.
+        """Return a published model by name, see `moesim.presets`.
 
         Raises
         ------
         UnknownName
             If there is no such preset.
         """
-        if name not in PRESETS:
-            raise UnknownName("model preset", name, PRESETS)
-        return PRESETS[name]
+        from moesim.presets import preset
+
+        return preset(name)
+
+    @classmethod
+    def find(cls, model: str | Path) -> ModelSpec:
+        """Return a preset by name, or a model by its Hugging Face ``config.json`` (the file or its folder).
+
+        Raises
+        ------
+        InputError
+            If there is neither such a preset nor such a file, or the file does not describe an MoE model.
+        """
+        from moesim.hf_config import find
+
+        return find(model)
 
 
-def _spec(name: str, layers: int, *, dense: int = 0, **facts: Any) -> ModelSpec:
-    return ModelSpec(name=name, layer_ids=tuple(range(dense, layers)), num_hidden_layers=layers, **facts)
+def __getattr__(name: str) -> Any:
+    # the presets need the type, so they are found when they are first asked for
+    if name == "PRESETS":
+        from moesim.presets import PRESETS
 
-
-_DEEPSEEK_V3_ATTENTION: Final = Attention(
-    heads=128, kv_heads=128, head_dim=128, q_rank=1536, kv_rank=512, rope_dim=64, value_dim=128
-)
-
-# Each from the model's published config.json; fp8 and MXFP4 where the weights are published so.
-PRESETS: Final[dict[str, ModelSpec]] = {
-    spec.name: spec
-    for spec in (
-        _spec("mixtral-8x7b", 32, experts=8, top_k=2, hidden=4096, intermediate=14336, vocab=32000,
-              attention=Attention(heads=32, kv_heads=8, head_dim=128)),
-        _spec("mixtral-8x22b", 56, experts=8, top_k=2, hidden=6144, intermediate=16384, vocab=32768,
-              attention=Attention(heads=48, kv_heads=8, head_dim=128)),
-        _spec("deepseek-v2-lite", 27, dense=1, experts=64, top_k=6, hidden=2048, intermediate=1408, shared_experts=2,
-              shared_intermediate=2816, dense_intermediate=10944, vocab=102400,
-              attention=Attention(heads=16, kv_heads=16, head_dim=128, kv_rank=512, rope_dim=64, value_dim=128)),
-        _spec("deepseek-v2", 60, dense=1, experts=160, top_k=6, hidden=5120, intermediate=1536, shared_experts=2,
-              shared_intermediate=3072, groups=8, group_limit=3, dense_intermediate=12288, vocab=102400,
-              attention=_DEEPSEEK_V3_ATTENTION),
-        _spec("deepseek-v3", 61, dense=3, experts=256, top_k=8, hidden=7168, intermediate=2048, shared_experts=1,
-              shared_intermediate=2048, groups=8, group_limit=4, dense_intermediate=18432, vocab=129280,
-              attention=_DEEPSEEK_V3_ATTENTION, weight_bytes=1.0, dispatch_bytes=FP8_BLOCK),
-        _spec("qwen3-30b-a3b", 48, experts=128, top_k=8, hidden=2048, intermediate=768, vocab=151936,
-              attention=Attention(heads=32, kv_heads=4, head_dim=128)),
-        _spec("qwen3-235b-a22b", 94, experts=128, top_k=8, hidden=4096, intermediate=1536, vocab=151936,
-              attention=Attention(heads=64, kv_heads=4, head_dim=128)),
-        _spec("gpt-oss-20b", 24, experts=32, top_k=4, hidden=2880, intermediate=2880, vocab=201088,
-              attention=Attention(heads=64, kv_heads=8, head_dim=64), weight_bytes=MXFP4),
-        _spec("gpt-oss-120b", 36, experts=128, top_k=4, hidden=2880, intermediate=2880, vocab=201088,
-              attention=Attention(heads=64, kv_heads=8, head_dim=64), weight_bytes=MXFP4),
-        _spec("olmoe-1b-7b", 16, experts=64, top_k=8, hidden=2048, intermediate=1024, vocab=50304,
-              attention=Attention(heads=16, kv_heads=16, head_dim=128)),
-    )
-}  # fmt: skip
-"""Published models by name."""
+        return PRESETS
+    raise AttributeError(f"module 'moesim.spec' has no attribute {name!r}")

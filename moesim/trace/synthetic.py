@@ -114,7 +114,7 @@ def router(
             latent = latent + latent @ turn[layer]
             yield latent @ experts[layer].T / np.float32(2) + bias[layer]
 
-    routes, weights = _draw(spec, tokens, scores, temperature, rng)
+    routes, weights = draw(spec, tokens, scores, temperature, rng)
     origin = {"synthetic": True, "generator": "router", "domains": domains, "skew": skew, "temperature": temperature}
     return Trace(
         spec,
@@ -138,7 +138,7 @@ def _independent(
 ) -> Trace:
     columns: dict[str, Any] = _columns(tokens, request_tokens, decode)
     scores = scores.astype(np.float32)
-    routes, weights = _draw(spec, tokens, lambda first, last: iter(scores), 1.0, rng)
+    routes, weights = draw(spec, tokens, lambda first, last: iter(scores), 1.0, rng)
     return Trace(spec, routes, weights, **columns, origin={"synthetic": True} | facts)
 
 
@@ -154,7 +154,7 @@ def _columns(tokens: int, request_tokens: int, decode: float) -> dict[str, Array
     return {"request": row // request_tokens, "position": position, "phase": phase}
 
 
-def _draw(
+def draw(
     spec: ModelSpec,
     tokens: int,
     scores: Callable[[int, int], Iterator[Array]],

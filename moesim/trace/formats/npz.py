@@ -31,6 +31,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.spec import ModelSpec
+from moesim.trace.formats.common import BROKEN_NPY
 from moesim.trace.formats.model import check_options, resolve
 from moesim.trace.trace import PHASES, PREFILL, Trace
 
@@ -47,7 +48,7 @@ _ALIASES: Final = {
     "phase": ("phase",),
     "domain": ("domain", "category", "dataset"),
 }
-_BROKEN: Final = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError)
+_BROKEN: Final = (*BROKEN_NPY, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
 
 def sniff(path: str | Path) -> bool:
@@ -63,7 +64,7 @@ def sniff(path: str | Path) -> bool:
 def read(
     path: str | Path,
     *,
-    model: str | ModelSpec | None = None,
+    model: str | Path | ModelSpec | None = None,
     experts: int | None = None,
     dims: str | None = None,
     layers: Sequence[int] | None = None,
@@ -77,7 +78,7 @@ def read(
     Parameters
     ----------
     model
-        The model that was recorded: name of a preset or a spec.
+        The model that was recorded: name of a preset, its config.json or a spec.
     experts, dims
         Instead of a model: its number of experts, and the preset whose dimensions to use.
     layers
@@ -100,7 +101,7 @@ def read(
     """
     texts = {"dims": dims, "phase": phase, "domain": domain, "counts": counts}
     check_options(model=model, experts=experts, layers=layers, origin=origin, **texts)
-    arrays = _load(path)
+    arrays = load_arrays(path)
     facts: dict[str, Any] = {"captured_by": "unknown", "imported_from": Path(path).name, "format": "npz"}
     facts["synthetic"] = False
     if str(arrays.get("id_space", "logical")) != "logical":
@@ -132,7 +133,8 @@ def read(
         raise FormatError(path, "", str(error)) from None
 
 
-def _load(path: str | Path) -> dict[str, Array]:
+def load_arrays(path: str | Path) -> dict[str, Array]:
+    """Return the arrays of a npz file; FormatError where it is damaged, absurdly large, or holds objects."""
     arrays: dict[str, Array] = {}
     left = MOST_BYTES
     try:
