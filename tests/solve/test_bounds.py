@@ -41,8 +41,8 @@ def test_random_placements_never_beat_the_bound(
     experts = int(rng.integers(4, 12))
     slots = int(rng.integers(-(-experts // (nodes * each)), experts + 1))
     problem = make_problem(
-        nodes, each, slots, tokens, seed, transport=transport, skew=skew, experts=experts, top_k=int(rng.integers(1, 4)),
-        policy=["nearest", "hash", "uniform"][seed % 3], solver="random",
+        nodes, each, slots, tokens, seed, transport=transport, skew=skew, experts=experts,
+        top_k=int(rng.integers(1, 4)), policy=["nearest", "hash", "uniform"][seed % 3], solver="random",
     )  # fmt: skip
     check(problem, Placement(SOLVERS.get("random")(problem), experts))
     check(problem, Placement(SOLVERS.get("eplb")(problem), experts))

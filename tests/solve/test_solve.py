@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from moesim.base.errors import FormatError, Infeasible, InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
-from moesim.placement import Placement
 from moesim.solve import SOLVERS, Plan, Problem, solve
 from moesim.solve.objective import score
 from moesim.spec import ModelSpec
@@ -89,7 +88,7 @@ def test_the_running_placement_is_a_candidate(trace: Trace, cluster: Cluster) ->
     good = plan_of(trace, cluster, effort=2e6)
     again = plan_of(trace, cluster, effort=0, previous=good.placement)
     assert again.score_s <= good.score_s
-    with pytest.raises(InputError, match="previous placement: has .layers, ranks, slots per rank, experts."):
+    with pytest.raises(InputError, match=r"previous placement: has .layers, ranks, slots per rank, experts."):
         plan_of(trace, cluster, slots_per_rank=4, previous=good.placement)
 
 
@@ -130,7 +129,7 @@ def test_bad_plan_files_say_where_and_what(trace: Trace, cluster: Cluster, tmp_p
         path.write_text(text)
         with pytest.raises(FormatError, match=f"plan.json: .*{message}"):
             Plan.read(path)
-    with pytest.raises(InputError, match="nowhere.json: cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
         Plan.read(tmp_path / "nowhere.json")
 
 
@@ -141,16 +140,16 @@ def test_what_cannot_be_is_said_and_why(trace: Trace, cluster: Cluster) -> None:
         plan_of(trace, cluster, solver="moesin")
     with pytest.raises(UnknownName, match="unknown dispatch policy 'nearst': did you mean 'nearest'"):
         plan_of(trace, cluster, policy="nearst")
-    with pytest.raises(UnknownName, match="unknown option of solver 'moesim' 'efort': did you mean 'effort'"):
+    with pytest.raises(UnknownName, match=r"unknown option of solver 'moesim' 'efort': did you mean 'effort'"):
         plan_of(trace, cluster, efort=1)
-    with pytest.raises(UnknownName, match="unknown option of solver 'lpt' 'effort'.*takes none"):
+    with pytest.raises(UnknownName, match=r"unknown option of solver 'lpt' 'effort'.*takes none"):
         plan_of(trace, cluster, solver="lpt", effort=1)
     with pytest.raises(UnknownName, match="unknown phase 'prefil'"):
         plan_of(trace, cluster, phase="prefil")
     with pytest.raises(InputError, match="deadline_s must be more than 0"):
         plan_of(trace, cluster, deadline_s=0)
     heavy = dataclasses.replace(ModelSpec.preset("mixtral-8x22b"), name="heavy", hidden=200_000)
-    with pytest.raises(Infeasible, match="memory: 3 slots per rank in 2 layers need .* GB"):
+    with pytest.raises(Infeasible, match=r"memory: 3 slots per rank in 2 layers need .* GB"):
         plan_of(trace, cluster, dims=heavy)
     other = Costs.default(trace.spec, tiny_cluster(1, 4))
     with pytest.raises(InputError, match="costs are for cluster"):

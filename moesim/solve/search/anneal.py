@@ -32,14 +32,14 @@ def _power(value: float) -> float:
     square = value * value
     fourth = square * square
     eighth = fourth * fourth
-    return eighth * eighth
+    return eighth
 
 
 @compiled
 def cost(load: Any, scale: Any) -> float:
     """Return the smooth layer time in seconds, mean over windows.
 
-    The slowest rank and the slowest link decide, so both enter as a power mean (exponent 16): close to the largest,
+    The slowest rank and the slowest link decide, so both enter as a power mean (exponent 8): close to the largest,
     yet every rank counts a little, which gives the search a slope to walk down.
 
     Parameters
@@ -58,7 +58,7 @@ def cost(load: Any, scale: Any) -> float:
         if top > 0:
             for rank in range(ranks):
                 compute += _power(load[window, TOKENS, rank] * scale[TOKENS, rank] / top)
-            compute = top * (compute / ranks) ** (1 / 16)
+            compute = top * (compute / ranks) ** (1 / 8)
         network = top = 0.0
         for counter in range(1, counters):
             for rank in range(ranks):
@@ -67,7 +67,7 @@ def cost(load: Any, scale: Any) -> float:
             for counter in range(1, counters):
                 for rank in range(ranks):
                     network += _power(load[window, counter, rank] * scale[counter, rank] / top)
-            network = top * (network / (ranks * 2)) ** (1 / 16)
+            network = top * (network / (ranks * 2)) ** (1 / 8)
         total += compute + network
     return float(total / windows)
 

@@ -24,13 +24,14 @@ from moesim.solve.search.state import NEAREST, PICK_HASH, ROW_HASH, TOKENS, make
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
 """Placements that the answer is never worse than on the traffic it is fitted to."""
 
-_RATE: Final = 12e6
+_RATE: Final = 20e6
 """Units of work (rows looked at) that one thread does in a second: a cautious figure for a current core. It only
 decides how much work a deadline buys, so that the answer depends on the deadline and not on the machine's mood."""
+_MOST_WINDOWS: Final = 8
 _POLICIES: Final = {"nearest": NEAREST, "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH}
 
 
-@takes(effort=6e7, rows=12000, windows=4, hot=0.01, cold=0.0005, balance=1.0)
+@takes(effort=6e7, rows=12000, windows=0, hot=0.01, cold=0.0005, balance=1.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
@@ -39,8 +40,8 @@ def moesim(problem: Problem) -> Array:
     effort
         Rows that the search may look at in a layer; a deadline can buy less.
     rows, windows
-        Tokens of a layer that the search looks at, and the windows whose times it averages: a placement that is
-        balanced only in the sum of all windows does not pass.
+        Tokens of a layer that the search looks at, and the windows whose times it averages, so that a placement that
+        is balanced only in the sum of all does not pass. 0: windows of the size of a step.
     hot, cold
         First and last temperature as shares of the starting time.
     balance
@@ -90,7 +91,10 @@ def choose(problem: Problem, candidates: Sequence[Placement]) -> Array:
 def improve(problem: Problem, experts: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return a placement improved by annealing every layer on its own, in threads."""
     options = problem.options
-    rows = sample_rows(problem, int(options["rows"]), int(options["windows"]))
+    count = int(options["rows"])
+    step = tokens_per_rank(problem) * problem.ranks
+    windows = int(options["windows"]) or min(max(round(count / step), 1), _MOST_WINDOWS)
+    rows = sample_rows(problem, count, windows)
     mode = merging(problem)
     policy = _POLICIES.get(problem.policy)
     if policy is None:
@@ -99,7 +103,7 @@ def improve(problem: Problem, experts: NDArray[np.int32]) -> NDArray[np.int32]:
     scale = seconds_per_count(problem, mode)
     scale[TOKENS] *= float(options["balance"])
     # from counts of a window of the sample to counts of a step
-    scale *= tokens_per_rank(problem) * problem.ranks * rows.windows / len(rows.home)
+    scale *= step * rows.windows / len(rows.home)
     allowed = 0.8 * problem.seconds_left() * _RATE * problem.jobs / problem.layers
     work = int(max(0.0, min(float(options["effort"]), allowed)))
     if work < options["effort"]:
