@@ -116,7 +116,8 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
     ]
     text = json.dumps({"moe_layer_count": placement.layers, "layer_list": layers})
     # one device a line
-    write_text(path, text.replace('{"layer_id"', '\n {"layer_id"').replace('{"device_id"', '\n  {"device_id"') + "\n")
+    text = text.replace('{"layer_id"', '\n {"layer_id"').replace('{"device_id"', '\n  {"device_id"')
+    write_text(path, text.replace(", \n", ",\n") + "\n")
 
 
 def _in_place(path: Path, place: str, number: int | None, position: int) -> None:
