@@ -78,14 +78,44 @@ def export(
     ],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="Format of a serving engine, e.g. sglang.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Model that is served. Default: what the plan knows of it.")
+    ] = None,
+    topology: Annotated[
+        str | None,
+        typer.Option("--topology", "-t", metavar="FILE|PRESET", help="Cluster, to check how the engine counts nodes."),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
-    """Write the map of a plan in the format that a serving engine loads."""
+    """Write the map of a plan in the format that a serving engine loads, and print how to start the engine."""
     load.writable(output)
-    placement = load.placement_of(load.plan_or_placement(plan))
-    placement.write(output, format=to)
+    from moesim.placement.export import export as run
+
+    source = load.plan_or_placement(plan)
+    placement = load.placement_of(source)
+    node = None if topology is None else load.group(topology, placement.ranks).node
+    policy = getattr(source, "policy", None)
+    launch = run(placement, output, to, spec=load.dims(model), policy=policy, node=node)
     screen.say(f"wrote {output}")
-    show_facts({"output": str(output), "format": to, **placement.summary()}, json)
+    facts: dict[str, Any] = {"output": str(output), "format": to, **placement.summary()}
+    if launch is not None:
+        facts["launch"] = {
+            "engine": launch.engine,
+            "command_line": launch.command_line,
+            "flags": list(launch.flags),
+            "environment": dict(launch.environment),
+            "config": launch.config,
+        }
+        facts["notes"] = list(launch.notes)
+    if json:
+        screen.print_json(facts)
+        return
+    show_facts({key: value for key, value in facts.items() if key != "launch"}, json)
+    if launch is not None:
+        screen.stdout().print(f"start {launch.engine} with:", markup=False)
+        screen.stdout().print(launch.command_line, markup=False, soft_wrap=True)
+        if launch.config:
+            screen.stdout().print(launch.config, markup=False, soft_wrap=True)
 
 
 def _kind(what: str) -> str:

@@ -153,8 +153,15 @@ def test_an_exported_map_is_read_back(compared: tuple[dict, Path], run: Run, tmp
     plan = compared[1] / "plans" / "moesim.json"
     facts = run("export", plan, "--to", "sglang", "-o", tmp_path / "experts.json", "--json").json
     assert facts["format"] == "sglang"
+    assert "--init-expert-location" in facts["launch"]["flags"]
     back = Placement.read(tmp_path / "experts.json", "sglang", ranks=6, spec=SPEC)
     assert back == Plan.read(plan).placement
+
+
+def test_an_export_for_people_says_how_to_start_the_engine(compared: tuple[dict, Path], run: Run, tmp_path: Path):
+    done = run("export", compared[1] / "plans" / "moesim.json", "--to", "sglang", "-o", tmp_path / "experts.json")
+    assert done.code == 0
+    assert f"--init-expert-location {tmp_path / 'experts.json'}" in done.out
 
 
 def test_import_writes_parquet_that_reads_back(shared_data: Path, run: Run, tmp_path: Path):
