@@ -255,7 +255,7 @@ def print_comparison(found: Comparison) -> None:
     ]  # fmt: skip
     console = screen.stdout()
     best = [row.solver for row in found.rows].index(found.best.solver)
-    console.print(screen.table(columns, rows, title=title, bold=best))
+    screen.print_table(columns, rows, title=title, bold=best)
     for solver, reason in found.not_run.items():
         console.print(f"{solver}: cannot run here: {reason}", markup=False, soft_wrap=True)
     console.print(

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 _WIDE: Final = 200
 """Columns of a stdout that is not a terminal: a file has no edge at which a table must be cut."""
 
 
-def stdout() -> Console:
-    """Return the console for data."""
+def stdout(width: int | None = None) -> Console:
+    """Return the console for data, of a given width or that of the terminal."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+    if width is None and not sys.stdout.isatty():
+        width = _WIDE
+    return Console(file=sys.stdout, width=width, highlight=False)
 
 
 def stderr() -> Console:
@@ -68,8 +69,12 @@ def print_facts(pairs: Iterable[tuple[str, object]], title: str = "") -> None:
         console.print(f"[dim]{escape(name.ljust(width))}[/dim]  {escape(value)}", soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", bold: int | None = None) -> Table:
-    """Return a table: the first column is text, the others are right-aligned numbers.
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", bold: int | None = None
+) -> None:
+    """Print a table: the first column is text, the others are numbers.
+
+    A terminal that is too narrow wraps lines; no cell is ever cut.
 
     Parameters
     ----------
@@ -89,7 +94,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
         result.add_column(escape(column), justify="right" if number else "left", no_wrap=True)
     for number, row in enumerate(rows):
         result.add_row(*(escape(str(cell)) for cell in row), style="bold" if number == bold else None)
-    return result
+    needed = stdout(_WIDE).measure(result).maximum
+    stdout(max(stdout().width, needed)).print(result)
 
 
 def print_notes(notes: Iterable[str]) -> None:

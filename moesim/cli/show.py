@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moesim.cli.screen import print_facts, print_json, print_notes, stdout, table
+from moesim.cli.screen import print_facts, print_json, print_notes, print_table, stdout
 
 
 def show_facts(facts: Mapping[str, Any], json: bool) -> None:
@@ -21,7 +21,7 @@ def show_facts(facts: Mapping[str, Any], json: bool) -> None:
         if _is_table(value):
             columns = list(next(iter(value.values())))
             cells = [[name, *(text(column, row[column]) for column in columns)] for name, row in value.items()]
-            stdout().print(table([key, *columns], cells))
+            print_table([key, *columns], cells)
         else:
             print_facts(((name, text(name, item)) for name, item in value.items()), title=key)
     print_notes(facts.get("notes", ()))

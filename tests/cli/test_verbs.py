@@ -116,6 +116,17 @@ def test_a_comparison_for_people_is_one_table_with_the_bound(trace_file: Path, s
     assert "planning with lpt" in done.err
 
 
+def test_a_narrow_terminal_cuts_no_number(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from moesim.cli.screen import print_table
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cells = [f"{number}.123 ms" for number in range(10)]
+    print_table([f"column {number}" for number in range(10)], [cells])
+    out = capsys.readouterr().out
+    assert all(cell in out for cell in cells)
+
+
 def test_a_solver_that_cannot_run_here_is_listed_with_the_reason(trace_file: Path, run: Run):
     found = run(
         "compare", trace_file, "-t", "h100-4x8-rail", "--solver", "contiguous,eplb-hierarchical", "--slots-per-rank", 1,
