@@ -48,8 +48,7 @@ def test_placement_formats(name: str):
     check_format(PLACEMENT_FORMATS.get(name), suffix={"eplb": ".npz"}.get(name, ""))
 
 
-# tests/trace/test_foreign.py takes the formats of other tools before this judge
-@pytest.mark.parametrize("name", ["parquet", "npz"])
+@pytest.mark.parametrize("name", TRACE_FORMATS.names())
 def test_trace_formats(name: str, tmp_path: Path):
     if name not in SAMPLES:
         pytest.fail(f"trace format {name!r} is registered without a sample in trace_samples.py: add one")
