@@ -144,19 +144,29 @@ class Cluster(Sealed):
         return np.flatnonzero(self.node == node)
 
     @classmethod
-    def read(cls, source: str | Path) -> Cluster:
-        """Read a topology file, or the preset of that name.
+    def read(cls, source: str | Path, format: str | None = None, **options: Any) -> Cluster:
+        """Read a topology file of any known format, or the preset of that name.
+
+        Parameters
+        ----------
+        source
+            A file, a preset, or a folder with a fabric dump and the topology files of its nodes.
+        format
+            One of ``moesim.cluster.formats.TOPOLOGY_FORMATS``; found from the content where it is None.
+        options
+            Options of that format: ``like="h200-4x8-rail"`` is the preset whose constants hold where a foreign file
+            is silent.
 
         Raises
         ------
         FormatError
-            If the file does not hold what it should; names the file, the key, what was expected.
+            If the file does not hold what it should; names the file, the place, what was expected.
         InputError
             If there is neither such a file nor such a preset, or ranks are not connected.
         """
-        from moesim.cluster.formats.toml import read
+        from moesim.cluster.formats import read_cluster
 
-        return read(source)
+        return read_cluster(source, format, **options)
 
     @classmethod
     def preset(cls, name: str) -> Cluster:
@@ -167,10 +177,10 @@ class Cluster(Sealed):
         UnknownName
             If there is none.
         """
-        from moesim.cluster.formats.toml import read
+        from moesim.cluster.formats import read_cluster
         from moesim.cluster.presets import preset_path
 
-        return read(preset_path(name))
+        return read_cluster(preset_path(name))
 
     def write(self, path: str | Path) -> None:
         """Write the description as TOML, inheritance resolved; reading it gives an equal cluster."""

@@ -31,6 +31,7 @@ def describe(cluster: Cluster) -> dict[str, Any]:
         "worst_pair": worst_pair(cluster),
         "paths_bytes": cluster.paths.nbytes,
         "sources": dict(cluster.sources),
+        "notes": list(cluster.description.notes or ()),
     }
 
 

@@ -227,6 +227,7 @@ class Description(Strict):
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     about: str | None = None
+    notes: list[str] | None = None  # what an importer left out or had to assume
     nodes: Annotated[int, Field(ge=1, le=MAX_RANKS)] | None = None
     gpus_per_node: Annotated[int, Field(ge=1, le=MAX_RANKS)] | None = None
     ranks: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,33 +11,28 @@ from typing import Any
 
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
-from moesim.cluster.build import build
 from moesim.cluster.cluster import Cluster
+from moesim.cluster.formats import read_tables, recognise
 from moesim.cluster.overlay import overlay
 from moesim.cluster.presets import preset_names, preset_path
-from moesim.cluster.schema import check
 
 _LARGEST = 8 * 2**20  # bytes; 65,536 free links fit
 
 
-def read(source: str | Path) -> Cluster:
-    """Read a topology file, or the preset of that name.
+def sniff(path: Path, head: bytes) -> bool:
+    """Return whether the file is called TOML or begins like a topology."""
+    return path.suffix == ".toml" or re.search(rb"^schema[ \t]*=", head, re.MULTILINE) is not None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the tables of a topology file, inheritance resolved.
 
     Raises
     ------
     FormatError
         If the file does not hold what it should.
-    InputError
-        If there is neither such a file nor such a preset.
     """
-    path = _locate(source, Path())
-    raw = load(path)
-    try:
-        return build(check(raw, str(path)))
-    except FormatError:
-        raise
-    except InputError as error:
-        raise FormatError(path, "", str(error)) from None
+    return load(path)
 
 
 def load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -52,7 +48,8 @@ def load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise FormatError(path, "base", f"expected the name of a preset or of a file, got {base!r}")
     try:
-        below = load(_locate(base, path.parent), (*above, path))
+        file = locate(base, path.parent)
+        below = load(file, (*above, path)) if recognise(file) in ("toml", None) else read_tables(file)
     except FormatError:
         raise
     except InputError as error:
@@ -61,9 +58,16 @@ def load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return overlay(below, raw, path.name)
 
 
-def _locate(source: str | Path, folder: Path) -> Path:
+def locate(source: str | Path, folder: Path) -> Path:
+    """Return the file or folder of that name, or the preset.
+
+    Raises
+    ------
+    InputError
+        If there is neither.
+    """
     path = folder / source
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and str(source) not in preset_names()):
         return path
     if isinstance(source, Path) or path.suffix == ".toml" or len(Path(source).parts) > 1:
         raise InputError(f"{path}: there is no such file; presets are {', '.join(preset_names())}")
