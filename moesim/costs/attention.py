@@ -46,15 +46,15 @@ def attention_s(tokens: Array, context: Array, decode: bool, cluster: Cluster, s
     gate = spec.hidden * spec.experts
     weights = gate * BF16
     moved = tokens * spec.hidden * BF16 * 6  # residual, two norms, in and out of attention and gate
-    seconds = 2.0 * tokens * gate / (plain.flops * k.GEMM_SHARE.value)
+    seconds = 2.0 * tokens * gate / plain.flops
     shape = spec.attention
     if shape is not None:
         parameters = shape.parameters(spec.hidden)
         weights += parameters * element
-        seconds = seconds + 2.0 * tokens * parameters / (device.flops * k.GEMM_SHARE.value)
+        seconds = seconds + 2.0 * tokens * parameters / device.flops
     seconds = np.maximum(seconds, (np.where(tokens > 0, weights, 0.0) + moved) / device.hbm)
     if shape is not None:
-        score = context * _score_flops(shape, decode) / (plain.flops * k.ATTENTION_SHARE.value)
+        score = context * _score_flops(shape, decode) / (cluster.flops_bf16 * k.ATTENTION_SHARE.value)
         reads = context * shape.cache_elements() * BF16 / (1 if decode else _QUERY_TILE)
         seconds = seconds + np.maximum(score, reads / device.hbm)
     return np.asarray((seconds + _KERNELS * k.LAUNCH_S.value) / cluster.speed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,8 +110,19 @@ LL_COMBINE_BANDWIDTH: Final = Constant(
     f"wire bytes/s of a Hopper rank over NVLink, floor and receive pass taken out: 280 at 128 tokens, 237 at 1024, "
     f"{_LL_ROWS}",
 )
+_MASKED_ROWS: Final = "uniform rows of aiconfigurator-core 0.12.0 wideep_generation_moe 0.5.10 (SGLang, DeepGEMM masked)"
+_CONTEXT_ROWS: Final = "uniform rows of aiconfigurator-core 0.12.0 wideep_context_moe 0.5.10 (SGLang, DeepGEMM contiguous)"
 HBM_SHARE: Final = Constant(
-    0.74, "measured", "2470 of 3350 GB/s, weight-bound fp8 GEMMs of DeepGEMM README a6d97a1 (m = 64, H800)"
+    0.82, "measured", f"16.1 us for 44 MB of weights on H100, 11.1 on H200: 0.82 and 0.83 of 3.35 and 4.8 TB/s, {_MASKED_ROWS}"
+)
+HBM_SHARE_BLACKWELL: Final = Constant(
+    0.74, "measured", f"7.7 us for 44 MB of weights on B200, 7.2 on GB200: 0.71 and 0.76 of 8 TB/s, {_MASKED_ROWS}"
+)
+COPY_SHARE: Final = Constant(
+    0.78, "measured", f"of HBM bandwidth in scatter and gather: 8.3 ns a token of 21.7 KB on H100, {_CONTEXT_ROWS}"
+)
+COPY_SHARE_BLACKWELL: Final = Constant(
+    0.5, "measured", f"of HBM bandwidth in scatter and gather: 5.4 ns a token of 21.7 KB on B200 and GB200, {_CONTEXT_ROWS}"
 )
 
 # -- bytes beside the payload --------------------------------------------------------------------------------------
@@ -128,6 +139,9 @@ GEMM_SHARE: Final = Constant(
     "share of peak inside a tile, from DeepGEMM README 55ab91f, m = 4096: N 7168 K 16384 1426 TFLOPS, N 7168 K 2048 "
     "1168, N 4096 K 7168 1265 on H800 (1978 peak), wave quantisation and tile overhead taken out",
 )
+GEMM_SHARE_BLACKWELL: Final = Constant(
+    0.66, "measured", f"share of peak inside a tile: 2.16 ms for 65536 tokens on 64 experts of B200, {_CONTEXT_ROWS}"
+)
 TILE_OVERHEAD_BLOCKS: Final = Constant(
     4.0, "measured", "prologue and epilogue of a tile in K blocks of 128: ratio of the K 2048 and K 16384 rows above"
 )
@@ -135,7 +149,10 @@ TILE_N: Final = Constant(128, "assumed", "columns of a tile; DeepGEMM chooses 64
 TILE_K: Final = Constant(128, "measured", "DeepGEMM block K, one fp8 scale")
 TILE_M: Final = (64, 128)
 """Rows of a tile: DeepGEMM block M; the better of the two is taken, as its launcher does."""
-LAUNCH_S: Final = Constant(2e-6, "assumed", "one kernel in a CUDA graph, start to start, beyond its work")
+LAUNCH_S: Final = Constant(
+    3.6e-6, "measured", f"one kernel in a CUDA graph beyond its work: 18 of 36 us with one expert on H100, {_MASKED_ROWS}"
+)
+FP4_FACTOR: Final = Constant(2, "datasheet", "Blackwell: dense fp4 against fp8, where weights and tokens are both four-bit")
 ATTENTION_SHARE: Final = Constant(
     0.6, "assumed", "share of bf16 peak in prefill attention (FlashAttention-3 paper: up to 0.75 on H100)"
 )
@@ -158,7 +175,16 @@ def is_hopper(device: str) -> bool:
     return family(device) in ("H100", "H200", "H800", "GH200", "H20")
 
 
+def is_blackwell(device: str) -> bool:
+    """Whether a device is of NVIDIA's Blackwell generation."""
+    return family(device) in ("B200", "B300", "GB200", "GB300")
+
+
 def floor_factor(devices: Iterable[str]) -> float:
     """Return by what floors measured on Hopper are multiplied on the slowest of these devices."""
-    new = any(family(device) in ("B200", "B300", "GB200", "GB300") for device in devices)
-    return BLACKWELL_FLOORS.value if new else 1.0
+    return BLACKWELL_FLOORS.value if any(map(is_blackwell, devices)) else 1.0
+
+
+def shares(devices: Sequence[str], hopper: Constant, blackwell: Constant) -> list[float]:
+    """Return the constant of each device's generation; devices before Blackwell count as Hopper."""
+    return [blackwell.value if is_blackwell(device) else hopper.value for device in devices]

@@ -13,7 +13,7 @@ import numpy as np
 from moesim.base.arrays import Array, digest
 from moesim.base.errors import InputError
 from moesim.costs import attention
-from moesim.costs.roofline import Device, mlp_s, uses_fp8
+from moesim.costs.roofline import Device, mlp_s, uses_fp4, uses_fp8
 from moesim.costs.types import (
     COMPUTES,
     DIRECTIONS,
@@ -72,7 +72,7 @@ class Costs:
         NETWORKS.get(self.network)
         if self.shared_expert not in ("sequential", "overlap"):
             raise InputError(f"shared_expert: expected 'sequential' or 'overlap', got {self.shared_expert!r}")
-        object.__setattr__(self, "_device", Device.of(self.cluster, uses_fp8(self.spec)))
+        object.__setattr__(self, "_device", Device.of(self.cluster, uses_fp8(self.spec), uses_fp4(self.spec)))
 
     @classmethod
     def default(

@@ -15,28 +15,45 @@ from moesim.spec import BF16, FP8_BLOCK, ModelSpec
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
+_FP4_BYTES: Final = 0.6  # half a byte and scales
 _KERNELS: Final = 5  # permute, first GEMM, activation (and quantisation), second GEMM, unpermute
 
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """What the roofline needs of every rank, float64 [R]: FLOP/s for these weights, bytes/s, SMs, relative speed."""
+    """What the roofline needs of every rank, float64 [R].
+
+    FLOP/s that GEMMs of these weights reach inside a tile, bytes/s of weight reads and of elementwise kernels, SMs,
+    relative speed.
+    """
 
     flops: Array
     hbm: Array
+    copy: Array
     sms: Array
     speed: Array
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, cluster: Cluster, fp8: bool) -> Device:
-        """Take the datasheet figures of a cluster, achieved shares applied to memory but not to arithmetic."""
+    def of(cls, cluster: Cluster, fp8: bool, fp4: bool = False) -> Device:
+        """Take the datasheet figures of a cluster and what kernels reach of them."""
         families = [k.family(device) for device in cluster.device]
         unknown = sorted({d for d, f in zip(cluster.device, families, strict=True) if not f})
         notes = tuple(f"{device}: number of SMs not known, 132 assumed" for device in unknown)
         sms = np.array([k.SMS.get(name, 132) for name in families], np.float64)
         flops = cluster.flops_fp8 if fp8 else cluster.flops_bf16
-        return cls(flops, cluster.hbm_bandwidth * k.HBM_SHARE.value, sms, cluster.speed, notes)
+        if fp4:
+            flops = flops * np.where([k.is_blackwell(d) for d in cluster.device], k.FP4_FACTOR.value, 1.0)
+        gemm, hbm, copy = (
+            np.array(k.shares(cluster.device, *pair))
+            for pair in (
+                (k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL),
+                (k.HBM_SHARE, k.HBM_SHARE_BLACKWELL),
+                (k.COPY_SHARE, k.COPY_SHARE_BLACKWELL),
+            )
+        )
+        memory = cluster.hbm_bandwidth
+        return cls(flops * gemm, memory * hbm, memory * copy, sms, cluster.speed, notes)
 
 
 def uses_fp8(spec: ModelSpec) -> bool:
@@ -45,6 +62,11 @@ def uses_fp8(spec: ModelSpec) -> bool:
     Narrower weights (MXFP4) are widened to the tokens' type in the kernel: bf16 tokens compute in bf16.
     """
     return spec.weight_bytes <= FP8_BLOCK and spec.dispatch_bytes <= FP8_BLOCK
+
+
+def uses_fp4(spec: ModelSpec) -> bool:
+    """Whether weights and tokens both are four-bit, so that devices with fp4 arithmetic use it."""
+    return max(spec.weight_bytes, spec.dispatch_bytes) <= _FP4_BYTES
 
 
 def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int, permuted: bool = True) -> Array:
@@ -69,10 +91,10 @@ def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int
     second_bytes = active * spec.hidden * intermediate * spec.weight_bytes
     second_bytes = second_bytes + rows * (intermediate * element + spec.hidden * BF16)
     between = rows * (wide * BF16 + intermediate * element)
-    # gather into slots (read, write), and read the results to add them up per token
-    around = rows * spec.hidden * (2 * element + BF16) if permuted else 0.0
+    # write into slots, and read the results to add them up per token; what is read once per token counts as received
+    around = rows * spec.hidden * (element + BF16) if permuted else 0.0
     busy = np.maximum(first, first_bytes / device.hbm) + np.maximum(second, second_bytes / device.hbm)
-    busy = busy + (between + around) / device.hbm
+    busy = busy + (between + around) / device.copy
     launches = (_KERNELS if permuted else _KERNELS - 2) * k.LAUNCH_S.value
     return np.asarray((busy + launches) / device.speed)
 
@@ -85,7 +107,7 @@ def gemm_s(m: Array, device: Device, n: int, depth: int) -> Array:
     for height in k.TILE_M:
         tiles = np.ceil(m / height).sum(axis=-1) * columns
         tile_flops = 2.0 * height * k.TILE_N.value * k.TILE_K.value * blocks
-        seconds = np.ceil(tiles / device.sms) * tile_flops * device.sms / (device.flops * k.GEMM_SHARE.value)
+        seconds = np.ceil(tiles / device.sms) * tile_flops * device.sms / device.flops
         best = seconds if best is None else np.minimum(best, seconds)
     return np.asarray(best)
 
@@ -105,10 +127,10 @@ class Roofline:
 
 def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:
     """Build the roofline of a model on a cluster."""
-    device = Device.of(cluster, uses_fp8(spec))
+    device = Device.of(cluster, uses_fp8(spec), uses_fp4(spec))
     names = ", ".join(dict.fromkeys(cluster.device))
     note = f"expert compute by roofline: no measured table for {names}"
-    math = "fp8" if uses_fp8(spec) else "bf16"
+    math = "fp4 where the device has it" if uses_fp4(spec) else "fp8" if uses_fp8(spec) else "bf16"
     notes = (f"{note}; arithmetic in {math}", *device.notes)
     return Roofline(device, SOURCES, notes)
 
@@ -117,10 +139,15 @@ SOURCES: Final[dict[str, str]] = {
     f"compute: {name}": str(constant)
     for name, constant in {
         "share of peak in a tile": k.GEMM_SHARE,
+        "share of peak in a tile, Blackwell": k.GEMM_SHARE_BLACKWELL,
         "tile overhead": k.TILE_OVERHEAD_BLOCKS,
         "tile columns": k.TILE_N,
         "K block": k.TILE_K,
         "HBM share": k.HBM_SHARE,
+        "HBM share, Blackwell": k.HBM_SHARE_BLACKWELL,
+        "HBM share of copies": k.COPY_SHARE,
+        "HBM share of copies, Blackwell": k.COPY_SHARE_BLACKWELL,
+        "fp4 factor": k.FP4_FACTOR,
         "launch": k.LAUNCH_S,
     }.items()
 } | {

@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.roofline import Device, Roofline, roofline, uses_fp8
+from moesim.costs.roofline import Device, Roofline, roofline, uses_fp4, uses_fp8
 from moesim.spec import ModelSpec
 from moesim.validate.machines import machine
 
@@ -26,7 +26,7 @@ def experts_s(name: str, spec: ModelSpec, loads: Array) -> float:
 
 def null_s(name: str, spec: ModelSpec, loads: Array) -> float:
     """Return the roofline without tiles: all tokens at 0.75 of peak, or the weights of experts that have tokens."""
-    device = Device.of(machine(name, 1, 1), uses_fp8(spec))
-    busy = float(np.sum(loads)) * spec.expert_flops / (float(device.flops[0]) * k.GEMM_SHARE.value)
+    device = Device.of(machine(name, 1, 1), uses_fp8(spec), uses_fp4(spec))
+    busy = float(np.sum(loads)) * spec.expert_flops / float(device.flops[0])
     weights = float(np.count_nonzero(loads)) * spec.expert_bytes / float(device.hbm[0])
     return max(busy, weights) + 5 * k.LAUNCH_S.value

@@ -93,8 +93,16 @@ def _counts(cluster: Cluster, experts: int, routes: Array, home: Array, part: fl
     )
 
 
-def power_law(tokens: int, experts: int, top_k: int, exponent: float, rng: np.random.Generator) -> Array:
-    """Return tokens per expert [experts], whole numbers that sum to tokens x top_k, none above ``tokens``."""
+def power_law(
+    tokens: int, experts: int, top_k: int, exponent: float, rng: np.random.Generator, fill_small: bool = False
+) -> Array:
+    """Return tokens per expert [experts], whole numbers that sum to tokens x top_k, none above ``tokens``.
+
+    Parameters
+    ----------
+    fill_small
+        Who takes what rounding left over: the smallest experts, as in the later collector, or the largest.
+    """
     low, high = (1.0, tokens * 0.8) if tokens * top_k > experts else (0.01, 2.0)
     power = 1.0 - exponent
     drawn = ((high**power - low**power) * rng.random(experts) + low**power) ** (1.0 / power)
@@ -102,15 +110,16 @@ def power_law(tokens: int, experts: int, top_k: int, exponent: float, rng: np.ra
     counts = np.round(drawn / drawn.sum() * target).astype(np.int64)
     excess = int(np.maximum(counts - tokens, 0).sum())
     counts = np.minimum(counts, tokens)
-    _spread(counts, excess, tokens)
-    _spread(counts, target - int(counts.sum()), tokens)
+    order = np.argsort(-(counts if fill_small else drawn), kind="stable")
+    _spread(counts, excess, tokens, order[::-1])
+    rest = target - int(counts.sum())
+    _spread(counts, rest, tokens, order[::-1] if fill_small or rest < 0 else order)
     return counts
 
 
-def _spread(counts: Array, rest: int, most: int) -> None:
-    """Add (or take) ``rest`` tokens one by one, least loaded expert first, in place; ties from the last expert."""
+def _spread(counts: Array, rest: int, most: int, order: Array) -> None:
+    """Add (or take) ``rest`` tokens one by one in an order of experts, in place."""
     while rest != 0:
-        order = np.argsort(-counts, kind="stable")[::-1]
         open_ = order[counts[order] < most] if rest > 0 else order[counts[order] > 0]
         step = open_[: abs(rest)]
         counts[step] += 1 if rest > 0 else -1

@@ -36,9 +36,11 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         leg, inbound = pairs.transpose(0, 2, 1) * size, pairs.sum(axis=2)
         moved, floor, hidden = (inbound + flow.tokens) * size, k.LL_COMBINE_FLOOR_S, k.LL_COMBINE_HIDDEN_S
     # the receive pass; its launch is in the floor
-    drain = moved / (k.HBM_SHARE.value * cluster.hbm_bandwidth)
+    copy = np.array(k.shares(cluster.device, k.COPY_SHARE, k.COPY_SHARE_BLACKWELL))
+    drain = moved / (copy * cluster.hbm_bandwidth)
     used = {
-        "HBM share": k.HBM_SHARE,
+        "HBM share of copies": k.COPY_SHARE,
+        "HBM share of copies, Blackwell": k.COPY_SHARE_BLACKWELL,
         "header": k.LL_HEADER_BYTES,
         "NIC message": k.NIC_MESSAGE_S,
         "expert": k.LL_EXPERT_S,

@@ -34,10 +34,11 @@ def published(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         experts = _experts(row, where.ranks)
         spec = mlp_spec(int(float(row["hidden"] or 7168)), 2048, experts, top_k, 1.0, _bytes(row["dtype"]))
         groups = 4 if row["topk_groups"].startswith(("4", "min")) else 0
-        drawn = balanced if "perfect_router" in row["notes"] else partial(uniform, groups=groups)
+        drawn = balanced if row["lib"].startswith("TRT") else partial(uniform, groups=groups)
         flow = drawn(where, experts, top_k, tokens)
         side: Direction = "dispatch" if row["op"] == "dispatch" else "combine"
-        sms = float(row["sms"] or 0) if transport == "hierarchical" else 0.0
+        # Hybrid-EP copies by TMA: its SMs are no limit, as 4 reach what 16 do
+        sms = float(row["sms"] or 0) if transport == "hierarchical" and kind != "Hybrid-EP" else 0.0
         predicted, null = exchange(where, spec, transport, flow, side, sms)
         label = f"{row['id']} {row['lib']} {row['hardware'][:12]} EP{row['ep']} {side} {tokens} tok"
         label += f" {sms:.0f} SM" if sms else ""

@@ -66,7 +66,7 @@ def _loads(
     """
     found = []
     for seed in range(2 * _DRAWS):
-        counts = power_law(tokens, experts, top_k, exponent, np.random.default_rng(seed))
+        counts = power_law(tokens, experts, top_k, exponent, np.random.default_rng(seed), fill_small=True)
         loads = balanced_rank(counts, ranks, slots) if slots else busiest_rank(counts, ranks)
         found.append((abs(loads.sum() - touched), seed, loads))
     found.sort(key=lambda item: item[:2])
