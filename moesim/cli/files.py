@@ -64,12 +64,11 @@ def import_(
 ) -> None:
     """Turn a trace of any known format into Parquet."""
     load.writable(output)
-    trace = load.trace(source, format, model, format_option)
-    trace.write(output)
+    from moesim.trace.formats import import_any
+
+    rows = import_any(source, output, format, **load.format_options(model, format_option))
     screen.say(f"wrote {output}")
-    facts = {"output": str(output), "model": trace.spec.name, "tokens": trace.tokens, "steps": trace.steps,
-             "domains": list(trace.domains), "digest": trace.digest}  # fmt: skip
-    show_facts(facts, json)
+    show_facts({"output": str(output), "rows": rows, "bytes": output.stat().st_size}, json)
 
 
 def export(
@@ -160,7 +159,7 @@ def _placement_facts(path: Path, format: str | None, ranks: int | None, model: s
 def _model_facts(name: str) -> dict[str, Any]:
     from moesim.spec import ModelSpec
 
-    spec = ModelSpec.preset(name)
+    spec = ModelSpec.find(name)
     return {
         "name": spec.name,
         "layers": spec.layers,

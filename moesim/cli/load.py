@@ -28,10 +28,19 @@ def trace(path: Path, format: str | None, model: str | None, options: Sequence[s
     """
     from moesim.trace.formats import read_any
 
+    return read_any(path, format, **format_options(model, options))
+
+
+def format_options(model: str | None, options: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of a trace format by name.
+
+    Raises
+    ------
+    InputError
+        If one is not of the form KEY=VALUE.
+    """
     values = dict(_key_value(text) for text in options or ())
-    if model is not None:
-        values["model"] = model
-    return read_any(path, format, **values)
+    return values if model is None else values | {"model": model}
 
 
 def group(topology: str, ranks: int | None = None) -> Cluster:
@@ -49,10 +58,10 @@ def slots(given: int | None, routing: Trace, cluster: Cluster) -> int:
 
 
 def dims(name: str | None) -> ModelSpec | None:
-    """Return the preset at whose dimensions routing is replayed, if one was named."""
+    """Return the model at whose dimensions routing is replayed, if one was named."""
     from moesim.spec import ModelSpec
 
-    return None if name is None else ModelSpec.preset(name)
+    return None if name is None else ModelSpec.find(name)
 
 
 def plan_or_placement(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None) -> Plan | Placement:

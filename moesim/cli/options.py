@@ -17,8 +17,8 @@ Format = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="PRESET",
-        help="Model that was recorded, where the file does not say (npz).",
+        metavar="MODEL",
+        help="Model that was recorded, where the file does not say: a preset, or a config.json.",
         rich_help_panel=_IN,
     ),
 ]
@@ -54,8 +54,8 @@ Ranks = Annotated[
 Dims = Annotated[
     str | None,
     typer.Option(
-        metavar="PRESET",
-        help="Replay the routing at the dimensions of this model. Default: the model's own.",
+        metavar="MODEL",
+        help="Replay the routing at the dimensions of this model (preset or config.json). Default: its own.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -63,7 +63,7 @@ def test_a_topology_whose_ranks_are_not_connected(run: Run, tmp_path: Path, root
 @pytest.mark.parametrize(
     ("option", "name", "nearest"),
     [("--solver", "contigous", "contiguous"), ("--policy", "neerest", "nearest"), ("--network", "maxmin", "max-min"),
-     ("--transport", "hierachical", "hierarchical"), ("--dims", "deepseek-v4", "deepseek-v3"),
+     ("--transport", "hierachical", "hierarchical"), ("--dims", "deepseek-v33", "deepseek-v3"),
      ("--phase", "prefil", "prefill")],
 )  # fmt: skip
 def test_an_unknown_name(
