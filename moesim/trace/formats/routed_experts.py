@@ -23,6 +23,7 @@ from moesim.spec import ModelSpec
 from moesim.trace.formats.common import (
     BROKEN_NPY,
     expert_ids,
+    first_line,
     head,
     join,
     json_lines,
@@ -137,15 +138,15 @@ def read(
 
 
 def _responses(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    start = head(path, 1 << 16).lstrip()
-    if start.startswith(b"[") or (start.startswith(b"{") and b"\n" in start.split(b"{", 1)[1].lstrip(b" \t\r")[:1]):
+    # an object that ends on its first line is the first of JSONL
+    if first_line(path, -1):
+        yield from json_lines(path)
+    else:
         content = parse_json(path, "", read_text(path))
         for number, item in enumerate(content if isinstance(content, list) else [content]):
             if not isinstance(item, dict):
                 raise FormatError(path, f"response {number}", f"expected an object, found {type(item).__name__}")
             yield f"response {number}", item
-    else:
-        yield from json_lines(path)
 
 
 def _payloads(

@@ -81,11 +81,9 @@ def rank_files(path: str | Path) -> list[Path]:
 
 
 def sniff_names(path: str | Path) -> bytes:
-    """Return the names in a file, or in the first rank file of a folder; empty where there is none."""
-    try:
-        return torch_file.pickled_names(rank_files(path)[0])
-    except (FormatError, OSError):
-        return b""
+    """Return the names in a file, or in the first file of a folder; empty where there is none."""
+    file = next(iter(sorted(Path(path).glob("*.pt"))), None) if Path(path).is_dir() else Path(path)
+    return torch_file.pickled_names(file) if file else b""
 
 
 def read_ranks(path: str | Path, spec: ModelSpec) -> list[RankRecords]:
