@@ -89,7 +89,7 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, title=escape(title) or None, title_justify="left", pad_edge=False)
     for number, column in enumerate(columns):
         result.add_column(escape(column), justify="right" if number else "left", no_wrap=True)
     for number, row in enumerate(rows):
