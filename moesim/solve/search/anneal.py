@@ -31,16 +31,15 @@ class Outcome(NamedTuple):
 def _power(value: float) -> float:
     square = value * value
     fourth = square * square
-    eighth = fourth * fourth
-    return eighth
+    return fourth * fourth
 
 
 @compiled
 def cost(load: Any, scale: Any) -> float:
     """Return the smooth layer time in seconds, mean over windows.
 
-    The slowest rank and the slowest link decide, so both enter as a power mean (exponent 8): close to the largest,
-    yet every rank counts a little, which gives the search a slope to walk down.
+    The slowest rank and the slowest link decide, so both enter as power means (exponents 16 and 8): close to the
+    largest, yet every rank counts a little, which gives the search a slope to walk down.
 
     Parameters
     ----------
@@ -57,8 +56,9 @@ def cost(load: Any, scale: Any) -> float:
             top = max(top, load[window, TOKENS, rank] * scale[TOKENS, rank])
         if top > 0:
             for rank in range(ranks):
-                compute += _power(load[window, TOKENS, rank] * scale[TOKENS, rank] / top)
-            compute = top * (compute / ranks) ** (1 / 8)
+                eighth = _power(load[window, TOKENS, rank] * scale[TOKENS, rank] / top)
+                compute += eighth * eighth
+            compute = top * (compute / ranks) ** (1 / 16)
         network = top = 0.0
         for counter in range(1, counters):
             for rank in range(ranks):
