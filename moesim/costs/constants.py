@@ -152,6 +152,24 @@ TILE_M: Final = (64, 128)
 LAUNCH_S: Final = Constant(
     3.6e-6, "measured", f"one kernel in a CUDA graph beyond its work: 18 of 36 us with one expert on H100, {_MASKED_ROWS}"
 )
+_WIDEEP_ROWS: Final = "rows without EPLB of aiconfigurator-core 0.12.0 wideep_moe 1.3.0rc10 (TensorRT-LLM, CUTLASS)"
+CUTLASS_SHARE: Final = Constant(0.24, "measured", f"share of fp8 peak inside a tile, H100, {_WIDEEP_ROWS}")
+CUTLASS_SHARE_BLACKWELL: Final = Constant(0.24, "measured", f"share of fp4 peak inside a tile, GB200, {_WIDEEP_ROWS}")
+CUTLASS_LAUNCH_S: Final = Constant(
+    9e-6, "measured", f"one kernel beyond its work: 38 of 54 us with one expert on H100 over five kernels, {_WIDEEP_ROWS}"
+)
+CUTLASS_TILE_M: Final = (32, 64, 128)
+"""Rows of a tile that TensorRT-LLM's autotuner chooses from."""
+OVERLAP_POWER: Final = Constant(
+    3, "measured", "power mean of arithmetic and memory time; of 2, 3, 4, 6 the best on dense rows of the DeepGEMM README"
+)
+_MEGAMOE_ROWS: Final = "balanced rows of aiconfigurator-core 0.12.0 dsv4_megamoe_module 0.5.10, GB200, EP4 to EP32"
+FUSED_FLOOR_S: Final = Constant(
+    66e-6, "measured", f"layer in one kernel, exchange included: 105 us with 6 experts, 5.9 us each, {_MEGAMOE_ROWS}"
+)
+FUSED_EXPOSED: Final = Constant(
+    0.48, "measured", f"part of NVLink time that such a kernel does not hide: 0.35 to 0.70 at 32768 tokens, {_MEGAMOE_ROWS}"
+)
 FP4_FACTOR: Final = Constant(2, "datasheet", "Blackwell: dense fp4 against fp8, where weights and tokens are both four-bit")
 ATTENTION_SHARE: Final = Constant(
     0.6, "assumed", "share of bf16 peak in prefill attention (FlashAttention-3 paper: up to 0.75 on H100)"

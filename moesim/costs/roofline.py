@@ -19,6 +19,21 @@ _FP4_BYTES: Final = 0.6  # half a byte and scales
 _KERNELS: Final = 5  # permute, first GEMM, activation (and quantisation), second GEMM, unpermute
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """Grouped GEMMs of one library: share of peak inside an fp8 or fp4 tile, tile heights, what a launch costs."""
+
+    name: str
+    hopper: k.Constant
+    blackwell: k.Constant
+    heights: tuple[int, ...]
+    launches: k.Constant
+
+
+DEEPGEMM: Final = Kernel("DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, k.LAUNCH_S)
+CUTLASS: Final = Kernel("CUTLASS of TensorRT-LLM", k.CUTLASS_SHARE, k.CUTLASS_SHARE_BLACKWELL, k.CUTLASS_TILE_M, k.CUTLASS_LAUNCH_S)
+
+
 @dataclass(frozen=True, eq=False)
 class Device:
     """What the roofline needs of every rank, float64 [R].
@@ -35,7 +50,7 @@ class Device:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, cluster: Cluster, fp8: bool, fp4: bool = False) -> Device:
+    def of(cls, cluster: Cluster, fp8: bool, fp4: bool = False, kernel: Kernel = DEEPGEMM) -> Device:
         """Take the datasheet figures of a cluster and what kernels reach of them."""
         families = [k.family(device) for device in cluster.device]
         unknown = sorted({d for d, f in zip(cluster.device, families, strict=True) if not f})
@@ -47,7 +62,7 @@ class Device:
         gemm, hbm, copy = (
             np.array(k.shares(cluster.device, *pair))
             for pair in (
-                (k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL),
+                (kernel.hopper, kernel.blackwell) if fp8 else (k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL),
                 (k.HBM_SHARE, k.HBM_SHARE_BLACKWELL),
                 (k.COPY_SHARE, k.COPY_SHARE_BLACKWELL),
             )
@@ -69,7 +84,14 @@ def uses_fp4(spec: ModelSpec) -> bool:
     return max(spec.weight_bytes, spec.dispatch_bytes) <= _FP4_BYTES
 
 
-def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int, permuted: bool = True) -> Array:
+def mlp_s(
+    slot_tokens: Array,
+    device: Device,
+    spec: ModelSpec,
+    intermediate: int,
+    permuted: bool = True,
+    kernel: Kernel = DEEPGEMM,
+) -> Array:
     """Return the seconds of a grouped gated MLP on every rank, [..., R] from tokens per slot [..., R, C].
 
     Two grouped GEMMs and what stands around them; each part takes the longer of arithmetic and memory. A slot
@@ -85,26 +107,35 @@ def mlp_s(slot_tokens: Array, device: Device, spec: ModelSpec, intermediate: int
     fp8 = uses_fp8(spec)
     element = FP8_BLOCK if fp8 else BF16
     rows, active = m.sum(axis=-1), (m > 0).sum(axis=-1)
-    first = gemm_s(m, device, wide, spec.hidden)
-    second = gemm_s(m, device, spec.hidden, intermediate)
+    first = gemm_s(m, device, wide, spec.hidden, kernel.heights)
+    second = gemm_s(m, device, spec.hidden, intermediate, kernel.heights)
     first_bytes = active * wide * spec.hidden * spec.weight_bytes + rows * (spec.hidden * element + wide * BF16)
     second_bytes = active * spec.hidden * intermediate * spec.weight_bytes
     second_bytes = second_bytes + rows * (intermediate * element + spec.hidden * BF16)
     between = rows * (wide * BF16 + intermediate * element)
     # write into slots, and read the results to add them up per token; what is read once per token counts as received
     around = rows * spec.hidden * (element + BF16) if permuted else 0.0
-    busy = np.maximum(first, first_bytes / device.hbm) + np.maximum(second, second_bytes / device.hbm)
+    busy = together(first, first_bytes / device.hbm) + together(second, second_bytes / device.hbm)
     busy = busy + (between + around) / device.copy
-    launches = (_KERNELS if permuted else _KERNELS - 2) * k.LAUNCH_S.value
+    launches = (_KERNELS if permuted else _KERNELS - 2) * kernel.launches.value
     return np.asarray((busy + launches) / device.speed)
 
 
-def gemm_s(m: Array, device: Device, n: int, depth: int) -> Array:
+def together(arithmetic: Array, memory: Array) -> Array:
+    """Return the time of work that computes and reads at once: the longer, and more where both take alike.
+
+    Tiles that wait for their weights leave tensor cores idle, so that the overlap is not perfect.
+    """
+    power = k.OVERLAP_POWER.value
+    return np.asarray((arithmetic**power + memory**power) ** (1 / power))
+
+
+def gemm_s(m: Array, device: Device, n: int, depth: int, heights: tuple[int, ...] = k.TILE_M) -> Array:
     """Return the arithmetic time [..., R] of a grouped GEMM: whole tiles in whole waves, the better tile height."""
     blocks = np.ceil(depth / k.TILE_K.value) + k.TILE_OVERHEAD_BLOCKS.value
     columns = np.ceil(n / k.TILE_N.value)
     best = None
-    for height in k.TILE_M:
+    for height in heights:
         tiles = np.ceil(m / height).sum(axis=-1) * columns
         tile_flops = 2.0 * height * k.TILE_N.value * k.TILE_K.value * blocks
         seconds = np.ceil(tiles / device.sms) * tile_flops * device.sms / device.flops
@@ -119,27 +150,35 @@ class Roofline:
     device: Device
     sources: Mapping[str, str]
     notes: tuple[str, ...]
+    kernel: Kernel = DEEPGEMM
 
     def __call__(self, slot_tokens: Array, cluster: Cluster, spec: ModelSpec) -> Array:
         """Return the seconds of the routed experts [..., R] from tokens per slot [..., R, C]."""
-        return mlp_s(slot_tokens, self.device, spec, spec.intermediate)
+        return mlp_s(slot_tokens, self.device, spec, spec.intermediate, kernel=self.kernel)
 
 
-def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:
-    """Build the roofline of a model on a cluster."""
-    device = Device.of(cluster, uses_fp8(spec), uses_fp4(spec))
+def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None, kernel: Kernel = DEEPGEMM) -> Roofline:
+    """Build the roofline of a model on a cluster; with DeepGEMM's constants where no kernel is given."""
+    device = Device.of(cluster, uses_fp8(spec), uses_fp4(spec), kernel)
     names = ", ".join(dict.fromkeys(cluster.device))
-    note = f"expert compute by roofline: no measured table for {names}"
     math = "fp4 where the device has it" if uses_fp4(spec) else "fp8" if uses_fp8(spec) else "bf16"
-    notes = (f"{note}; arithmetic in {math}", *device.notes)
-    return Roofline(device, SOURCES, notes)
+    notes = (f"expert compute by roofline: no measured table for {names}; arithmetic in {math}", *device.notes)
+    own = {
+        "compute: share of peak in a tile": str(kernel.hopper),
+        "compute: share of peak in a tile, Blackwell": str(kernel.blackwell),
+        "compute: launch": str(kernel.launches),
+    }
+    return Roofline(device, SOURCES | own, notes, kernel)
+
+
+def cutlass(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:
+    """Build the roofline with the constants of TensorRT-LLM's CUTLASS kernels."""
+    return roofline(spec, cluster, path, CUTLASS)
 
 
 SOURCES: Final[dict[str, str]] = {
     f"compute: {name}": str(constant)
     for name, constant in {
-        "share of peak in a tile": k.GEMM_SHARE,
-        "share of peak in a tile, Blackwell": k.GEMM_SHARE_BLACKWELL,
         "tile overhead": k.TILE_OVERHEAD_BLOCKS,
         "tile columns": k.TILE_N,
         "K block": k.TILE_K,
@@ -148,7 +187,7 @@ SOURCES: Final[dict[str, str]] = {
         "HBM share of copies": k.COPY_SHARE,
         "HBM share of copies, Blackwell": k.COPY_SHARE_BLACKWELL,
         "fp4 factor": k.FP4_FACTOR,
-        "launch": k.LAUNCH_S,
+        "overlap of arithmetic and memory": k.OVERLAP_POWER,
     }.items()
 } | {
     "compute: tile rows": "measured: 64 or 128, DeepGEMM block M; the faster is taken",

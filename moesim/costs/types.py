@@ -245,6 +245,7 @@ COMPUTES: Registry[ComputeFactory] = Registry(
     "compute model",
     {
         "roofline": "moesim.costs.roofline:roofline",
+        "roofline-cutlass": "moesim.costs.roofline:cutlass",
         "table": "moesim.costs.table:table",
     },
     "moesim.computes",

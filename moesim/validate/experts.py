@@ -8,20 +8,20 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.roofline import Device, Roofline, roofline, uses_fp4, uses_fp8
+from moesim.costs.roofline import DEEPGEMM, Device, Kernel, Roofline, roofline, uses_fp4, uses_fp8
 from moesim.spec import ModelSpec
 from moesim.validate.machines import machine
 
 
 @lru_cache(maxsize=64)
-def _model(name: str, spec: ModelSpec) -> Roofline:
-    return roofline(spec, machine(name, 1, 1))
+def _model(name: str, spec: ModelSpec, kernel: Kernel) -> Roofline:
+    return roofline(spec, machine(name, 1, 1), kernel=kernel)
 
 
-def experts_s(name: str, spec: ModelSpec, loads: Array) -> float:
+def experts_s(name: str, spec: ModelSpec, loads: Array, kernel: Kernel = DEEPGEMM) -> float:
     """Return the seconds of the routed experts of one rank from tokens per slot [slots]."""
     where = machine(name, 1, 1)
-    return float(_model(name, spec)(np.asarray(loads, np.float64)[None, None, :], where, spec)[0, 0])
+    return float(_model(name, spec, kernel)(np.asarray(loads, np.float64)[None, None, :], where, spec)[0, 0])
 
 
 def null_s(name: str, spec: ModelSpec, loads: Array) -> float:

@@ -139,27 +139,12 @@ def balanced_rank(counts: Array, ranks: int, slots: int) -> Array:
     share = (weight / copies)[0][expert[0]]
     pack, _ = balanced_packing(share[None], ranks)
     loads = np.bincount(pack[0], share, minlength=ranks)
-    return np.asarray(share[pack[0] == loads.argmax()], np.float64)
-
-
-def touching(loads: Array, counts: Array, tokens: int) -> int:
-    """Return how many tokens have a pick among ``loads`` where tokens are dealt out as the collector does.
-
-    Experts are sorted by load, repeated by it and dealt to tokens column by column, so an expert's tokens are
-    consecutive.
-    """
-    order = np.sort(counts)[::-1]
-    ends = np.cumsum(order)
-    hit = np.zeros(tokens, bool)
-    left = list(loads[loads > 0])
-    for load, end in zip(order, ends, strict=True):
-        if load in left:
-            left.remove(load)
-            first = int(end - load) % tokens
-            hit[first : first + int(load)] = True
-            if first + int(load) > tokens:
-                hit[: first + int(load) - tokens] = True
-    return int(hit.sum())
+    mine = pack[0] == loads.argmax()
+    # whole tokens: what is left after rounding down goes to the largest fractions, the busiest rank first
+    whole = np.floor(share)
+    order = np.lexsort((~mine, whole - share))
+    whole[order[: int(counts.sum() - whole.sum())]] += 1
+    return np.asarray(whole[mine], np.float64)
 
 
 def mlp_spec(hidden: int, intermediate: int, experts: int, top_k: int, weight: float, token: float) -> ModelSpec:

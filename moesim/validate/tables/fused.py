@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.costs.roofline import CUTLASS, DEEPGEMM
 from moesim.spec import BF16, FP8_BLOCK
 from moesim.validate.experts import experts_s, null_s
 from moesim.validate.loads import busiest_rank, mlp_spec, power_law
@@ -34,7 +35,8 @@ def fused(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         width = (1.0, FP8_BLOCK) if fp8 else (BF16, BF16)
         spec = mlp_spec(int(row["hidden_size"]), int(row["inter_size"]), experts, top_k, *width)
         draws = _loads(tokens, experts, top_k, ranks, row["distribution"])
-        predicted = float(np.mean([experts_s(name, spec, load) for load in draws]))
+        library = CUTLASS if kernel == "Cutlass" else DEEPGEMM
+        predicted = float(np.mean([experts_s(name, spec, load, library) for load in draws]))
         null = float(np.mean([null_s(name, spec, load) for load in draws]))
         label = f"{row['system']} {row['kernel_source']} {row['model']} {row['moe_dtype']} EP{ranks}"
         label += f" {tokens} tok {row['distribution']}"

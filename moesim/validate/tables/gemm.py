@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.costs.roofline import Device, gemm_s
+from moesim.costs.roofline import Device, gemm_s, together
 from moesim.spec import BF16, FP8_BLOCK
 from moesim.validate.experts import experts_s, null_s
 from moesim.validate.loads import busiest_rank, mlp_spec, power_law
@@ -36,11 +36,12 @@ def readme(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         loads = np.full((1, groups), float(m))
         memory = (groups * n * depth + groups * m * (depth + BF16 * n)) / float(device.hbm[0])
         arithmetic = float(gemm_s(loads, device, n, depth)[0])
+        predicted = float(together(np.float64(arithmetic), np.float64(memory)))
         null = max(2.0 * groups * m * n * depth / float(device.flops[0]), memory)
         kind = "grouped" if "grouped" in row["kernel"] else "dense"
         label = f"{row['id']} {row['kernel']} {groups} x {m} N {n} K {depth}"
         measured = float(row["derived_latency_us"]) * 1e-6
-        yield Case(f"deepgemm_readme {kind}", role_of(row), label, measured, max(arithmetic, memory), null)
+        yield Case(f"deepgemm_readme {kind}", role_of(row), label, measured, predicted, null)
 
 
 def grouped(rows: Sequence[Row]) -> Iterator[Case | Skip]:

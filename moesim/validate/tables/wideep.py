@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.costs.roofline import CUTLASS
 from moesim.spec import FP8_BLOCK
 from moesim.validate.experts import experts_s, null_s
-from moesim.validate.loads import balanced_rank, busiest_rank, mlp_spec, power_law, touching
+from moesim.validate.loads import balanced_rank, busiest_rank, mlp_spec, power_law
 from moesim.validate.machines import system
 from moesim.validate.rows import Case, Row, Skip, role_of
 from moesim.validate.tables.nvlink import NVFP4
@@ -36,7 +37,7 @@ def wideep(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         law, _, eplb = row["distribution"].removeprefix("power_law_").partition("_")
         slots = int(row["num_slots"]) if eplb else 0
         draws = _loads(int(row["num_tokens"]), experts, top_k, ranks, slots, float(law), int(row["rank0_num_tokens"]))
-        predicted = float(np.mean([experts_s(name, spec, load) for load in draws]))
+        predicted = float(np.mean([experts_s(name, spec, load, CUTLASS) for load in draws]))
         null = float(np.mean([null_s(name, spec, load) for load in draws]))
         pairs = float(np.mean([load.sum() for load in draws]))
         measured = float(row["latency_ms"]) * 1e-3
@@ -62,12 +63,12 @@ def _loads(
 ) -> tuple[Array, ...]:
     """Return loads of the slowest rank's slots, one array per draw.
 
-    Of the draws of each seed the row's own count of tokens on that rank picks the nearest ones.
+    Of twice as many draws those are kept whose tokens on that rank are nearest to what the row prints.
     """
     found = []
     for seed in range(2 * _DRAWS):
         counts = power_law(tokens, experts, top_k, exponent, np.random.default_rng(seed), fill_small=True)
         loads = balanced_rank(counts, ranks, slots) if slots else busiest_rank(counts, ranks)
-        found.append((abs(loads.sum() - touched), seed, loads))
+        found.append((abs(min(loads.sum(), tokens) - touched), seed, loads))
     found.sort(key=lambda item: item[:2])
     return tuple(loads for _, _, loads in found[:_DRAWS])
