@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,8 +9,16 @@ from moesim.base.errors import FormatError
 from moesim.moe.tokenizer import END_ID, encode, train_tokenizer
 from moesim.moe.weights import BUNDLED, load_model, save_model
 
-TEXT = """And it came to pass, when the king heard the words of the people, that he sent messengers unto all the cities
-of the land, saying, Let every man return unto his house in peace."""
+SAMPLES = [
+    "And it came to pass, when the king heard the words of the people, that he sent messengers unto all the cities of "
+    "the land, saying, Let every man return unto his house in peace.",
+    "// size returns the number of bytes that are left in the buffer.\nfunc (b *Buffer) size() int {\n\tif b == nil {\n"
+    "\t\treturn 0\n\t}\n\treturn len(b.data) - b.start\n}\n",
+    "Deduction from a conjunction.\nfoo1 $p |- ( ( ph /\\ ps ) -> ( ps -> ch ) ) $.",
+    "Wählen Sie den Befehl im Menü und klicken Sie auf die Schaltfläche, um die Tabelle zu öffnen.",
+    "Откройте документ и выберите команду в меню, чтобы вставить таблицу.",
+    "メニューからコマンドを選択して、表を挿入します。",
+]
 
 
 @pytest.fixture
@@ -72,18 +79,19 @@ def test_the_bundled_weights_keep_their_promises_about_size():
 
 def test_the_bundled_model_predicts_better_than_token_frequencies():
     bundle = load_model()
-    ids = [END_ID, *encode(bundle.tokenizer, [TEXT])[0]]
+    texts = [[END_ID, *ids] for ids in encode(bundle.tokenizer, SAMPLES)]
     with torch.inference_mode():
-        logits = bundle.model(torch.tensor([ids[:-1]])).logits[0]
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
-    # the best that any unigram model could do on this text: its own token frequencies, known in advance
-    _, counts = np.unique(ids[1:], return_counts=True)
-    share = counts / counts.sum()
-    entropy = float(-(share * np.log(share)).sum())
-    assert loss < min(entropy, 6.0)
+        guesses = [torch.log_softmax(bundle.model(torch.tensor([ids[:-1]])).logits[0], -1) for ids in texts]
+    # what the model expects on average over these very texts: token frequencies that suit them better than any
+    # unigram model of the training text could
+    frequencies = torch.cat(guesses).exp().mean(0).log()
+    for ids, guess in zip(texts, guesses, strict=True):
+        wanted = torch.tensor(ids[1:])
+        loss, unigram = -guess.gather(1, wanted[:, None]).mean(), -frequencies[wanted].mean()
+        assert loss < unigram - 0.5
 
 
 def test_the_tokenizer_gives_every_text_back():
     tokenizer = load_model().tokenizer
-    for text in (TEXT, "Öffnen Sie das Fenster.", "Откройте окно.", "ウィンドウを開く。", "打开窗口。", "\t\x00 🎉"):
+    for text in (*SAMPLES, "打开窗口。", "\t\x00 🎉"):
         assert tokenizer.decode(encode(tokenizer, [text])[0]) == text
