@@ -150,6 +150,49 @@ def test_a_damaged_file_gives_a_trace_or_one_line(name, tmp_path, data):
     assert "\n" not in problem
 
 
+ODD = (None, True, -1, 2**40, 2**70, 1.5, float("nan"), "x", "", [], {}, [[]], [[1], [2, 3]], {"a": 1}, [None])
+
+
+def with_an_odd_value(value, data):
+    """Return a copy of plain data in which one value, anywhere in it, is another."""
+    if isinstance(value, dict) and value and data.draw(st.integers(0, 4)):
+        key = data.draw(st.sampled_from(list(value)))
+        if not data.draw(st.integers(0, 8)):
+            return {other: item for other, item in value.items() if other != key}
+        return value | {key: with_an_odd_value(value[key], data)}
+    if isinstance(value, list) and value and data.draw(st.integers(0, 4)):
+        i = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:i], with_an_odd_value(value[i], data), *value[i + 1 :]]
+    return data.draw(st.sampled_from(ODD))
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_odd_value_gives_a_trace_or_one_line(name, tmp_path, data):
+    place = tmp_path / "odd"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    path = SAMPLES[name](place, sample_trace())
+    file = data.draw(st.sampled_from(files_below(place)))
+    if file.suffix in (".json", ".jsonl"):
+        lines = file.read_text().splitlines()
+        i = data.draw(st.integers(0, len(lines) - 1))
+        lines[i] = json.dumps(with_an_odd_value(json.loads(lines[i]), data))
+        file.write_text("\n".join(lines))
+    elif file.suffix == ".pt":
+        import torch
+
+        content = with_an_odd_value(torch.load(file, weights_only=True), data)
+        torch.save(content, file)
+    problem = ""
+    try:
+        TRACE_FORMATS.get(name).sniff(path)
+        read_any(path, format=name, model=SPEC)
+    except MoesimError as error:
+        problem = str(error)
+    assert "\n" not in problem
+
+
 @pytest.mark.parametrize("name", NEEDS_TORCH)
 def test_without_torch_it_says_what_to_install(name, tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="torch writes the sample")

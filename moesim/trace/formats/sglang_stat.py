@@ -68,10 +68,7 @@ def read(
     data = parse_json(path, "", read_text(path)) if text else torch_file.load(path)
     if not isinstance(data, dict) or "logical_count" not in data:
         raise FormatError(path, "", "expected logical_count of SGLang's recorder in mode stat, found none")
-    array = data["logical_count"]
-    if np.ndim(array) == 2:
-        array = np.asarray(array)[None]
-    counts = integers(path, "logical_count", array, ("slots", "decoder layers", "experts"))
+    counts = integers(path, "logical_count", _stacked(data["logical_count"]), ("slots", "decoder layers", "experts"))
     with problems_of(path):
         spec = given_model(model)
         if counts.shape[2] != spec.experts:
@@ -98,3 +95,11 @@ def read(
                 phase="" if phase else "assumed prefill, the file mixes phases",
             ),
         )
+
+
+def _stacked(counts: Any) -> Any:
+    """Return counts with an axis of slots, where they are one matrix without it."""
+    if isinstance(counts, np.ndarray):
+        return counts[None] if counts.ndim == 2 else counts
+    row = counts[0] if isinstance(counts, list) and counts else None
+    return [counts] if isinstance(row, list) and not any(isinstance(item, list) for item in row) else counts
