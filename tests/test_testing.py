@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 from trace_samples import SAMPLES
 
+from moesim.cluster.formats import TOPOLOGY_FORMATS
 from moesim.costs import NETWORKS, TRANSPORTS
 from moesim.placement import PLACEMENT_FORMATS, POLICIES
 from moesim.placement.policies import NEAREST, TablePolicy
 from moesim.solve import SOLVERS
 from moesim.spec import ModelSpec
-from moesim.testing import Verdict, check_format, check_network, check_policy, check_solver, check_transport
+from moesim.testing import (
+    Verdict,
+    check_format,
+    check_network,
+    check_policy,
+    check_solver,
+    check_topology,
+    check_transport,
+)
 from moesim.trace.formats import TRACE_FORMATS
 from moesim.trace.synthetic import router
 
@@ -57,6 +66,27 @@ def test_trace_formats(name: str, tmp_path: Path):
     folder = tmp_path / "sample"
     folder.mkdir()
     check_format(TRACE_FORMATS.get(name), sample=SAMPLES[name](trace, folder), **options)
+
+
+TOPOLOGIES = {
+    "toml": ("tree-2x2.toml", {}),
+    "nccl-xml": ("nccl-h100-4gpu.xml", {}),
+    "nvidia-smi": ("nvidia-smi-h100.txt", {}),
+    "ibnetdiscover": ("ibnetdiscover-2x4.out", {}),
+    "iblinkinfo": ("iblinkinfo-2x4.out", {}),
+    "slurm": ("slurm-tree.conf", {}),
+    "topograph": ("topograph-tree.yaml", {}),
+    "simai": ("simai-8.topo", {}),
+    "astra-sim": ("astra-switch.yml", {}),
+}
+FOLDERS = {"fusion"}
+"""Read from folders of files that the other formats read: judged with them in tests/cluster/test_formats.py."""
+
+
+@pytest.mark.parametrize("name", sorted(set(TOPOLOGY_FORMATS.names()) - FOLDERS))
+def test_topology_formats(name: str, root: Path):
+    sample, options = TOPOLOGIES[name]
+    check_topology(TOPOLOGY_FORMATS.get(name), root / "tests" / "cluster" / "samples" / sample, **options)
 
 
 def test_the_judges_refuse_what_breaks_a_law():
