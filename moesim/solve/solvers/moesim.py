@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.placement import Placement
-from moesim.solve.objective import score
+from moesim.solve.objective import Score, score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.anneal import anneal
@@ -48,14 +48,25 @@ def moesim(problem: Problem) -> Array:
         Weight of the compute time: more than 1 trades traffic for balance.
     """
     candidates = baseline_candidates(problem)
-    layer_s = [score(problem.batches, c, problem.costs, problem.policy, problem.seed).layer_s for c in candidates]
-    means = np.array([s.mean(axis=0) for s in layer_s])
-    started = candidates[0].experts.copy()
-    best = means.argmin(axis=0)
-    for layer, index in enumerate(best):
-        started[layer] = candidates[index].experts[layer]
-    found = Placement(improve(problem, started), problem.experts)
-    return choose(problem, [*candidates, found])
+    scores = [_score(problem, candidate) for candidate in candidates]
+    found = Placement(improve(problem, _mixed(candidates, scores)), problem.experts)
+    candidates.append(found)
+    scores.append(_score(problem, found))
+    mixed = _mixed(candidates, scores)
+    # stragglers that differ from layer to layer can make a whole placement better than the best of each layer
+    whole = min(range(len(scores)), key=lambda index: scores[index].mean_s)
+    best = _score(problem, Placement(mixed, problem.experts))
+    return candidates[whole].experts if scores[whole].mean_s < best.mean_s else mixed
+
+
+def _score(problem: Problem, placement: Placement) -> Score:
+    return score(problem.batches, placement, problem.costs, problem.policy, problem.seed)
+
+
+def _mixed(candidates: Sequence[Placement], scores: Sequence[Score]) -> NDArray[np.int32]:
+    """Return the best candidate of each layer."""
+    layer_s = np.array([found.layer_s.mean(axis=0) for found in scores])
+    return np.stack([candidates[index].experts[layer] for layer, index in enumerate(layer_s.argmin(axis=0))])
 
 
 def baseline_candidates(problem: Problem) -> list[Placement]:
@@ -75,17 +86,6 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
     if problem.previous is not None:
         placements.append(problem.previous)
     return placements
-
-
-def choose(problem: Problem, candidates: Sequence[Placement]) -> Array:
-    """Return the best of the candidates, mixed layer by layer unless a whole one is better."""
-    scores = [score(problem.batches, c, problem.costs, problem.policy, problem.seed) for c in candidates]
-    layer_s = np.array([s.layer_s.mean(axis=0) for s in scores])
-    experts = np.stack([candidates[index].experts[layer] for layer, index in enumerate(layer_s.argmin(axis=0))])
-    mixed = score(problem.batches, Placement(experts, problem.experts), problem.costs, problem.policy, problem.seed)
-    # stragglers that differ from layer to layer can make the whole better than the sum of its layers
-    whole = min(range(len(scores)), key=lambda index: scores[index].mean_s)
-    return candidates[whole].experts if scores[whole].mean_s < mixed.mean_s else experts
 
 
 def improve(problem: Problem, experts: NDArray[np.int32]) -> NDArray[np.int32]:
