@@ -41,6 +41,8 @@ class Launch:
     ----------
     engine
         Engine and version whose rules were checked.
+    program
+        Command that starts the engine, with MODEL in place of the model.
     flags
         Arguments to add to the command that starts the engine.
     environment
@@ -52,6 +54,7 @@ class Launch:
     """
 
     engine: str
+    program: tuple[str, ...]
     flags: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
@@ -59,9 +62,12 @@ class Launch:
 
     @property
     def command_line(self) -> str:
-        """Environment and flags as a shell takes them."""
-        return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in self.environment.items()),
-                         shlex.join(self.flags)])  # fmt: skip
+        """Environment, program and flags as a shell takes them."""
+        settings = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*settings, shlex.join([*self.program, *self.flags])])
+
+
+_VLLM: Final = ("vllm", "serve", "MODEL")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _sglang(case: _Case) -> Launch:
         "--ep-num-redundant-experts", str(case.redundant), "--moe-a2a-backend", backend,
         "--ep-dispatch-algorithm", algorithm, *_node_flags(case),
     )  # fmt: skip
-    return Launch(case.engine, flags, notes=notes)
+    return Launch(case.engine, ("python", "-m", "sglang.launch_server", "--model-path", "MODEL"), flags, notes=notes)
 
 
 def _trtllm(case: _Case) -> Launch:
@@ -156,8 +162,9 @@ def _trtllm(case: _Case) -> Launch:
         "  backend: WIDEEP\n"
         f"  load_balancer: {json.dumps(case.path)}\n"
     )  # fmt: skip
+    notes += ("write the configuration to llm_api.yaml",)
     flags = ("--tp_size", case.ranks, "--ep_size", case.ranks, "--extra_llm_api_options", "llm_api.yaml")
-    return Launch(case.engine, flags, config=config, notes=(*notes, "write the configuration to llm_api.yaml"))
+    return Launch(case.engine, ("trtllm-serve", "MODEL"), flags, config=config, notes=notes)
 
 
 def _vllm(case: _Case, settings: Mapping[str, object], environment: Mapping[str, str], *notes: str) -> Launch:
@@ -173,7 +180,7 @@ def _vllm(case: _Case, settings: Mapping[str, object], environment: Mapping[str,
         "--enable-expert-parallel", "--data-parallel-size", case.ranks, "--enable-eplb",
         "--eplb-config", json.dumps(settings),
     )  # fmt: skip
-    return Launch(case.engine, flags, environment, notes=notes)
+    return Launch(case.engine, _VLLM, flags, environment, notes=notes)
 
 
 def _vllm_plugin(case: _Case) -> Launch:
@@ -209,7 +216,7 @@ def _ascend(case: _Case) -> Launch:
     )
     config = json.dumps({"eplb_config": {"expert_map_path": case.path}})
     flags = ("--enable-expert-parallel", "--data-parallel-size", case.ranks, "--additional-config", config)
-    return Launch(case.engine, flags, notes=notes)
+    return Launch(case.engine, _VLLM, flags, notes=notes)
 
 
 _ENGINES: Final[Mapping[str, tuple[str, Callable[[_Case], Launch]]]] = {

@@ -69,7 +69,7 @@ def test_tensorrt_llm() -> None:
 def test_vllm() -> None:
     started = launch(PLACEMENT, "a b.json", "vllm", policy="hash")
     assert started.environment == {"MOESIM_VLLM_MAP": "a b.json"}
-    assert shlex.split(started.command_line) == ["MOESIM_VLLM_MAP=a b.json", *started.flags]
+    assert shlex.split(started.command_line) == ["MOESIM_VLLM_MAP=a b.json", "vllm", "serve", "MODEL", *started.flags]
     assert started.flags[:4] == ("--enable-expert-parallel", "--data-parallel-size", "4", "--enable-eplb")
     assert option(list(started.flags), "--eplb-config") == {"num_redundant_experts": 2, "step_interval": 400}
 
