@@ -173,7 +173,7 @@ class TestSglangRecorder:
                 {"topk_ids_of_layer": np.zeros((HIDDEN, 3, 8), np.int32)},
                 "expected 2 picks a token as in mixed, found 8",
             ),
-            ({"topk_ids_of_layer": np.zeros((2, 3, 8), np.int32)}, "expected 5 layers, found 2"),
+            ({"topk_ids_of_layer": np.zeros((2, 3, 8), np.int32)}, "expected 5 layers as the map, found 2"),
             ({"topk_ids_of_layer": np.zeros((HIDDEN, 3, 2), np.int32)}, "expert 0 occurs twice in one pick"),
             ({"positions": [1]}, "positions: expected 3 positions as there are tokens, found 1"),
             ({"forward_mode": 1, "extend_seq_lens": [9]}, "extend_seq_lens: expected lengths of 3 tokens"),

@@ -119,6 +119,23 @@ def test_a_refused_import_writes_nothing(name, tmp_path):
     assert not (tmp_path / "trace.parquet").exists()
 
 
+@pytest.mark.parametrize("name", ["routed-experts", "megatron", "expert-selection"])
+def test_a_part_comes_before_the_rest_is_read(name, tmp_path):
+    path = SAMPLES[name](tmp_path, sample_trace())
+    last = path
+    if name == "expert-selection":
+        path, last = tmp_path, sorted(tmp_path.rglob("*.json"))[-1]
+    last.write_bytes(last.read_bytes()[:-20] + b"damaged")
+    parts = TRACE_FORMATS.get(name).parts(path, model=SPEC)
+    assert next(parts).tokens > 0
+    with pytest.raises(FormatError, match="expected JSON"):
+        list(parts)
+    # and nothing is left of an import that fails on its way
+    with pytest.raises(FormatError):
+        import_any(path, tmp_path / "trace.parquet", model=SPEC)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
 def files_below(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 

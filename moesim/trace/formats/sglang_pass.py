@@ -86,8 +86,9 @@ def _logical(part: RankRecords, place: str, record: Mapping[str, Any], spec: Mod
     place = f"{place}, global_physical_count"
     counts = integers(part.path, place, record.get("global_physical_count"), ("decoder layers", "slots"))
     slots = part.experts.shape[1]
-    if counts.shape[1] != slots or len(counts) <= max(part.rows):
-        raise FormatError(part.path, place, f"expected the {slots} slots of the map, found {list(counts.shape)}")
+    if counts.shape != (part.recorded, slots):
+        wanted = f"[{part.recorded}, {slots}] as the map"
+        raise FormatError(part.path, place, f"expected {wanted}, found {list(counts.shape)}")
     if counts.min(initial=0) < 0:
         raise FormatError(part.path, place, "expected counts from 0 up, found a negative one")
     logical = np.zeros((spec.layers, spec.experts), np.int64)

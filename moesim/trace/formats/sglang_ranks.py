@@ -38,14 +38,17 @@ class RankRecords:
         As in the file.
     experts
         Logical expert of every slot of every MoE layer, int64 [layers, slots].
+    recorded
+        Layers of every array in the records.
     rows
-        Rows of arrays over decoder layers that are MoE layers.
+        Which of them are MoE layers.
     """
 
     path: Path
     rank: int
     records: list[dict[str, Any]]
     experts: Array
+    recorded: int
     rows: list[int]
 
 
@@ -126,4 +129,4 @@ def _read(path: Path, rank: int, spec: ModelSpec) -> RankRecords:
         if not isinstance(record, dict):
             raise FormatError(path, f"records.{number}", f"expected a record, found {type(record).__name__}")
     primary = [record for record in records if record.get("gatherer_key", "primary") == "primary"]
-    return RankRecords(path, rank, primary, experts, rows)
+    return RankRecords(path, rank, primary, experts, len(slots), rows)

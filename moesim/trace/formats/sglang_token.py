@@ -137,9 +137,9 @@ def _tokens(part: RankRecords, number: int, spec: ModelSpec, given: int) -> dict
     slots = integers(
         path, f"{place}, topk_ids_of_layer", record.get("topk_ids_of_layer"), ("decoder layers", "tokens", "picks")
     )
-    if len(slots) <= max(part.rows):
-        found = f"found {len(slots)}; give another model="
-        raise FormatError(path, f"{place}, topk_ids_of_layer", f"expected {spec.num_hidden_layers} layers, {found}")
+    if len(slots) != part.recorded:
+        found = f"found {len(slots)}; record again"
+        raise FormatError(path, f"{place}, topk_ids_of_layer", f"expected {part.recorded} layers as the map, {found}")
     routes = _logical(part, f"{place}, topk_ids_of_layer", slots[part.rows], spec)
     T = len(routes)
     positions = integers(path, f"{place}, positions", record.get("positions", []), ("tokens",))
