@@ -196,7 +196,7 @@ def test_a_summary_has_stable_keys_and_plain_values(rail: Cluster) -> None:
     summary = rail.describe()
     assert list(summary) == [
         "name", "digest", "ranks", "nodes", "ranks_per_node", "devices", "memory_bytes", "flops_bf16", "links",
-        "bisection_bandwidth", "bisection_nominal", "tiers", "worst_pair", "paths_bytes", "sources",
+        "bisection_bandwidth", "bisection_nominal", "tiers", "worst_pair", "paths_bytes", "sources", "notes",
     ]  # fmt: skip
     assert list(summary["tiers"]) == ["node", "pcie", "rail", "spine"]
     assert summary["tiers"]["spine"]["oversubscription"] == pytest.approx(1.0)

@@ -27,7 +27,7 @@ _MOST_LINKS = 60_000
 
 def sniff(path: Path, head: bytes) -> bool:
     """Return whether the file looks like a network of ASTRA-sim."""
-    return re.search(rb"^npus_count\s*:", head, re.MULTILINE) is not None
+    return re.search(rb"^npus_count[ \t]{0,8}:", head, re.MULTILINE) is not None
 
 
 def read(path: Path, *, like: str | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from moesim.base.errors import FormatError
 from moesim.cluster.formats.like import Like
 from moesim.cluster.formats.node import NodeFacts, inside, nic_groups
 from moesim.cluster.formats.text import clean, distinct, dotless
+from moesim.cluster.schema import MAX_RANKS
 
 # data rate of one lane in Gb/s
 LANE = {
@@ -117,6 +118,8 @@ def fabric_tables(
         raise FormatError(
             fabric.path, "", 'no channel adapter names its host (as in "host1 mlx5_0"), so there are no nodes'
         )
+    if sum(host.gpus for host in hosts) > MAX_RANKS:
+        raise FormatError(fabric.path, "", f"more than {MAX_RANKS:,} GPUs; give the dump of a smaller cluster")
     names = dict(zip((host.name for host in hosts), distinct(dotless(host.name) for host in hosts), strict=True))
     switch_names = _switch_names(fabric, set(names.values()))
     vertex: dict[str, str] = dict(switch_names)

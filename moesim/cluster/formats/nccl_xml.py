@@ -29,7 +29,7 @@ class _Device:
 def sniff(path: Path, head: bytes) -> bool:
     """Return whether the file looks like a dump of NCCL."""
     text = head.decode("utf-8", "replace")
-    return re.search(r"<system\b", text) is not None and re.match(r"\ufeff?\s*<", text) is not None
+    return re.search(r"<system\b", text) is not None and re.match(r"\ufeff?\s{0,80}<", text) is not None
 
 
 def read(path: Path, *, like: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moesim.base.errors import FormatError
 from moesim.cluster.formats.node import NODE, PHB, PIX, PXB, SYS, Nic, NodeFacts, all_switched, node_tables
-from moesim.cluster.formats.text import read_text
+from moesim.cluster.formats.text import read_text, without_escapes
 
 _MEET = {"PIX": PIX, "PXB": PXB, "PHB": PHB, "NODE": NODE, "SYS": SYS, "SOC": SYS}
 _DEVICE = re.compile(r"(?:GPU|NIC)\d+|(?:mlx|bnxt|efa|rdma|roce|ib|irdma|hns)\w*")
@@ -17,10 +17,9 @@ _HINT = {12: "a100-4x8-rail", 8: "h800-4x8-rail", 18: "h100-4x8-rail"}
 
 def sniff(path: Path, head: bytes) -> bool:
     """Return whether the file looks like the matrix of ``nvidia-smi topo -m``."""
-    text = head.decode("utf-8", "replace")
-    return re.search(r"^\W*(?:\x1b\[\d+m)?\s*GPU0\b", text, re.MULTILINE) is not None and bool(
-        re.search(r"^GPU0\s+X\b", text, re.MULTILINE)
-    )
+    text = without_escapes(head.decode("utf-8", "replace"))
+    header = re.search(r"^[ \t]{0,80}GPU0\b", text, re.MULTILINE)
+    return header is not None and re.search(r"^GPU0[ \t]{1,80}X\b", text, re.MULTILINE) is not None
 
 
 def read(path: Path, *, like: str | None = None) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
     """
     lines = read_text(path).splitlines()
     header = _header(path, lines)
+    if header.switches + header.nvswitches > MAX_RANKS:
+        raise FormatError(path, "line 1", f"more than {MAX_RANKS:,} switches; describe a smaller cluster")
     if header.links > _MOST_LINKS or len(lines) > 2 * header.links + 64:
         raise FormatError(
             path,

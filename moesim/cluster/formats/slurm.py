@@ -16,7 +16,9 @@ _PAIR = re.compile(r"(\w+)\s*=\s*(\S+)")
 
 def sniff(path: Path, head: bytes) -> bool:
     """Return whether the file looks like a topology.conf."""
-    return re.search(rb"^\s*(?:SwitchName|BlockName)\s*=", head, re.MULTILINE | re.IGNORECASE) is not None
+    return (
+        re.search(rb"^[ \t]{0,80}(?:SwitchName|BlockName)[ \t]{0,80}=", head, re.MULTILINE | re.IGNORECASE) is not None
+    )
 
 
 def read(path: Path, *, like: str | None = None, gpus_per_host: int | None = None) -> dict[str, Any]:

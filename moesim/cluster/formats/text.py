@@ -10,7 +10,7 @@ from moesim.base.errors import FormatError, InputError
 
 LARGEST = 32 * 2**20  # bytes; the dump of a fabric of 40 switches has 0.3 MB
 MOST_HOSTS = 16_384
-_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ESCAPE = re.compile(r"\x1b\[[0-9;]{0,16}[A-Za-z]")
 _RANGES = re.compile(r"([^\[\],\s]*)\[([0-9,\-]+)\]([^\[\],\s]*)|([^\[\],\s]+)")
 
 
@@ -32,9 +32,14 @@ def read_text(path: Path) -> str:
     if len(content) > LARGEST:
         raise FormatError(path, "", f"larger than {LARGEST // 2**20} MiB; give the dump of one cluster")
     try:
-        return _ESCAPE.sub("", content.decode("utf-8-sig"))
+        return without_escapes(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise FormatError(path, f"byte {error.start}", "expected UTF-8 text; save the output again") from None
+
+
+def without_escapes(text: str) -> str:
+    """Return text without the colours and underlines of a terminal."""
+    return _ESCAPE.sub("", text)
 
 
 def clean(name: str) -> str:

@@ -16,7 +16,8 @@ from moesim.cluster.formats import read_tables, recognise
 from moesim.cluster.overlay import overlay
 from moesim.cluster.presets import preset_names, preset_path
 
-_LARGEST = 8 * 2**20  # bytes; 65,536 free links fit
+_LARGEST = 8 * 2**20  # bytes; 32,768 free links fit
+_MOST_ROWS = 65_536
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -82,6 +83,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > _LARGEST:
         raise FormatError(path, "", f"larger than {_LARGEST // 2**20} MiB; describe the cluster by tiers")
+    if content.count(b"[[") > _MOST_ROWS:
+        raise FormatError(path, "", f"more than {_MOST_ROWS:,} [[...]] tables; describe the cluster by tiers")
     try:
         return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:

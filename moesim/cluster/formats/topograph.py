@@ -20,8 +20,8 @@ _LIKE = {
 
 def sniff(path: Path, head: bytes) -> bool:
     """Return whether the file looks like a model or a graph of Topograph."""
-    model = re.search(rb"^switches\s*:", head, re.MULTILINE) and re.search(
-        rb"\b(?:capacity_)?blocks\s*:|\bnodes\s*:", head
+    model = re.search(rb"^switches[ \t]{0,8}:", head, re.MULTILINE) and re.search(
+        rb"\b(?:capacity_)?blocks[ \t]{0,8}:|\bnodes[ \t]{0,8}:", head
     )
     return bool(model) or (b'"instances"' in head and b'"network_layers"' in head)
 

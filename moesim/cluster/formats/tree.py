@@ -9,6 +9,7 @@ from typing import Any
 from moesim.base.errors import FormatError
 from moesim.cluster.formats.like import Like
 from moesim.cluster.formats.text import MOST_HOSTS, clean, distinct, dotless, hosts
+from moesim.cluster.schema import MAX_RANKS
 
 _DEEPEST = 16
 
@@ -83,7 +84,13 @@ def tree_tables(tree: Tree, like_name: str | None, gpus_per_host: int | None = N
     if not tree.hosts:
         raise FormatError(tree.path, "", "names no nodes; there is nothing to simulate")
     like = Like(like_name or ("gb200-nvl72" if tree.domain else "h100-4x8-rail"))
-    per_host = gpus_per_host or (4 if tree.domain else like.gpus)
+    per_host = (4 if tree.domain else like.gpus) if gpus_per_host is None else gpus_per_host
+    if not 1 <= per_host * len(tree.hosts) <= MAX_RANKS:
+        raise FormatError(
+            tree.path,
+            "",
+            f"{len(tree.hosts):,} hosts of {per_host} GPUs: expected 1 to {MAX_RANKS:,} GPUs in all",
+        )
     notes = [f"{tree.path.name} does not tell GPUs, NICs, speeds and latencies: {per_host} GPUs per host, the rest as "
              f"{like.name}; switches pass on all that enters them"]  # fmt: skip
     _check_depth(tree)
