@@ -153,13 +153,18 @@ LAUNCH_S: Final = Constant(
     3.6e-6, "measured", f"one kernel in a CUDA graph beyond its work: 18 of 36 us with one expert on H100, {_MASKED_ROWS}"
 )
 _WIDEEP_ROWS: Final = "rows without EPLB of aiconfigurator-core 0.12.0 wideep_moe 1.3.0rc10 (TensorRT-LLM, CUTLASS)"
-CUTLASS_SHARE: Final = Constant(0.24, "measured", f"share of fp8 peak inside a tile, H100, {_WIDEEP_ROWS}")
-CUTLASS_SHARE_BLACKWELL: Final = Constant(0.24, "measured", f"share of fp4 peak inside a tile, GB200, {_WIDEEP_ROWS}")
+CUTLASS_SHARE: Final = Constant(0.5, "measured", f"share of fp8 peak inside a tile, H100, {_WIDEEP_ROWS}")
+CUTLASS_SHARE_BLACKWELL: Final = Constant(0.5, "measured", f"share of fp4 peak inside a tile, GB200, {_WIDEEP_ROWS}")
 CUTLASS_LAUNCH_S: Final = Constant(
-    9e-6, "measured", f"one kernel beyond its work: 38 of 54 us with one expert on H100 over five kernels, {_WIDEEP_ROWS}"
+    5e-6, "measured", f"one kernel beyond its work: 38 of 54 us with one expert on H100, routing taken out, {_WIDEEP_ROWS}"
 )
-CUTLASS_TILE_M: Final = (32, 64, 128)
-"""Rows of a tile that TensorRT-LLM's autotuner chooses from."""
+PASSES: Final = Constant(1, "measured", f"how often the kernels around the GEMMs move their bytes, {_CONTEXT_ROWS}")
+CUTLASS_PASSES: Final = Constant(
+    6, "measured", f"how often the kernels around the GEMMs would move their bytes, fp8 on H100, {_WIDEEP_ROWS}"
+)
+CUTLASS_PASSES_BLACKWELL: Final = Constant(
+    3, "measured", f"how often the kernels around the GEMMs would move their bytes, nvfp4 on GB200, {_WIDEEP_ROWS}"
+)
 OVERLAP_POWER: Final = Constant(
     3, "measured", "power mean of arithmetic and memory time; of 2, 3, 4, 6 the best on dense rows of the DeepGEMM README"
 )
@@ -170,6 +175,8 @@ FUSED_FLOOR_S: Final = Constant(
 FUSED_EXPOSED: Final = Constant(
     0.48, "measured", f"part of NVLink time that such a kernel does not hide: 0.35 to 0.70 at 32768 tokens, {_MEGAMOE_ROWS}"
 )
+FUSED_TILE_M: Final = (16, 32, 64, 128)
+"""Rows of a tile of fused kernels: assumed, few rows lie across a tile with its operands swapped."""
 FP4_FACTOR: Final = Constant(2, "datasheet", "Blackwell: dense fp4 against fp8, where weights and tokens are both four-bit")
 ATTENTION_SHARE: Final = Constant(
     0.6, "assumed", "share of bf16 peak in prefill attention (FlashAttention-3 paper: up to 0.75 on H100)"

@@ -40,7 +40,7 @@ def fused_layer_s(
     experts = np.zeros(pairs.shape)
     for n, depth, element in ((wide, spec.hidden, spec.dispatch_bytes), (spec.hidden, spec.intermediate, FP8_BLOCK)):
         moved = active * n * depth * spec.weight_bytes + pairs * depth * element
-        experts = experts + together(gemm_s(m, device, n, depth), moved / device.hbm)
+        experts = experts + together(gemm_s(m, device, n, depth, k.FUSED_TILE_M), moved / device.hbm)
     own = tokens * (spec.top_k + 1) * spec.combine_token_bytes / device.copy
     travel = (received * spec.dispatch_token_bytes + pairs * spec.hidden * BF16) * (ranks - 1) / ranks
     sent = travel * ports(cluster).seconds_per_byte[:, 0]

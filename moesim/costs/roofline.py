@@ -21,17 +21,31 @@ _KERNELS: Final = 5  # permute, first GEMM, activation (and quantisation), secon
 
 @dataclass(frozen=True)
 class Kernel:
-    """Grouped GEMMs of one library: share of peak inside an fp8 or fp4 tile, tile heights, what a launch costs."""
+    """Grouped GEMMs of one library.
+
+    Share of peak inside an fp8 or fp4 tile, tile heights, what a launch costs, and how often the kernels around the
+    GEMMs would move their bytes (Hopper, Blackwell).
+    """
 
     name: str
     hopper: k.Constant
     blackwell: k.Constant
     heights: tuple[int, ...]
     launches: k.Constant
+    passes: tuple[k.Constant, k.Constant]
 
 
-DEEPGEMM: Final = Kernel("DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, k.LAUNCH_S)
-CUTLASS: Final = Kernel("CUTLASS of TensorRT-LLM", k.CUTLASS_SHARE, k.CUTLASS_SHARE_BLACKWELL, k.CUTLASS_TILE_M, k.CUTLASS_LAUNCH_S)
+DEEPGEMM: Final = Kernel(
+    "DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, k.LAUNCH_S, (k.PASSES, k.PASSES)
+)
+CUTLASS: Final = Kernel(
+    "CUTLASS of TensorRT-LLM",
+    k.CUTLASS_SHARE,
+    k.CUTLASS_SHARE_BLACKWELL,
+    k.TILE_M,
+    k.CUTLASS_LAUNCH_S,
+    (k.CUTLASS_PASSES, k.CUTLASS_PASSES_BLACKWELL),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +82,9 @@ class Device:
             )
         )
         memory = cluster.hbm_bandwidth
-        return cls(flops * gemm, memory * hbm, memory * copy, sms, cluster.speed, notes)
+        # in bf16 nothing is quantised on the way
+        passes = np.array(k.shares(cluster.device, *kernel.passes)) if fp8 else 1.0
+        return cls(flops * gemm, memory * hbm, memory * copy / passes, sms, cluster.speed, notes)
 
 
 def uses_fp8(spec: ModelSpec) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 from moesim.base.errors import InputError, UnknownName
 from moesim.validate.rows import Case, Scorer, Skip, read
 from moesim.validate.score import Result, result
-from moesim.validate.tables import deepep, fused, gemm, megamoe, nccl, nvlink, published, wideep
+from moesim.validate.tables import deepep, fused, gemm, layers, megamoe, nccl, nvlink, published, wideep
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "grouped_gemm_deepgemm": Family(gemm.grouped, gemm.GROUPED_COLUMNS),
     "deepgemm_readme": Family(gemm.readme, gemm.README_COLUMNS),
     "fused_moe_hopper": Family(fused.fused, fused.COLUMNS),
+    "moe_layer_end_to_end": Family(layers.layers, layers.COLUMNS),
 }
 """Table families by the name of their file."""
 
