@@ -22,18 +22,18 @@ def test_overhead_of_the_hook_on_the_bundled_model(rows, length):
     tokens = torch.randint(0, net.config.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
 
     def seconds() -> float:
-        start = time.perf_counter()
+        # of this process: what else the machine does must not count
+        start = time.process_time()
         with torch.inference_mode():
             net(tokens)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     off, on = [], []
-    for _ in range(15):
+    for _ in range(25):
         off.append(seconds())
         with capture(net) as recorder:
             forward_s = seconds()
-            start = time.perf_counter()
+            start = time.process_time()
             recorder.take()
-            on.append(forward_s + time.perf_counter() - start)
-    # the machine may be busy, which only ever adds time: the fastest of many runs is the fair one
-    assert np.min(on) < 1.05 * np.min(off)
+            on.append(forward_s + time.process_time() - start)
+    assert np.median(on) < 1.05 * np.median(off)
