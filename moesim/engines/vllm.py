@@ -87,7 +87,8 @@ def planned_policy(base: type, placement: Placement, path: Path) -> type:
                 f"{path}: the map is for {_sizes(held)}, but vLLM asks for {_sizes(asked)}; plan for what is served, "
                 "and serve without a draft model, which would need a map of its own"
             )
-        return torch.tensor(experts, dtype=torch.int64)
+        # vLLM may have set another default device
+        return torch.tensor(experts, dtype=torch.int64, device="cpu")
 
     return type("PlannedPolicy", (base,), {"rebalance_experts": classmethod(rebalance_experts)})
 

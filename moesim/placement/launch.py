@@ -136,7 +136,10 @@ def _sglang(case: _Case) -> Launch:
     else:
         backend, algorithm = "deepep", "static"
         if case.policy == "nearest" and case.copies:
-            notes += ("of several copies on a node SGLang's ranks all take the first, where `nearest` deals them out",)
+            notes += (
+                "of several copies on a node SGLang's ranks all take the first, and each rank shuffles the others for "
+                "itself, where `nearest` deals them out: expect less balance than predicted",
+            )
     if case.node is None:
         notes += ("on several nodes add --nnodes, with ranks in the order of the plan",)
     flags = (

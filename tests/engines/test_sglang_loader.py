@@ -136,6 +136,25 @@ def first_of_the_node(placement: Placement, table: np.ndarray, rank: int, nodes:
             assert table[layer, expert] == physical
 
 
+def test_it_uses_copies_less_evenly_than_nearest(ask: Ask, tmp_path: Path) -> None:
+    spec = ModelSpec("deepseek-v3-like", (0, 1), 2, experts=16, top_k=2, hidden=8, intermediate=8)
+    placement = random_placement(np.random.default_rng(0), 2, 8, 4, 16)
+    placement = fill_empty(placement, np.ones((2, 16))).for_model(spec)
+    export(placement, tmp_path / "e.json", "sglang", spec=spec, policy="nearest")
+    [ranks] = ask([a_case(placement, spec, str(tmp_path / "e.json"), "nearest", 1)])
+    theirs = np.array([loaded["table"] for loaded in ranks]).transpose(1, 0, 2)
+    uneven = {}
+    for name, table in (("ours", nearest_table(placement, np.zeros(8, dtype=np.int32))), ("theirs", theirs)):
+        # source ranks that use a slot; all copies of an expert are equally far here, but for the own one
+        users = np.array([np.bincount(layer.ravel(), minlength=32) for layer in table])
+        uneven[name] = max(
+            int(np.ptp(users[layer][placement.physical_to_logical[layer] == expert]))
+            for layer in range(2)
+            for expert in range(16)
+        )
+    assert uneven["ours"] <= 1 < uneven["theirs"]
+
+
 FOUR = ModelSpec("deepseek-v3-four", (0, 1), 2, experts=4, top_k=2, hidden=8, intermediate=8)
 GOOD = [0, 1, 2, 0, 3, 1]
 # what SGLang says of it, and what we say
