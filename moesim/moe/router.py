@@ -20,8 +20,8 @@ from moesim.moe.config import MoeConfig
 class Routing(NamedTuple):
     """Decision of a router for each token.
 
-    `experts` int64 [sequences, length, K], strongest first; `weights` float of the same shape, what the outputs of the
-    experts are multiplied by; `balance` scalar, the auxiliary loss before its coefficient.
+    `experts` int64 [sequences, length, K], highest score first; `weights` float of the same shape, what the outputs of
+    the experts are multiplied by; `balance` scalar, the auxiliary loss before its coefficient.
     """
 
     experts: Tensor
@@ -34,8 +34,8 @@ class SigmoidBiasRouter(nn.Module):
 
     The bias is no parameter: after a training step `nudge` moves it against the load. Other than in DeepSeek-V3 it
     moves only for experts whose running load left a band around the mean: inside the band experts may specialise,
-    outside of it none may starve or swamp. Without the band a model this small is balanced almost perfectly, which
-    production models are not on any given traffic.
+    outside of it none may starve or swamp. A bias that always acts would balance the training mix almost perfectly, and
+    production models are not balanced on any given traffic.
 
     The auxiliary loss is DeepSeek-V3's sequence-wise one: it keeps a sequence from using few experts only, hence
     whole domains from living on experts of their own.
