@@ -73,9 +73,15 @@ def read(path: str | Path) -> ModelSpec:
         raise FormatError(file, "", f"expected JSON, found {' '.join(str(error).split())}") from None
     if not isinstance(config, Mapping):
         raise FormatError(file, "", f"expected an object, found {type(config).__name__}")
-    parent = file.resolve().parent.name
-    fallback = parent if file.name == "config.json" else file.stem
-    return from_config(config, name=config.get("_name_or_path") or fallback, path=file)
+    return from_config(config, name=_name(file.resolve()), path=file)
+
+
+def _name(file: Path) -> str:
+    """Return the name of a model: its folder, its repository in a download cache, or else that of the file."""
+    cached = next((part for part in file.parts if part.startswith("models--")), None)
+    if cached is not None:
+        return cached.split("--")[-1]
+    return file.parent.name if file.name == "config.json" else file.stem
 
 
 def from_config(config: Mapping[str, Any], *, name: str, path: str | Path = "config.json") -> ModelSpec:

@@ -199,6 +199,10 @@ def test_a_model_is_found_by_name_folder_or_file(tmp_path):
     (folder / "config.json").write_text(json.dumps(CONFIGS["deepseek-v3"]))
     expected = replace(PRESETS["deepseek-v3"], name="my-model")
     assert find(folder) == find(str(folder / "config.json")) == ModelSpec.find(folder) == expected
+    cached = tmp_path / "models--org--Nice-MoE" / "snapshots" / "0123abcd"
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text(json.dumps(CONFIGS["deepseek-v3"]))
+    assert find(cached).name == "Nice-MoE"
     assert find("deepseek-v3") is find("preset:deepseek-r1") is PRESETS["deepseek-v3"]
     with pytest.raises(UnknownName, match="did you mean 'deepseek-v3'"):
         find("deepseekv3")

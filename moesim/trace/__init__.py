@@ -1,7 +1,7 @@
 """Routing traces: which experts every token picked in every layer, where and when.
 
-`Trace` is the type, `make_batches` turns it into steps that can be dispatched, `read_any` imports foreign files,
-`TraceWriter` streams a capture to disk, `describe` and `statistics` say what a trace is like.
+`Trace` is the type, `make_batches` turns it into steps that can be dispatched, `read_any` and `import_any` read foreign
+files, `TraceWriter` streams a capture to disk, `describe` and `statistics` say what a trace is like.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moesim.trace.batches import Batches as Batches
     from moesim.trace.batching import make_batches as make_batches
     from moesim.trace.formats import TRACE_FORMATS as TRACE_FORMATS
+    from moesim.trace.formats import import_any as import_any
     from moesim.trace.formats import read_any as read_any
     from moesim.trace.parquet import TraceWriter as TraceWriter
     from moesim.trace.parquet import iter_chunks as iter_chunks
@@ -30,6 +31,7 @@ _HOME = {
     "Batches": "moesim.trace.batches",
     "make_batches": "moesim.trace.batching",
     "TRACE_FORMATS": "moesim.trace.formats",
+    "import_any": "moesim.trace.formats",
     "read_any": "moesim.trace.formats",
     "TraceWriter": "moesim.trace.parquet",
     "iter_chunks": "moesim.trace.parquet",
@@ -47,6 +49,7 @@ __all__ = [
     "Trace",
     "TraceWriter",
     "describe",
+    "import_any",
     "iter_chunks",
     "make_batches",
     "read_any",

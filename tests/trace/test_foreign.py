@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import FormatError, MissingExtra, MoesimError, UnknownName
 from moesim.testing import check_format
-from moesim.trace import TRACE_FORMATS, Trace, read_any
-from moesim.trace.formats import import_any
+from moesim.trace import TRACE_FORMATS, Trace, import_any, make_batches, read_any
 
 NEEDS_TORCH = ("sglang-stat", "sglang-pass", "sglang-token")
+MORE = {"flame": {"request_tokens": 5}}
+"""Options without which a small sample is one request."""
 IN_PARTS = ("sglang-token", "routed-experts", "megatron", "expert-selection")
 
 
@@ -52,6 +53,16 @@ def test_the_routing_survives(name, tmp_path):
         assert np.array_equal(read.of_domain("law").routes, trace.routes[trace.request == 1])
     else:
         assert np.array_equal(read.routes, trace.routes)
+
+
+def test_what_was_imported_can_be_batched_and_split(name, tmp_path):
+    path = SAMPLES[name](tmp_path, sample_trace())
+    trace = read_any(tmp_path if name == "expert-selection" else path, model=SPEC, **MORE.get(name, {}))
+    if trace.routes is not None:
+        assert len(make_batches(trace, 2, tokens_per_rank=2, seed=1)) > 0
+    if name != "eplb-loads":  # one matrix
+        fit, rest = trace.split(0.5)
+        assert fit.rows + rest.rows == trace.rows
 
 
 def test_the_model_must_be_given(name, tmp_path):

@@ -26,7 +26,9 @@ from foreign import (
 )
 
 from moesim.cli import main
+from moesim.presets import ALIASES, NOTES, PRESETS
 from moesim.trace import TRACE_FORMATS, Trace
+from moesim.trace.scenarios import SCENARIOS
 
 CONFIG = {
     "hidden_size": 16, "moe_intermediate_size": 32, "intermediate_size": 32, "num_hidden_layers": 5, "num_experts": 8,
@@ -102,3 +104,22 @@ def test_every_option_is_in_the_table_and_of_the_formats_it_names():
         # npz has a table of its own
         known -= {"layers", "counts"} if name == "npz" else set()
         assert known == {option for option, where in said.items() if name in where}, name
+
+
+def test_the_table_of_presets_is_true():
+    rows = {row[0].strip("` "): row[1:] for row in table("preset | layers")}
+    assert list(rows) == list(PRESETS)
+    for name, spec in PRESETS.items():
+        layers, experts, picks, shared, groups, total, active, note = rows[name]
+        assert layers == f"{spec.layers} of {spec.num_hidden_layers}"
+        assert (int(experts), int(picks)) == (spec.experts, spec.top_k)
+        assert shared == str(spec.shared_experts or "-")
+        assert groups == (f"{spec.group_limit} of {spec.groups}" if spec.groups > 1 else "-")
+        assert total == f"{spec.parameters() / 1e9:.1f} B"
+        assert active == f"{spec.parameters(active=True) / 1e9:.1f} B"
+        assert NOTES.get(name, "") in note
+        assert all(f"`{other}`" in note for other, of in ALIASES.items() if of == name)
+
+
+def test_the_table_of_scenarios_is_true():
+    assert {row[0].strip("| "): row[1].strip("`") for row in table("scenario | name")} == SCENARIOS
