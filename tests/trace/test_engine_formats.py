@@ -338,6 +338,14 @@ class TestMegatron:
         assert trace.has_steps
         assert trace.domains == ("pile",)
 
+    def test_ranks_that_routed_the_same_tokens_count_once(self, tmp_path, whole):
+        path = write_megatron(tmp_path, whole)
+        (tmp_path / "router_trace_rank1.jsonl").write_bytes(path.read_bytes())
+        trace = read_any(tmp_path, model=SPEC)
+        assert np.array_equal(trace.routes, whole.routes)
+        assert set(trace.source) == {0}
+        assert trace.origin["alike"] == "1 ranks routed the same tokens as others and are left out"
+
     def test_pipeline_stages_hold_different_layers_of_the_same_tokens(self, tmp_path, whole):
         path = write_megatron(tmp_path, whole)
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -67,6 +67,7 @@ def parts(
         stages = _stages(path, files, heads)
         numbers = [layer for stage in stages for layer in heads[stage[0]][1]]  # type: ignore[index]
         spec, layers = numbered_layers(path, "layer", numbers, spec, numbering)
+        alike = len(files) - sum(len(stage) for stage in stages)
         facts = origin_of(
             path,
             "megatron",
@@ -74,6 +75,7 @@ def parts(
             spec,
             origin,
             ranks=len(files),
+            alike=f"{alike} ranks routed the same tokens as others and are left out" if alike else "",
             requests="not recorded: the tokens of a rank in a step count as one request",
             stages=f"{len(stages)} pipeline stages, their ranks paired in order" if len(stages) > 1 else "",
         )
@@ -170,15 +172,25 @@ def _joined(layers: Mapping[int, list[Array]]) -> dict[int, Array]:
 
 
 def _stages(path: str | Path, files: list[Path], heads: list[_Step | None]) -> list[list[int]]:
-    """Return the ranks of every pipeline stage: those that hold the same layers."""
+    """Return the ranks of every pipeline stage: those that hold the same layers, of the same tokens only the first."""
     stages: dict[tuple[int, ...], list[int]] = {}
     for rank, found in enumerate(heads):
-        stages.setdefault(tuple(sorted(found[1])) if found else (), []).append(rank)
+        layers = found[1] if found else {}
+        ranks = stages.setdefault(tuple(sorted(layers)), [])
+        if not any(_alike(layers, heads[other]) for other in ranks):
+            ranks.append(rank)
     held = [layer for layers in stages for layer in layers]
     if len(set(held)) != len(held) or len({len(ranks) for ranks in stages.values()}) != 1:
         names = f"{files[0].name} and others"
         raise FormatError(path, "layer", f"the ranks hold neither the same layers nor those of stages ({names})")
     return list(stages.values())
+
+
+def _alike(layers: Mapping[int, Array], other: _Step | None) -> bool:
+    """Return whether two ranks, as those of one tensor-parallel group, routed the same tokens in their first step."""
+    return other is not None and all(
+        len(ids) > 0 and np.array_equal(ids, other[1].get(layer, ())) for layer, ids in layers.items()
+    )
 
 
 def _routes(
