@@ -8,6 +8,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.cluster.cluster import Cluster
+from moesim.cluster.worst import worst_pair
 
 _UNIT = 1e6  # bytes/s; the max-flow works on whole numbers
 
@@ -114,26 +115,3 @@ def oversubscription(cluster: Cluster, tier: str) -> float | None:
             ratio = down[vertex] / above
             worst = ratio if worst is None else max(worst, ratio)
     return worst
-
-
-def worst_pair(cluster: Cluster) -> dict[str, Any] | None:
-    """Return the pair with the lowest bandwidth on an idle network; among equals the one with the highest latency."""
-    if cluster.ranks == 1:
-        return None
-    found: tuple[float, float, int, int] | None = None
-    every = np.arange(cluster.ranks)
-    time_s: Array = 1.0 / cluster.link_bandwidth
-    for s in range(cluster.ranks):
-        here = np.full(cluster.ranks, s)
-        alone = cluster.paths.alone_s(time_s, here, every)
-        slow = np.flatnonzero(alone == alone.max())
-        latency = cluster.paths.latency_s(here[slow], every[slow])
-        t = int(slow[latency.argmax()])
-        entry = (float(alone.max()), float(latency.max()), s, t)
-        if found is None or entry[:2] > found[:2]:
-            found = entry
-    if found is None:
-        return None
-    alone_s, latency_s, s, t = found
-    names = [cluster.vertices[cluster.paths.members[rank]] for rank in (s, t)]
-    return {"source": s, "target": t, "names": names, "bandwidth": 1.0 / alone_s, "latency_s": latency_s}
