@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import demo, files, models, plans
+from moesim.cli import demo, files, models, plans, validate
 
 app = typer.Typer(
     name="moesim",
@@ -47,5 +47,6 @@ app.command("solve", rich_help_panel=_DECIDE)(plans.solve)
 app.command("simulate", rich_help_panel=_DECIDE)(plans.simulate)
 app.command("compare", rich_help_panel=_DECIDE)(plans.compare)
 app.command("export", rich_help_panel=_DECIDE)(files.export)
+app.command("validate", rich_help_panel=_SEE)(validate.validate)
 app.command("train", rich_help_panel=_MODEL)(models.train)
 app.add_typer(models.capture, name="capture", rich_help_panel=_MODEL)

@@ -48,7 +48,8 @@ COLLECTIVE_FLOOR_S: Final = Constant(
 )
 _NCCL_ROWS: Final = "NCCL 2.23-2.29 all-to-all, 2 to 8 H100, aiconfigurator-core 0.12.0 nccl_perf"
 COLLECTIVE_FLOORS_S: Final[dict[str, float]] = {
-    "A100": 15.8e-6, "H100": 7.4e-6, "H200": 8.3e-6, "B200": 10.1e-6, "B300": 10.1e-6, "GB200": 10.1e-6, "GB300": 10.1e-6,
+    "A100": 15.8e-6, "H100": 7.4e-6, "H200": 8.3e-6,
+    "B200": 10.1e-6, "B300": 10.1e-6, "GB200": 10.1e-6, "GB300": 10.1e-6,
 }  # fmt: skip
 """NCCL all-to-all of 512 B on 8 GPUs by device (GB200 and B300 as B200); measured, aiconfigurator-core nccl_perf."""
 COLLECTIVE_PEER_S: Final = Constant(
@@ -61,7 +62,9 @@ COLLECTIVE_STEP_BYTES: Final = Constant(
     0.15e6, "measured", f"bytes of a rank at which that is reached (64 KB to 256 KB), {_NCCL_ROWS}"
 )
 COLLECTIVE_RAMP: Final = Constant(
-    0.27, "measured", f"filling and draining chunk buffers, in parts of the transfer: 20 us of 74 at 24 MB, {_NCCL_ROWS}"
+    0.27,
+    "measured",
+    f"filling and draining chunk buffers, in parts of the transfer: 20 us of 74 at 24 MB, {_NCCL_ROWS}",
 )
 COLLECTIVE_RAMP_BYTES: Final = Constant(
     24e6, "measured", f"bytes of a rank from which that does not grow: between 15 and 29 MB, {_NCCL_ROWS}"
@@ -110,10 +113,16 @@ LL_COMBINE_BANDWIDTH: Final = Constant(
     f"wire bytes/s of a Hopper rank over NVLink, floor and receive pass taken out: 280 at 128 tokens, 237 at 1024, "
     f"{_LL_ROWS}",
 )
-_MASKED_ROWS: Final = "uniform rows of aiconfigurator-core 0.12.0 wideep_generation_moe 0.5.10 (SGLang, DeepGEMM masked)"
-_CONTEXT_ROWS: Final = "uniform rows of aiconfigurator-core 0.12.0 wideep_context_moe 0.5.10 (SGLang, DeepGEMM contiguous)"
+_MASKED_ROWS: Final = (
+    "uniform rows of aiconfigurator-core 0.12.0 wideep_generation_moe 0.5.10 (SGLang, DeepGEMM masked)"
+)
+_CONTEXT_ROWS: Final = (
+    "uniform rows of aiconfigurator-core 0.12.0 wideep_context_moe 0.5.10 (SGLang, DeepGEMM contiguous)"
+)
 HBM_SHARE: Final = Constant(
-    0.82, "measured", f"16.1 us for 44 MB of weights on H100, 11.1 on H200: 0.82 and 0.83 of 3.35 and 4.8 TB/s, {_MASKED_ROWS}"
+    0.82,
+    "measured",
+    f"16.1 us for 44 MB of weights on H100, 11.1 on H200: 0.82 and 0.83 of 3.35 and 4.8 TB/s, {_MASKED_ROWS}",
 )
 HBM_SHARE_BLACKWELL: Final = Constant(
     0.74, "measured", f"7.7 us for 44 MB of weights on B200, 7.2 on GB200: 0.71 and 0.76 of 8 TB/s, {_MASKED_ROWS}"
@@ -122,7 +131,9 @@ COPY_SHARE: Final = Constant(
     0.78, "measured", f"of HBM bandwidth in scatter and gather: 8.3 ns a token of 21.7 KB on H100, {_CONTEXT_ROWS}"
 )
 COPY_SHARE_BLACKWELL: Final = Constant(
-    0.5, "measured", f"of HBM bandwidth in scatter and gather: 5.4 ns a token of 21.7 KB on B200 and GB200, {_CONTEXT_ROWS}"
+    0.5,
+    "measured",
+    f"of HBM bandwidth in scatter and gather: 5.4 ns a token of 21.7 KB on B200 and GB200, {_CONTEXT_ROWS}",
 )
 
 # -- bytes beside the payload --------------------------------------------------------------------------------------
@@ -150,13 +161,17 @@ TILE_K: Final = Constant(128, "measured", "DeepGEMM block K, one fp8 scale")
 TILE_M: Final = (64, 128)
 """Rows of a tile: DeepGEMM block M; the better of the two is taken, as its launcher does."""
 LAUNCH_S: Final = Constant(
-    3.6e-6, "measured", f"one kernel in a CUDA graph beyond its work: 18 of 36 us with one expert on H100, {_MASKED_ROWS}"
+    3.6e-6,
+    "measured",
+    f"one kernel in a CUDA graph beyond its work: 18 of 36 us with one expert on H100, {_MASKED_ROWS}",
 )
 _WIDEEP_ROWS: Final = "rows without EPLB of aiconfigurator-core 0.12.0 wideep_moe 1.3.0rc10 (TensorRT-LLM, CUTLASS)"
 CUTLASS_SHARE: Final = Constant(0.5, "measured", f"share of fp8 peak inside a tile, H100, {_WIDEEP_ROWS}")
 CUTLASS_SHARE_BLACKWELL: Final = Constant(0.5, "measured", f"share of fp4 peak inside a tile, GB200, {_WIDEEP_ROWS}")
 CUTLASS_LAUNCH_S: Final = Constant(
-    5e-6, "measured", f"one kernel beyond its work: 38 of 54 us with one expert on H100, routing taken out, {_WIDEEP_ROWS}"
+    5e-6,
+    "measured",
+    f"one kernel beyond its work: 38 of 54 us with one expert on H100, routing taken out, {_WIDEEP_ROWS}",
 )
 PASSES: Final = Constant(1, "measured", f"how often the kernels around the GEMMs move their bytes, {_CONTEXT_ROWS}")
 CUTLASS_PASSES: Final = Constant(
@@ -166,18 +181,24 @@ CUTLASS_PASSES_BLACKWELL: Final = Constant(
     3, "measured", f"how often the kernels around the GEMMs would move their bytes, nvfp4 on GB200, {_WIDEEP_ROWS}"
 )
 OVERLAP_POWER: Final = Constant(
-    3, "measured", "power mean of arithmetic and memory time; of 2, 3, 4, 6 the best on dense rows of the DeepGEMM README"
+    3,
+    "measured",
+    "power mean of arithmetic and memory time; of 2, 3, 4, 6 the best on dense rows of the DeepGEMM README",
 )
 _MEGAMOE_ROWS: Final = "balanced rows of aiconfigurator-core 0.12.0 dsv4_megamoe_module 0.5.10, GB200, EP4 to EP32"
 FUSED_FLOOR_S: Final = Constant(
     66e-6, "measured", f"layer in one kernel, exchange included: 105 us with 6 experts, 5.9 us each, {_MEGAMOE_ROWS}"
 )
 FUSED_EXPOSED: Final = Constant(
-    0.48, "measured", f"part of NVLink time that such a kernel does not hide: 0.35 to 0.70 at 32768 tokens, {_MEGAMOE_ROWS}"
+    0.48,
+    "measured",
+    f"part of NVLink time that such a kernel does not hide: 0.35 to 0.70 at 32768 tokens, {_MEGAMOE_ROWS}",
 )
 FUSED_TILE_M: Final = (16, 32, 64, 128)
 """Rows of a tile of fused kernels: assumed, few rows lie across a tile with its operands swapped."""
-FP4_FACTOR: Final = Constant(2, "datasheet", "Blackwell: dense fp4 against fp8, where weights and tokens are both four-bit")
+FP4_FACTOR: Final = Constant(
+    2, "datasheet", "Blackwell: dense fp4 against fp8, where weights and tokens are both four-bit"
+)
 ATTENTION_SHARE: Final = Constant(
     0.6, "assumed", "share of bf16 peak in prefill attention (FlashAttention-3 paper: up to 0.75 on H100)"
 )

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
 
-def fused_layer_s(
-    slot_tokens: Array, tokens: Array, received: Array, cluster: Cluster, spec: ModelSpec
-) -> Array:
+def fused_layer_s(slot_tokens: Array, tokens: Array, received: Array, cluster: Cluster, spec: ModelSpec) -> Array:
     """Return the seconds of the layer on each rank, [..., R], inside one NVLink domain.
 
     The activation never leaves the chip, so that the experts take their two GEMMs; what the kernel cannot hide of

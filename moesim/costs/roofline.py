@@ -35,9 +35,7 @@ class Kernel:
     passes: tuple[k.Constant, k.Constant]
 
 
-DEEPGEMM: Final = Kernel(
-    "DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, k.LAUNCH_S, (k.PASSES, k.PASSES)
-)
+DEEPGEMM: Final = Kernel("DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, k.LAUNCH_S, (k.PASSES, k.PASSES))
 CUTLASS: Final = Kernel(
     "CUTLASS of TensorRT-LLM",
     k.CUTLASS_SHARE,

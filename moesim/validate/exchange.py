@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moesim.costs import NETWORKS, TRANSPORTS
+from moesim.costs.transports.hierarchical import hierarchical
 from moesim.costs.types import Direction, Transfer
 from moesim.spec import ModelSpec
 from moesim.validate.loads import Counts
@@ -27,12 +27,12 @@ def exchange(
     Parameters
     ----------
     sms
-        SMs of the kernel, 0 for the transport's own choice.
+        SMs of the ``hierarchical`` kernels where a row prints them, else 0.
     """
-    plan = TRANSPORTS.get(transport)
     if sms:
-        plan = partial(plan, sms=sms)
-    transfer = plan(flow, cluster, spec, direction)
+        transfer = hierarchical(flow, cluster, spec, direction, sms)
+    else:
+        transfer = TRANSPORTS.get(transport)(flow, cluster, spec, direction)
     timing = NETWORKS.get("bottleneck")(transfer, cluster)
     return float(timing.makespan_s[0]), null_s(transfer, cluster, float(timing.floor_s[0]))
 

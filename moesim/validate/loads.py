@@ -114,7 +114,7 @@ def power_law(
     _spread(counts, excess, tokens, order[::-1])
     rest = target - int(counts.sum())
     _spread(counts, rest, tokens, order[::-1] if fill_small or rest < 0 else order)
-    return counts
+    return np.asarray(counts)
 
 
 def _spread(counts: Array, rest: int, most: int, order: Array) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 from moesim.base.errors import InputError, UnknownName
 from moesim.validate.rows import Case, Scorer, Skip, read
 from moesim.validate.score import Result, result
-from moesim.validate.tables import deepep, fused, gemm, layers, megamoe, nccl, nvlink, published, wideep
+from moesim.validate.tables import deepep, effects, fused, gemm, layers, megamoe, nccl, nvlink, published, wideep
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,12 @@ FAMILIES: Final[dict[str, Family]] = {
     "deepgemm_readme": Family(gemm.readme, gemm.README_COLUMNS),
     "fused_moe_hopper": Family(fused.fused, fused.COLUMNS),
     "moe_layer_end_to_end": Family(layers.layers, layers.COLUMNS),
+    "balance_effects": Family(effects.effects, effects.COLUMNS),
 }
 """Table families by the name of their file."""
 
 
-def validate(
-    folder: str | Path, tables: Collection[str] = (), progress: Callable[[str], None] | None = None
-) -> Result:
+def validate(folder: str | Path, tables: Collection[str] = (), progress: Callable[[str], None] | None = None) -> Result:
     """Compare the model with every measured row of a folder that it can score.
 
     Parameters

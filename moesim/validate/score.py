@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +37,25 @@ class Result:
 
     @property
     def scores(self) -> list[Score]:
-        """One score per table and role, in the order of the tables."""
-        groups: dict[tuple[str, str], list[Case]] = {}
+        """One score per table and role, tables in the order of their first case, held-out rows last."""
+        groups: dict[str, dict[str, list[Case]]] = {}
         for case in self.cases:
-            groups.setdefault((case.table, case.role), []).append(case)
-        return [score(cases) for cases in groups.values()]
+            groups.setdefault(case.table, {}).setdefault(case.role, []).append(case)
+        return [score(cases) for roles in groups.values() for _, cases in sorted(roles.items())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON: rows of scores, and rows left out."""
+        names = ("table", "role", "rows", "mape", "bias", "null_mape")
+        rows = [
+            {name: getattr(score, name) for name in names} | {"worst": [_plain(case) for case in score.worst]}
+            for score in self.scores
+        ]
+        left_out = [{"table": table, "reason": reason, "rows": count} for table, reason, count in self.skipped]
+        return {"rows": rows, "left_out": left_out}
+
+
+def _plain(case: Case) -> dict[str, Any]:
+    return {"row": case.label, "measured": case.measured, "predicted": case.predicted, "error": case.error}
 
 
 def score(cases: Sequence[Case], worst: int = 3) -> Score:

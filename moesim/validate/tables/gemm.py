@@ -20,7 +20,7 @@ GROUPED_COLUMNS = ("system", "global_num_tokens", "topk", "num_experts", "moe_ep
 _DRAWS: Final = 5  # the collector averages over five draws
 _BLOCK: Final = 128  # rows of a block that contiguous grouped GEMMs give to one expert
 _HOST_S: Final = {"h100": 0.39e-3, "h200": 0.38e-3, "b200": 0.305e-3, "gb200": 0.5e-3}
-"""Least time of the collector's context benchmark, eager launches on its host: uniform rows of 16 to 64 tokens a rank."""
+"""Least time of the collector's context benchmark, eager launches on its host: uniform rows, few tokens a rank."""
 _AHEAD_S: Final = 0.18e-3
 """What of it the device does not hide: uniform rows of H100 EP32."""
 
@@ -34,10 +34,9 @@ def readme(rows: Sequence[Row]) -> Iterator[Case | Skip]:
             continue
         groups, m, n, depth = (int(row[key]) for key in ("groups", "m_per_group", "n", "k"))
         loads = np.full((1, groups), float(m))
-        memory = (groups * n * depth + groups * m * (depth + BF16 * n)) / float(device.hbm[0])
-        arithmetic = float(gemm_s(loads, device, n, depth)[0])
-        predicted = float(together(np.float64(arithmetic), np.float64(memory)))
-        null = max(2.0 * groups * m * n * depth / float(device.flops[0]), memory)
+        memory = (groups * n * depth + groups * m * (depth + BF16 * n)) / device.hbm
+        predicted = float(together(gemm_s(loads, device, n, depth), memory)[0])
+        null = max(2.0 * groups * m * n * depth / float(device.flops[0]), float(memory[0]))
         kind = "grouped" if "grouped" in row["kernel"] else "dense"
         label = f"{row['id']} {row['kernel']} {groups} x {m} N {n} K {depth}"
         measured = float(row["derived_latency_us"]) * 1e-6

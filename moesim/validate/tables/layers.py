@@ -9,8 +9,8 @@ import numpy as np
 from moesim.costs import Costs
 from moesim.costs.fused import fused_layer_s
 from moesim.spec import FP8_BLOCK, MXFP4
-from moesim.validate.experts import null_s
 from moesim.validate.exchange import exchange
+from moesim.validate.experts import null_s
 from moesim.validate.loads import mlp_spec, uniform
 from moesim.validate.machines import machine, system
 from moesim.validate.rows import Case, Row, Skip, role_of

@@ -51,9 +51,7 @@ def megamoe(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         yield Case(f"{table} ratio {size}", role_of(row), label, measured, skewed / balanced, float(row["rank_imb"]))
 
 
-def layer_s(
-    where: Cluster, spec: ModelSpec, tokens: int, pairs: float, active: float, received: float
-) -> float:
+def layer_s(where: Cluster, spec: ModelSpec, tokens: int, pairs: float, active: float, received: float) -> float:
     """Return the seconds of the layer on the busiest rank: pairs over as many experts, tokens that reach it."""
     count = max(1, round(active))
     loads = np.zeros((where.ranks, count))

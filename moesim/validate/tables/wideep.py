@@ -44,7 +44,7 @@ def wideep(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         measured = float(row["latency_ms"]) * 1e-3
         label = f"{row['system']} EP{ranks} {row['num_tokens']} tok {row['num_slots']} slots {row['distribution']}"
         yield Case(_TABLE, role_of(row), label, measured, predicted, null)
-        key = (row["system"], row["num_experts"], row["moe_ep_size"], law, row["num_tokens"])
+        key: tuple[str, ...] = (row["system"], row["num_experts"], row["moe_ep_size"], law, row["num_tokens"])
         if eplb:
             ratios.append((key, row, (measured, predicted, pairs)))
         else:
