@@ -182,11 +182,25 @@ class Cluster(Sealed):
 
         return read_cluster(preset_path(name))
 
-    def write(self, path: str | Path) -> None:
-        """Write the description as TOML, inheritance resolved; reading it gives an equal cluster."""
-        from moesim.cluster.formats.toml import write
+    def write(self, path: str | Path, format: str = "toml") -> None:
+        """Write the cluster.
 
-        write(self, path)
+        Parameters
+        ----------
+        format
+            ``"toml"``: the description, inheritance resolved; reading it gives an equal cluster. ``"sglang"``: rank
+            costs for ``--eplb-topology``. ``"astra-sim"``: its network file.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such format.
+        InputError
+            If the format cannot tell this cluster, or the place cannot be written.
+        """
+        from moesim.cluster.formats import TOPOLOGY_EXPORTS
+
+        TOPOLOGY_EXPORTS.get(format).write(self, path)
 
     def edit(
         self,

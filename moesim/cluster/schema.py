@@ -9,7 +9,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.base.units import parse
@@ -50,10 +59,17 @@ def _check_tag(key: str, value: str) -> None:
         )
 
 
-Bandwidth = Annotated[str, _quantity("bandwidth", True)]
-Latency = Annotated[str, _quantity("time", False)]
-Memory = Annotated[str, _quantity("bytes", True)]
-Flops = Annotated[str, _quantity("flops", True)]
+def _text(unit: str, example: str) -> WithJsonSchema:
+    """Say to editors what a quantity looks like; the check itself is :func:`_quantity`."""
+    number = r"\s*\+?(\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+)"
+    return WithJsonSchema({"type": "string", "pattern": rf"^{number}\s*({unit})\s*$", "examples": [example]})
+
+
+_PREFIX = "([kKMGTP]|[KMGT]i)?"
+Bandwidth = Annotated[str, _quantity("bandwidth", True), _text(f"{_PREFIX}[Bb]/s|[kKMGTP]?bps", "450 GB/s")]
+Latency = Annotated[str, _quantity("time", False), _text("s|ms|us|µs|ns|min|h", "0.5 us")]
+Memory = Annotated[str, _quantity("bytes", True), _text(f"{_PREFIX}B", "80 GB")]
+Flops = Annotated[str, _quantity("flops", True), _text("[kKMGTP]?(FLOP/s|FLOPS)", "989 TFLOP/s")]
 Name = Annotated[str, AfterValidator(_name)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,26 @@ def test_a_network_of_astra_sim_keeps_the_bandwidths(preset: str, edits: dict[st
 def test_a_shape_that_astra_sim_cannot_tell_is_refused(preset: str, edits: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         astra_sim.dumps(Cluster.preset(preset).edit(edits))
+
+
+def test_rank_costs_for_sglang_follow_time_on_an_idle_network(tmp_path: Path) -> None:
+    cluster = Cluster.preset("h100-4x8-rail").restrict([8, 0, 9])
+    cluster.write(tmp_path / "costs.json", format="sglang")
+    costs = np.array(json.loads((tmp_path / "costs.json").read_text(encoding="utf-8"))["rank_cost_matrix"])
+    assert (np.diagonal(costs) == 0).all()
+    near, rail, cross = 2**20 / 320e9 + 1e-6, 2**20 / 46e9 + 2.8e-6, 2**20 / 46e9 + 3.7e-6
+    expected = np.array([[0, rail, near], [rail, 0, cross], [near, cross, 0]]) / near
+    np.testing.assert_allclose(costs, expected, rtol=1e-5)
+
+
+def test_rank_costs_of_too_many_ranks_and_unknown_exports_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="restrict it to the ranks of the group"):
+        Cluster.preset("h100-4x8-rail").edit({"nodes": 512}).write(tmp_path / "costs.json", format="sglang")
+    with pytest.raises(UnknownName, match="unknown topology export 'sglan': did you mean 'sglang'"):
+        Cluster.preset("h100-1x8").write(tmp_path / "costs.json", format="sglan")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_rank_costs_itself_nothing(tmp_path: Path) -> None:
+    Cluster.preset("h100-1x8").restrict([3]).write(tmp_path / "costs.json", format="sglang")
+    assert json.loads((tmp_path / "costs.json").read_text(encoding="utf-8")) == {"rank_cost_matrix": [[0.0]]}

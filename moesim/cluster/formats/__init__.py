@@ -1,9 +1,9 @@
 """Files that describe clusters: TOML, and what clusters and other simulators say about themselves.
 
 An importer is a module with two functions: ``sniff(path, head) -> bool`` looks at the first bytes, ``read(path,
-**options) -> dict`` returns the tables that a TOML file of the same cluster would hold. Others register theirs in the
-entry-point group ``moesim.topology_formats``. Nothing else of moesim knows a foreign format: the tables are checked,
-built, edited and written like every topology.
+**options) -> dict`` returns the tables that a TOML file of the same cluster would hold. An exporter has ``write(cluster,
+path)``. Others register theirs in the entry-point groups ``moesim.topology_formats`` and ``moesim.topology_exports``.
+Nothing else of moesim knows a foreign format: the tables are checked, built, edited and written like every topology.
 """
 
 from __future__ import annotations
@@ -49,6 +49,26 @@ TOPOLOGY_FORMATS: Final[Registry[TopologyFormat]] = Registry(
         "fusion": "moesim.cluster.formats.fusion",
     },
     "moesim.topology_formats",
+)
+
+
+class TopologyExport(Protocol):
+    """A module that writes one kind of file."""
+
+    @property
+    def write(self) -> Any:
+        """``write(cluster, path)``; raises InputError where the file could not tell the cluster."""
+        ...
+
+
+TOPOLOGY_EXPORTS: Final[Registry[TopologyExport]] = Registry(
+    "topology export",
+    {
+        "toml": "moesim.cluster.formats.toml",
+        "sglang": "moesim.cluster.formats.sglang",
+        "astra-sim": "moesim.cluster.formats.astra_sim",
+    },
+    "moesim.topology_exports",
 )
 
 
