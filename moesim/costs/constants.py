@@ -42,7 +42,12 @@ BLACKWELL_FLOORS: Final = Constant(
     1.37, "measured", "floors against Hopper's: NCCL all-to-all of 512 B, 10.1 us on 8 B200, 7.4 on 8 H100"
 )
 NORMAL_DISPATCH_FLOOR_S: Final = Constant(26.1e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
-NORMAL_COMBINE_FLOOR_S: Final = Constant(48.0e-6, "measured", f"latency at 1 token (all SM counts), {_NORMAL_ROWS}")
+NORMAL_COMBINE_ROW_S: Final = Constant(
+    21.9e-6,
+    "measured",
+    f"what combine's first token of hidden 7168 takes beyond the dispatch floor, 48.0 us (all SM counts), "
+    f"{_NORMAL_ROWS}; assumed: in proportion to the row",
+)
 COLLECTIVE_FLOOR_S: Final = Constant(
     7.4e-6, "measured", "NCCL 8-GPU all-to-all of 512 B on H100, aiconfigurator-core 0.12.0 nccl_perf"
 )

@@ -41,10 +41,10 @@ def hierarchical(
     layers, ranks = forward.shape[:2]
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.NORMAL_PICK_BYTES.value
-        rate, floor = k.SM_DISPATCH_BANDWIDTH, k.NORMAL_DISPATCH_FLOOR_S
+        rate, row_s = k.SM_DISPATCH_BANDWIDTH, 0.0
     else:
         size = spec.combine_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.WEIGHT_BYTES.value
-        rate, floor = k.SM_COMBINE_BANDWIDTH, k.NORMAL_COMBINE_FLOOR_S
+        rate, row_s = k.SM_COMBINE_BANDWIDTH, k.NORMAL_COMBINE_ROW_S.value * spec.hidden / 7168
     copying = sms if cluster.nodes == 1 else sms / 2
     nic, nvlink, kept = _legs(nodes, forward, cluster.landing, size, direction == "combine")
     nic, nvlink = frozen(nic), frozen(nvlink)
@@ -67,18 +67,22 @@ def hierarchical(
         legs, engines = (nvlink, nic), ((out_s, idle), (in_s, idle))
     senders = copies > 0 if direction == "dispatch" else copies.transpose(0, 2, 1) > 0
     used = {
-        f"{direction} floor": floor,
+        "floor": k.NORMAL_DISPATCH_FLOOR_S,
+        "floors of Blackwell": k.BLACKWELL_FLOORS,
         "SMs": k.NORMAL_SMS,
         "SM rate": rate,
         "NVLink share": k.NORMAL_NVLINK_SHARE,
         "metadata of a copy": k.NORMAL_META_BYTES,
         "metadata of a pick": k.NORMAL_PICK_BYTES if direction == "dispatch" else k.WEIGHT_BYTES,
     }
+    if row_s:
+        used["first row of combine"] = k.NORMAL_COMBINE_ROW_S
+    floor = net_floor(k.NORMAL_DISPATCH_FLOOR_S, ports(cluster).inside_latency_s)
     return Transfer(
         legs=legs,
         # chunks of many tokens: posting them costs nothing beside their bytes
         messages=idle,
-        floor_s=net_floor(floor, ports(cluster).inside_latency_s) * k.floor_factor(cluster.device),
+        floor_s=floor * k.floor_factor(cluster.device) + row_s,
         per_message_s=0.0,
         sources=cited("hierarchical", used),
         senders=senders,

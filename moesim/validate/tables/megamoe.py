@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.costs.fused import fused_layer_s
 from moesim.spec import MXFP4, ModelSpec
+from moesim.validate.experts import null_s
 from moesim.validate.loads import mlp_spec
 from moesim.validate.machines import machine, system
 from moesim.validate.rows import Case, Row, Skip, role_of
@@ -40,7 +41,8 @@ def megamoe(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         label = f"{row['system']} EP{ranks} {tokens} tok {row['distribution']}"
         if row["distribution"] == "balanced":
             measured = float(row["latency_ms"]) * 1e-3
-            yield Case(f"{table} balanced", role_of(row), label, measured, balanced, balanced)
+            null = null_s(name, spec, np.full(round(float(row["bal_active"])), pairs / float(row["bal_active"])))
+            yield Case(f"{table} balanced", role_of(row), label, measured, balanced, null)
             continue
         pairs, active, received = (
             float(row[key]) for key in ("max_rank_pairs", "active_experts_maxrank", "max_rank_unique_tokens")
