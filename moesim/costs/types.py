@@ -245,8 +245,8 @@ COMPUTES: Registry[ComputeFactory] = Registry(
     "compute model",
     {
         "roofline": "moesim.costs.roofline:roofline",
-        "roofline-cutlass": "moesim.costs.roofline:cutlass",
         "table": "moesim.costs.table:table",
+        "roofline-cutlass": "moesim.costs.roofline:cutlass",
     },
     "moesim.computes",
 )

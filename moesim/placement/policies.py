@@ -25,6 +25,8 @@ from moesim.base.errors import InputError
 from moesim.base.registry import Registry
 from moesim.placement import choices
 from moesim.placement.placement import Placement
+from moesim.placement.shares import node_shares
+from moesim.placement.token_aware import token_aware
 
 NEEDS_SUPPORT: Final = "needs engine support"
 """``engine`` of a policy that no released engine runs."""
@@ -121,6 +123,8 @@ POLICIES: Registry[Policy] = Registry(
         "hash": "moesim.placement.policies:HASH",
         "nearest": "moesim.placement.policies:NEAREST",
         "random": "moesim.placement.policies:RANDOM",
+        "shares": "moesim.placement.policies:SHARES",
+        "token-aware": "moesim.placement.policies:TOKEN_AWARE",
     },
     "moesim.policies",
 )
@@ -204,6 +208,14 @@ def _random(batch: LayerBatch) -> Array:
     return slots
 
 
+def _shares(batch: LayerBatch) -> tuple[Array, Array]:
+    return node_shares(batch.routes, batch.group_ptr, batch.indptr, batch.rank, batch.node)
+
+
+def _token_aware(batch: LayerBatch) -> Array:
+    return token_aware(batch.routes, batch.group_ptr, batch.indptr, batch.rank, batch.slot, batch.node)
+
+
 UNIFORM: Final = SharePolicy("expectation of SGLang's dynamic dispatch", _uniform)
 """Equal shares of all copies, expected values."""
 HASH: Final = TokenPolicy("vLLM", _hash)
@@ -212,3 +224,7 @@ NEAREST: Final = TablePolicy("SGLang, static dispatch", nearest_table)
 """One copy per source rank: own rank, else own node, else any (SGLang 0.5)."""
 RANDOM: Final = TokenPolicy("SGLang, dynamic dispatch", _random)
 """A copy drawn for every pick: what ``uniform`` is the mean of."""
+SHARES: Final = SharePolicy(NEEDS_SUPPORT, _shares)
+"""Shares of a linear program per source node, expected values; SGLang's ``lp`` does without source nodes."""
+TOKEN_AWARE: Final = TokenPolicy(NEEDS_SUPPORT, _token_aware)
+"""Fewest nodes, then fewest ranks for each token, under a load cap."""

@@ -1,8 +1,9 @@
 """Files that describe clusters: TOML, and what clusters and other simulators say about themselves.
 
 An importer is a module with two functions: ``sniff(path, head) -> bool`` looks at the first bytes, ``read(path,
-**options) -> dict`` returns the tables that a TOML file of the same cluster would hold. An exporter has ``write(cluster,
-path)``. Others register theirs in the entry-point groups ``moesim.topology_formats`` and ``moesim.topology_exports``.
+**options) -> dict`` returns the tables that a TOML file of the same cluster would hold. An exporter is a module with
+``write(cluster, path)``. Others register theirs in the entry-point groups ``moesim.topology_formats`` and
+``moesim.topology_exports``.
 Nothing else of moesim knows a foreign format: the tables are checked, built, edited and written like every topology.
 """
 

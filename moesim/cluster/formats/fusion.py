@@ -13,6 +13,7 @@ from moesim.base.errors import FormatError
 from moesim.cluster.formats import iblinkinfo, ibnetdiscover, nccl_xml, nvidia_smi, recognise
 from moesim.cluster.formats.fabric import Fabric, fabric_tables, natural
 from moesim.cluster.formats.node import NodeFacts
+from moesim.cluster.formats.text import dotless
 
 _MOST_FILES = 20_000
 
@@ -39,6 +40,7 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
     """
     fabrics: list[Fabric] = []
     nodes: list[NodeFacts] = []
+    others: list[str] = []
     for number, file in enumerate(sorted(path.iterdir())):
         if number > _MOST_FILES:
             raise FormatError(path, "", f"holds more than {_MOST_FILES:,} files; give a folder of dumps alone")
@@ -51,6 +53,8 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
             nodes.append(nccl_xml.facts(file))
         elif kind == "nvidia-smi":
             nodes.append(nvidia_smi.facts(file))
+        else:
+            others.append(file.name)
     if len(fabrics) != 1:
         raise FormatError(
             path, "", f"expected one dump of ibnetdiscover or iblinkinfo in the folder, found {len(fabrics)}"
@@ -58,7 +62,9 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
     if not nodes:
         raise FormatError(path, "", "expected NCCL topology files or nvidia-smi matrices of nodes beside the fabric")
     tables = fuse(fabrics[0], nodes, like)
-    tables["name"] = path.resolve().name or "fusion"
+    if others:
+        tables["notes"].append(f"{len(others)} files of the folder are no dumps: left out, the first {others[0]}")
+    tables["name"] = dotless(path.resolve().name)
     return tables
 
 

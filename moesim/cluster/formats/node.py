@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import FormatError
+from moesim.base.units import parse
 from moesim.cluster.formats.like import Like, gb
-from moesim.cluster.formats.text import clean, dotless
+from moesim.cluster.formats.text import dotless
 from moesim.cluster.overlay import overlay
 
 # how two devices of a node meet, nearest first, as nvidia-smi and NCCL name it: one PCIe switch, several, the host
@@ -113,30 +114,33 @@ def even(groups: list[tuple[list[int], list[Nic]]], gpus: int) -> int | None:
 
 
 def inside(facts: NodeFacts, like: Like, name: str) -> tuple[dict[str, Any] | None, list[str], list[dict[str, Any]]]:
-    """Return ``[tier.node]``, switches and links of what connects the GPUs of a node."""
+    """Return ``[tier.node]``, switches and links of what connects the GPUs of a node.
+
+    The table is None where the file says nothing, and empty where switches and links tell all.
+    """
     tool = facts.path.name
     pairs = [(i, j) for i in range(facts.gpus) for j in range(i + 1, facts.gpus)]
-    if facts.switched is None:
+    if facts.switched is None or facts.gpus == 1:
         return None, [], []
     if facts.switched:
-        rate = facts.switched * like.nvlink()
-        return {"bandwidth": gb(rate), "source": {"bandwidth": _links(facts.switched, like, tool)}}, [], []
+        text = _links(facts.switched, "per GPU", like, tool)
+        return {"bandwidth": gb(facts.switched * like.nvlink()), "source": {"bandwidth": text}}, [], []
     counts = set(facts.direct.values())
-    if pairs and set(facts.direct) == set(pairs) and len(counts) == 1:
+    if set(facts.direct) == set(pairs) and len(counts) == 1:
         count = counts.pop()
-        text = _links(count, like, tool)
+        text = _links(count, "between two GPUs", like, tool)
         return {"mesh": True, "bandwidth": gb(count * like.nvlink()), "source": {"bandwidth": text}}, [], []
     links = [
         {"ends": [f"{name}.gpu{i}", f"{name}.gpu{j}"], "tier": "node",
-         **like.link("node", count * like.nvlink(), _links(count, like, tool))}
+         **like.link("node", count * like.nvlink(), _links(count, "between two GPUs", like, tool))}
         for (i, j), count in sorted(facts.direct.items())
     ]  # fmt: skip
     switches, tree = _pcie_tree(facts, like, name)
     return {}, switches, [*links, *tree]
 
 
-def _links(count: int, like: Like, tool: str) -> str:
-    return f"derived: {count} links per GPU ({tool}), {gb(like.nvlink())} each as {like.name}"
+def _links(count: int, where: str, like: Like, tool: str) -> str:
+    return f"derived: {count} link{'s' * (count > 1)} {where} ({tool}), {gb(like.nvlink())} each as {like.name}"
 
 
 def _pcie_tree(facts: NodeFacts, like: Like, name: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -178,65 +182,55 @@ def _groups(facts: NodeFacts, level: int) -> list[list[int]]:
 def node_tables(facts: NodeFacts, like_name: str | None) -> dict[str, Any]:
     """Return the tables of a cluster of one such node; more of them by ``nodes = N`` where its NICs are even."""
     like = Like(like_name or facts.like)
+    tool = facts.path.name
     notes = list(facts.notes)
     if like_name is None:
-        notes.append(
-            f"{facts.path.name} does not tell memory, speeds and latencies: taken from {like.name}; set `like`"
-        )
+        notes.append(f"{tool} does not tell memory, speeds and latencies: taken from {like.name}; set `like`")
     tier, switches, links = inside(facts, like, "node0")
+    base = {key: value for key, value in like.tables.items() if key not in ("about", "node")}
+    changes: dict[str, Any] = {"name": dotless(facts.path.stem), "nodes": 1, "gpus_per_node": facts.gpus, "tier": {}}
+    if tier == {}:
+        base["tier"] = {}
+        changes |= {"switches": switches, "link": links}
+        notes.append("GPUs without common NVLinks are laid cable by cable: this node stands alone, without its NICs")
+    else:
+        scale_out = _scale_out(facts, base)
+        if scale_out is None:
+            base["tier"] = {"node": base["tier"]["node"]}
+            notes.append("NICs are not spread evenly over the GPUs: left out, so this node stands alone")
+        else:
+            changes["tier"] |= scale_out
+            left = len(facts.nics) - sum(len(own) for _, own in nic_groups(facts))
+            if left:
+                notes.append(f"{left} NICs are nearest to no GPU: left out")
+        if tier is not None:
+            changes["tier"]["node"] = tier
+            # whether there is a switch is what the file says
+            base["tier"]["node"] = {k: v for k, v in base["tier"]["node"].items() if k not in ("mesh", "nics_on")}
+        elif facts.gpus > 1:
+            notes.append(f"{tool} says nothing about NVLink: the inside of the node is that of {like.name}")
+    changes["notes"] = notes
+    return overlay(base, changes, tool)
+
+
+def _scale_out(facts: NodeFacts, base: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the NICs change about ``[tier.rail]`` and ``[tier.pcie]``; None where they are uneven."""
     groups = nic_groups(facts)
     share = even(groups, facts.gpus)
-    changes: dict[str, Any] = {
-        "name": dotless(facts.path.stem), "nodes": 1, "gpus_per_node": facts.gpus, "tier": {},
-    }  # fmt: skip
-    if tier is None:
-        notes.append(f"{facts.path.name} says nothing about NVLink: the inside of the node is that of {like.name}")
-    else:
-        changes["tier"]["node"] = tier
-    base = {key: value for key, value in like.tables.items() if key not in ("about", "node")}
-    if not tier and tier is not None:
-        base["tier"] = {}
-        changes |= {"tier": {}, "switches": switches, "link": links}
-        if facts.nics:
-            notes.append("the NICs of a node without common NVLinks lead nowhere: left out, so this node stands alone")
-    elif share is None or (share > 1 and "pcie" not in base["tier"]):
-        base["tier"] = {"node": base["tier"]["node"]}
-        notes.append("NICs are not spread evenly over the GPUs: left out, so this node stands alone")
-    else:
-        rates = [nic.rate for nic in groups[0][1]]
-        nic: dict[str, Any] = {"gpus_per_nic": share}
-        if rates[0] is not None:
-            count = len(rates)
-            text = f"measured: {count} NIC{'s' * (count > 1)} of {gb(rates[0])} ({facts.path.name})"
-            nic |= {"bandwidth": gb(rates[0] * count), "source": {"bandwidth": text}}
-            _widen_pcie(base, changes, count, facts)
-        key = "rail" if "rail" in base["tier"] else "leaf"
-        changes["tier"][key] = nic
-        left = len(facts.nics) - sum(len(own) for _, own in groups)
-        if left:
-            notes.append(f"{left} NICs are nearest to no GPU: left out")
-    if tier is not None and tier.get("mesh"):
-        base["tier"]["node"] = {k: v for k, v in base["tier"]["node"].items() if k != "nics_on"}
-    elif tier:
-        base["tier"]["node"] = {k: v for k, v in base["tier"]["node"].items() if k != "mesh"}
-    changes["notes"] = [clean_note(note) for note in notes]
-    return overlay(base, changes, facts.path.name)
-
-
-def _widen_pcie(base: dict[str, Any], changes: dict[str, Any], count: int, facts: NodeFacts) -> None:
-    """Several NICs of one GPU have a PCIe port each."""
-    from moesim.base.units import parse
-
     pcie = base["tier"].get("pcie")
-    if pcie is not None and count > 1:
+    if share is None or (share > 1 and pcie is None):
+        return None
+    tool, count, one = facts.path.name, len(groups[0][1]), groups[0][1][0].rate
+    nic: dict[str, Any] = {"gpus_per_nic": share}
+    out = {"rail" if "rail" in base["tier"] else "leaf": nic}
+    if one is not None:
+        text = f"measured: {count} NIC{'s' * (count > 1)} of {gb(one)} ({tool})"
+        nic |= {"bandwidth": gb(one * count), "source": {"bandwidth": text}}
+    if one is not None and count > 1 and pcie is not None:
         wide = gb(count * parse(pcie["bandwidth"], "bandwidth", "tier.pcie.bandwidth"))
-        text = f"derived: {count} NICs of a GPU ({facts.path.name}), a port each"
-        changes["tier"]["pcie"] = {"bandwidth": wide, "source": {"bandwidth": text}}
-
-
-def clean_note(note: str) -> str:
-    """Return a note in one line."""
-    return " ".join(note.split())
+        text = f"derived: {count} NICs of a GPU ({tool}), a port each"
+        out["pcie"] = {"bandwidth": wide, "source": {"bandwidth": text}}
+    return out
 
 
 def all_switched(direct: dict[tuple[int, int], int], gpus: int) -> int:
@@ -249,7 +243,3 @@ def all_switched(direct: dict[tuple[int, int], int], gpus: int) -> int:
         return 0
     count = next(iter(counts))
     return count if count * (gpus - 1) > _MOST_LINKS else 0
-
-
-__all__ = ["NODE", "PHB", "PIX", "PXB", "SYS", "Nic", "NodeFacts", "all_switched", "clean", "even", "inside",
-           "nic_groups", "node_tables"]  # fmt: skip
