@@ -29,7 +29,7 @@ def demo(
     phase: Annotated[str, typer.Option(metavar="PHASE", help="prefill or decode.")] = "prefill",
     tokens_per_rank: opt.TokensPerRank = None,
     seed: opt.Seed = 0,
-    deadline: opt.Deadline = 60.0,
+    deadline: opt.Deadline = 120.0,
     json: opt.Json = False,
 ) -> None:
     """Plan, simulate and compare on the bundled trace, and write a report."""
