@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moesim.cluster import Cluster
+from moesim.cluster.formats import TOPOLOGY_EXPORTS, TOPOLOGY_FORMATS
 from moesim.cluster.presets import preset_names
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "topologies.md").read_text(encoding="utf-8")
@@ -23,11 +25,19 @@ def test_every_example_is_read(example: str, ranks: int, tmp_path: Path) -> None
     assert Cluster.read(path).ranks == ranks
 
 
-def test_the_python_example_runs() -> None:
-    names: dict[str, object] = {}
-    exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], names)  # type: ignore[index]
-    assert names["faster"].ranks == 24  # type: ignore[attr-defined]
-    assert names["sixteen"].ranks == 16  # type: ignore[attr-defined]
+def test_the_python_examples_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(example, names)
+    assert names["faster"].ranks == 24
+    assert names["sixteen"].ranks == 16
+    assert names["node"].ranks == names["fabric"].ranks == 8
+
+
+def test_every_format_is_on_the_page() -> None:
+    for name in [*TOPOLOGY_FORMATS.names(), *TOPOLOGY_EXPORTS.names()]:
+        assert f"`{name}`" in PAGE or f'`"{name}"`' in PAGE, name
 
 
 @pytest.mark.parametrize("name", preset_names())

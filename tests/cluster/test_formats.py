@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,35 @@ def test_rank_costs_of_too_many_ranks_and_unknown_exports_are_refused(tmp_path: 
 def test_one_rank_costs_itself_nothing(tmp_path: Path) -> None:
     Cluster.preset("h100-1x8").restrict([3]).write(tmp_path / "costs.json", format="sglang")
     assert json.loads((tmp_path / "costs.json").read_text(encoding="utf-8")) == {"rank_cost_matrix": [[0.0]]}
+
+
+def test_a_folder_may_hold_other_files_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "two words.d"
+    shutil.copytree(SAMPLES / "fusion", folder)
+    (folder / "README").write_text("dumped on a Monday", encoding="utf-8")
+    cluster = Cluster.read(folder)
+    assert cluster.name == "two_words_d"
+    assert any("README" in note for note in cluster.describe()["notes"])
+
+
+def test_a_host_of_one_gpu_is_a_node(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text("\tGPU0\tmlx5_0\tCPU Affinity\nGPU0\t X \tPIX\t0-31\nmlx5_0\tPIX\t X\n", encoding="utf-8")
+    cluster = Cluster.read(path).edit({"nodes": 3})
+    assert (cluster.ranks, cluster.nodes) == (3, 3)
+
+
+def test_two_nics_of_a_gpu_add_up(tmp_path: Path) -> None:
+    text = (SAMPLES / "nccl-h100-4gpu.xml").read_text(encoding="utf-8")
+    second = [line.replace("mlx5_", "mlx5_1") for line in text.splitlines() if "<net " in line]
+    lines = []
+    for line in text.splitlines():
+        lines.append(line)
+        if "<net " in line:
+            lines.append(second.pop(0))
+    path = tmp_path / "dual.xml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    cluster = Cluster.read(path).edit({"nodes": 2})
+    rail = [k for k, tier in enumerate(cluster.link_tier) if tier == "rail"]
+    assert set(cluster.link_nominal[rail]) == {100e9}
+    assert "2 NICs of 50 GB/s" in cluster.sources["tier.rail.bandwidth"]
