@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster
-from moesim.costs import TRANSPORTS, Transfer
+from moesim.costs import NETWORKS, TRANSPORTS, Transfer
 from moesim.costs.types import DIRECTIONS
 from moesim.placement import Flow
 
-from .worlds import SPEC, batches, cluster, preset, random_flow, route, transfer_of
+from .worlds import SPEC, batches, cluster, preset, random_flow, route, traffics, transfer_of
 
 ROUTED = ("direct", "rank-dedup", "hierarchical")
 
@@ -113,6 +116,42 @@ def test_every_constant_says_where_it_is_from(name: str, direction: str):
     assert transfer.sources
     for source in transfer.sources.values():
         assert source.split(":")[0] in ("measured", "datasheet", "assumed")
+
+
+@settings(deadline=None, max_examples=40)
+@given(traffics(), st.floats(0, 20e-6))
+def test_bytes_that_the_floor_hides_cost_nothing_and_others_less(world: tuple[Cluster, Array], hidden: float):
+    where, traffic = world
+    plain = transfer_of(traffic, floor_s=20e-6)
+    covered = transfer_of(traffic, floor_s=20e-6, hidden_s=hidden)
+    for name in NETWORKS.names():
+        late, early = (NETWORKS.get(name)(transfer, where).makespan_s[0] for transfer in (plain, covered))
+        floor = NETWORKS.get(name)(covered, where).floor_s[0]
+        assert early == pytest.approx(max(late - hidden, floor))
+
+
+def test_a_floor_hides_no_more_than_itself():
+    with pytest.raises(InputError, match="hidden_s: expected 0 to floor_s"):
+        transfer_of([[0, 1], [2, 0]], floor_s=1e-6, hidden_s=2e-6)
+
+
+def test_two_ranks_use_half_the_channels_of_a_collective():
+    # 16 channels of 17.6 GB/s to one peer, where the link itself would carry 320 GB/s
+    where = cluster(1, 2)
+    flow = random_flow(where, SPEC, tokens=4000)
+    transfer = TRANSPORTS.get("rank-dedup")(flow, where, SPEC, "combine")
+    rate = transfer.legs[0].sum(axis=2) / transfer.out_s[0]
+    np.testing.assert_allclose(rate, 16 * 17.6e9)
+
+
+def test_few_experts_leave_low_latency_few_sms():
+    where, spec = cluster(1, 8), dataclasses.replace(SPEC, experts=8)
+    wide = dataclasses.replace(SPEC, experts=128)
+    few, many = (
+        TRANSPORTS.get("direct")(random_flow(where, s, tokens=64), where, s, "dispatch").out_s[0].max()
+        for s in (spec, wide)
+    )
+    assert few == pytest.approx(16 * many)
 
 
 def test_unknown_transport_suggests_the_nearest():
