@@ -1,0 +1,49 @@
+"""README and docs say what is so: links lead somewhere, commands exist, the example runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "traces").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_command_of_the_readme_exists_and_takes_its_options():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ moesim (\w+)([^#\n]*)", text, re.M)
+    assert len(commands) >= 5
+    for verb, rest in commands:
+        assert f"moesim {verb}" in reference
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in reference, f"moesim {verb} {option}"
+
+
+def test_every_make_target_of_the_readme_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    named = set(re.findall(r"`?make (\w+)`?", text))
+    assert {"demo", "test"} <= named <= set(targets)
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path: Path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    # the same lines, written where the test may write
+    code = example.replace('"traces/', f'"{ROOT}/traces/').replace('"experts.json"', f'r"{tmp_path}/experts.json"')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "step" in done.stdout
+    assert (tmp_path / "experts.json").stat().st_size > 1000
