@@ -93,11 +93,17 @@ NVLINK_COMBINE_HIDDEN_S: Final = Constant(
 # -- rates beside the links ----------------------------------------------------------------------------------------
 NIC_MESSAGE_S: Final = Constant(1 / 330e6, "datasheet", "ConnectX-7: 330 million messages a second")
 NORMAL_SMS: Final = Constant(24, "measured", "SMs of the kernels in the DeepEP test settings (README rows)")
-SM_DISPATCH_BANDWIDTH: Final = Constant(
+CHANNEL_BANDWIDTH: Final = Constant(
     17.6e9, "measured", f"bytes/s one SM forwards: 4096 tokens on 12 SMs in 754 us, {_NORMAL_ROWS}"
 )
-SM_COMBINE_BANDWIDTH: Final = Constant(
-    18.2e9, "measured", f"bytes/s one SM forwards: 4096 tokens on 12 SMs in 1417 us, {_NORMAL_ROWS}"
+SM_COPY_BANDWIDTH: Final = Constant(
+    18.9e9,
+    "measured",
+    "bytes/s of one SM inside a copy: 4096 tokens on 12 SMs in 754 us (dispatch, 7.5 KB a copy) and 1417 us (combine, "
+    f"14.4 KB), {_NORMAL_ROWS}; assumed: the two alike",
+)
+SM_COPY_S: Final = Constant(
+    29e-9, "measured", f"time of one SM for a copy beside its bytes, the same two rows and assumption, {_NORMAL_ROWS}"
 )
 NORMAL_NVLINK_SHARE: Final = Constant(
     0.92, "measured", f"4096 tokens on 24 SMs: 295 GB/s on the wire of the 320 that NCCL reaches, {_NORMAL_ROWS}"

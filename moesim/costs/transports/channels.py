@@ -23,7 +23,7 @@ COLLECTIVE: Final = {
     "bytes of the chunk ramp": k.COLLECTIVE_RAMP_BYTES,
     "channels": k.COLLECTIVE_CHANNELS,
     "channels to a peer": k.COLLECTIVE_PEER_CHANNELS,
-    "channel rate": k.SM_DISPATCH_BANDWIDTH,
+    "channel rate": k.CHANNEL_BANDWIDTH,
 }
 """Constants of collectives, for the sources of a transport."""
 
@@ -57,7 +57,7 @@ def collective_engine(legs: tuple[Array, ...], cluster: Cluster, protocols: bool
     protocols
         Whether larger messages also pay for leaving the latency protocol (direct sends; rings do not).
     """
-    rate = k.SM_DISPATCH_BANDWIDTH.value
+    rate = k.CHANNEL_BANDWIDTH.value
     every, one = k.COLLECTIVE_CHANNELS.value * rate, k.COLLECTIVE_PEER_CHANNELS.value * rate
     out_s = tuple(np.maximum(leg.sum(axis=2) / every, leg.max(axis=2) / one) for leg in legs)
     in_s = tuple(np.maximum(leg.sum(axis=1) / every, leg.max(axis=1) / one) for leg in legs)

@@ -41,17 +41,18 @@ def hierarchical(
     layers, ranks = forward.shape[:2]
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.NORMAL_PICK_BYTES.value
-        rate, row_s = k.SM_DISPATCH_BANDWIDTH, 0.0
+        row_s = 0.0
     else:
         size = spec.combine_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.WEIGHT_BYTES.value
-        rate, row_s = k.SM_COMBINE_BANDWIDTH, k.NORMAL_COMBINE_ROW_S.value * spec.hidden / 7168
+        row_s = k.NORMAL_COMBINE_ROW_S.value * spec.hidden / 7168
+    copy_s = k.SM_COPY_S.value + size / k.SM_COPY_BANDWIDTH.value
     copying = sms if cluster.nodes == 1 else sms / 2
     nic, nvlink, kept = _legs(nodes, forward, cluster.landing, size, direction == "combine")
     nic, nvlink = frozen(nic), frozen(nvlink)
     # copying SMs, and NVLink as they drive it, at both ends of the forwarding leg
     wire = ports(cluster).seconds_per_byte[:, 0] / k.NORMAL_NVLINK_SHARE.value
     out_s, in_s = (
-        np.maximum((moved + kept) / (copying * rate.value), moved * wire)
+        np.maximum((moved + kept) / size * copy_s / copying, moved * wire)
         for moved in (nvlink.sum(axis=2), nvlink.sum(axis=1))
     )
     idle = np.zeros((layers, ranks))
@@ -70,7 +71,8 @@ def hierarchical(
         "floor": k.NORMAL_DISPATCH_FLOOR_S,
         "floors of Blackwell": k.BLACKWELL_FLOORS,
         "SMs": k.NORMAL_SMS,
-        "SM rate": rate,
+        "SM rate": k.SM_COPY_BANDWIDTH,
+        "copy on an SM": k.SM_COPY_S,
         "NVLink share": k.NORMAL_NVLINK_SHARE,
         "metadata of a copy": k.NORMAL_META_BYTES,
         "metadata of a pick": k.NORMAL_PICK_BYTES if direction == "dispatch" else k.WEIGHT_BYTES,
