@@ -37,7 +37,9 @@ LL_COMBINE_HIDDEN_S: Final = Constant(
 LL_TOKEN_S: Final = Constant(
     2.4e-6, "measured", f"one SM casts and sends a token: 1024 tokens on 8 SMs in 321 us, on 16 in 154, {_LL_ROWS}"
 )
-LL_SMS: Final = Constant(132, "measured", "SMs over which DeepEP low latency spreads experts; fewer experts, fewer SMs")
+LL_SMS: Final = Constant(
+    132, "datasheet", "SMs of H100: DeepEP low latency spreads experts over them; few experts, few SMs"
+)
 BLACKWELL_FLOORS: Final = Constant(
     1.37, "measured", "floors against Hopper's: NCCL all-to-all of 512 B, 10.1 us on 8 B200, 7.4 on 8 H100"
 )
@@ -108,7 +110,9 @@ SM_COPY_S: Final = Constant(
 NORMAL_NVLINK_SHARE: Final = Constant(
     0.92, "measured", f"4096 tokens on 24 SMs: 295 GB/s on the wire of the 320 that NCCL reaches, {_NORMAL_ROWS}"
 )
-COLLECTIVE_CHANNELS: Final = Constant(32, "measured", "NCCL point-to-point channels, one SM each, over all peers")
+COLLECTIVE_CHANNELS: Final = Constant(
+    32, "assumed", "NCCL point-to-point channels, one SM each; 32 of 17.6 GB/s are the 528-563 GB/s of 8 B200"
+)
 COLLECTIVE_PEER_CHANNELS: Final = Constant(
     16, "measured", f"NCCL channels to one peer: 2 GPUs reach 268-284 GB/s, 16 SMs of 17.6, {_NCCL_ROWS}"
 )
