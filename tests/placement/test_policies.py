@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 from moesim.placement import Placement, dispatch, nearest_table
 from moesim.placement.policies import POLICIES, LayerBatch, physical_holders
+from moesim.placement.shares import node_shares
+from moesim.placement.token_aware import covered, load_cap, shed, token_aware
 
 from .worlds import World, worlds
 
@@ -96,3 +99,82 @@ def test_random_is_seeded_and_independent_of_other_layers() -> None:
     assert not np.array_equal(one[0], one[1])
     # eight copies, a thousand picks a layer: each gets an eighth, give or take five standard deviations
     assert (np.abs(one.sum(axis=1) - 125) < 5 * np.sqrt(1000 * 1 / 8 * 7 / 8)).all()
+
+
+@given(worlds())
+@settings(max_examples=60, deadline=None)
+def test_token_aware_serves_every_pick_and_uncapped_visits_a_minimal_set_of_nodes(world: World) -> None:
+    batch, home = grouped(world, 0)
+    slots = token_aware(batch.routes, batch.group_ptr, batch.indptr, batch.rank, batch.slot, batch.node, cap=10**9)
+    assert np.array_equal(slots >= 0, batch.routes >= 0)
+    for token, row in enumerate(batch.routes.tolist()):
+        held = [set(world.node[batch.rank[batch.indptr[e] : batch.indptr[e + 1]]].tolist()) for e in row if e >= 0]
+        used = world.node[slots[token][slots[token] >= 0] // world.placement.slots_per_rank].tolist()
+        own = world.node[home[token]]
+        for where, could in zip(used, held, strict=True):
+            assert where == own or own not in could  # what the own node holds stays there
+        away = set(used) - {own}
+        assert len(away) <= sum(own not in could for could in held)
+        if away and set.intersection(*[could for could in held if own not in could]):
+            assert len(away) == 1  # one node has all that the own node lacks
+
+
+@given(worlds())
+@settings(max_examples=60, deadline=None)
+def test_shedding_lowers_the_fullest_rank_and_fills_nobody_above_the_cap(world: World) -> None:
+    batch, _ = grouped(world, 0)
+    ranks = len(world.node)
+    chosen = np.empty(batch.routes.shape, np.int64)
+    given_ = (batch.routes, batch.group_ptr, batch.indptr, batch.rank, batch.node)
+    covered(*given_, chosen)
+    before = np.bincount(batch.rank[chosen[chosen >= 0]], minlength=ranks)
+    cap = load_cap(batch.routes, batch.indptr, batch.rank, ranks)
+    assert cap * ranks >= before.sum()
+    shed(*given_, cap, chosen)
+    after = np.bincount(batch.rank[chosen[chosen >= 0]], minlength=ranks)
+    assert after.sum() == before.sum()
+    assert (after <= np.maximum(before, cap)).all()
+    assert (after[before <= cap] >= before[before <= cap]).all()
+
+
+def test_token_aware_keeps_the_cap_and_visits_fewer_nodes_than_nearest() -> None:
+    rng = np.random.default_rng(5)
+    node = np.repeat(np.arange(4), 2)
+    # every expert on three or so of eight ranks; popular experts pull their holders above the mean
+    placement = Placement(np.stack([rng.permutation(16)[:6] for _ in range(7)] + [np.arange(6)])[None], 16)
+    popularity = 0.5 * rng.normal(size=16) + rng.gumbel(size=(4000, 16))
+    routes = np.argsort(-popularity, axis=1)[:, None, :4].astype(np.int16)
+    home = rng.integers(0, 8, 4000)
+    landing = np.stack([np.where(node == n, np.arange(8), 2 * n + np.arange(8) % 2) for n in range(4)], axis=1)
+    flows = {
+        policy: dispatch(routes, home, placement, node, landing, policy=policy) for policy in ("nearest", "token-aware")
+    }
+    load = flows["token-aware"].slot_tokens[0].sum(axis=1)
+    indptr, rank, _ = placement.holders(0)
+    # whole parts of 8 home ranks round by less than one pick each
+    assert load.max() <= load_cap(routes[:, 0], indptr, rank, 8) + 8
+    assert flows["nearest"].slot_tokens[0].sum(axis=1).max() > 1.1 * load.max()
+    assert flows["token-aware"].node_copies.sum() < flows["nearest"].node_copies.sum()
+
+
+@given(worlds())
+@settings(max_examples=30, deadline=None)
+def test_shares_add_up_per_source_node_and_expert(world: World) -> None:
+    batch, _ = grouped(world, 0)
+    share, source = POLICIES.get("shares").shares(batch)
+    assert share.shape == (world.node.max() + 1, len(batch.slot))
+    assert source.tolist() == world.node.tolist()
+    assert (share >= 0).all()
+    np.testing.assert_allclose(np.add.reduceat(share, batch.indptr[:-1], axis=1), 1.0)
+
+
+def test_shares_balance_where_traffic_is_free_and_stay_home_where_it_is_dear() -> None:
+    # expert 0 on both nodes, the others once: 30 picks of expert 0 from node 0, 10 each of experts 1 and 2 from node 1
+    placement = Placement([[[0, 1], [0, 2]]], 3)
+    node, indptr = np.array([0, 1]), placement.holders(0)[0]
+    routes = np.repeat([0, 1, 2], [30, 10, 10]).astype(np.int16)[:, None]
+    given_ = (routes, np.array([0, 30, 50]), indptr, placement.holders(0)[1], node)
+    share, _ = node_shares(*given_, traffic=0.0)
+    assert share[0, :2].tolist() == pytest.approx([0.5, 0.5])
+    share, _ = node_shares(*given_, traffic=100.0)
+    assert share[0, :2].tolist() == pytest.approx([1.0, 0.0])
