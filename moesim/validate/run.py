@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from moesim.base.errors import InputError, UnknownName
+from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.validate.rows import Case, Scorer, Skip, read
 from moesim.validate.score import Result, result
 from moesim.validate.tables import deepep, effects, fused, gemm, layers, megamoe, nccl, nvlink, published, wideep
@@ -57,7 +57,7 @@ def validate(folder: str | Path, tables: Collection[str] = (), progress: Callabl
     InputError
         If the folder does not exist or holds none of the tables.
     FormatError
-        If a file lacks a column.
+        If a file lacks a column, or holds text where a number belongs.
     """
     where = Path(folder)
     for name in tables:
@@ -72,5 +72,9 @@ def validate(folder: str | Path, tables: Collection[str] = (), progress: Callabl
         family = FAMILIES[name]
         if progress:
             progress(f"scoring {name}")
-        found.extend(family.scorer(read(path, family.columns)))
+        rows = read(path, family.columns)
+        try:
+            found.extend(family.scorer(rows))
+        except ValueError as error:
+            raise FormatError(path, "a row", f"expected numbers where numbers belong: {error}") from None
     return result(found)

@@ -97,6 +97,12 @@ def test_errors_name_what_is_missing(folder: Path, tmp_path: Path):
         validate(folder, ["deepgemm_readme"])
 
 
+def test_text_where_a_number_belongs_is_an_error_that_names_the_file(tmp_path: Path):
+    write(tmp_path, [("h100_sxm", "alltoall", 8, "much", 1.0, "holdout")])
+    with pytest.raises(FormatError, match=r"nccl_single_node\.csv: a row: expected numbers .*much"):
+        validate(tmp_path)
+
+
 @pytest.mark.parametrize("fill_small", [False, True])
 @pytest.mark.parametrize("tokens", [1, 16, 4096])
 def test_power_law_loads_deal_every_pick_and_none_twice(tokens: int, fill_small: bool):

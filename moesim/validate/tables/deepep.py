@@ -11,8 +11,29 @@ from moesim.validate.loads import mlp_spec, uniform
 from moesim.validate.machines import machine, system
 from moesim.validate.rows import Case, Row, Skip, role_of
 
-LOW_LATENCY_COLUMNS = ("system", "node_num", "hidden_size", "num_token", "num_topk", "num_experts", "dispatch_avg_t_us")
-NORMAL_COLUMNS = ("system", "node_num", "hidden_size", "num_token", "num_topk", "num_experts", "dispatch_transmit_us")
+LOW_LATENCY_COLUMNS = (
+    "system",
+    "node_num",
+    "hidden_size",
+    "num_token",
+    "num_topk",
+    "num_experts",
+    "dispatch_avg_t_us",
+    "combine_avg_t_us",
+)
+NORMAL_COLUMNS = (
+    "system",
+    "node_num",
+    "hidden_size",
+    "num_token",
+    "num_topk",
+    "num_experts",
+    "dispatch_sms",
+    "dispatch_transmit_us",
+    "dispatch_notify_us",
+    "combine_transmit_us",
+    "combine_notify_us",
+)
 
 
 def low_latency(rows: Sequence[Row]) -> Iterator[Case | Skip]:

@@ -22,7 +22,7 @@ from moesim.validate.rows import Case, Row, Skip, role_of
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
-COLUMNS = ("id", "metric", "value")
+COLUMNS = ("id", "value", "ratio_vs_baseline")
 _TABLE: Final = "balance_effects"
 _LAYERS: Final = 4  # enough for two batches to alternate in the steady state
 _SKEW: Final = 1.564

@@ -15,7 +15,20 @@ from moesim.validate.loads import busiest_rank, mlp_spec, power_law
 from moesim.validate.machines import system
 from moesim.validate.rows import Case, Row, Skip, role_of
 
-COLUMNS = ("kernel_source", "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts")
+COLUMNS = (
+    "kernel_source",
+    "moe_dtype",
+    "num_tokens",
+    "hidden_size",
+    "inter_size",
+    "topk",
+    "num_experts",
+    "system",
+    "model",
+    "moe_ep_size",
+    "distribution",
+    "latency_ms",
+)
 
 
 def fused(rows: Sequence[Row]) -> Iterator[Case | Skip]:

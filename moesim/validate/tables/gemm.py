@@ -15,8 +15,19 @@ from moesim.validate.loads import busiest_rank, mlp_spec, power_law
 from moesim.validate.machines import machine, system
 from moesim.validate.rows import Case, Row, Skip, role_of
 
-README_COLUMNS = ("hardware", "kernel", "groups", "m_per_group", "n", "k", "derived_latency_us")
-GROUPED_COLUMNS = ("system", "global_num_tokens", "topk", "num_experts", "moe_ep_size", "distribution", "phase")
+README_COLUMNS = ("hardware", "kernel", "groups", "m_per_group", "n", "k", "derived_latency_us", "id", "role")
+GROUPED_COLUMNS = (
+    "system",
+    "global_num_tokens",
+    "topk",
+    "num_experts",
+    "moe_ep_size",
+    "distribution",
+    "phase",
+    "hidden_size",
+    "inter_size",
+    "latency_ms",
+)
 _DRAWS: Final = 5  # the collector averages over five draws
 _BLOCK: Final = 128  # rows of a block that contiguous grouped GEMMs give to one expert
 _HOST_S: Final = {"h100": 0.39e-3, "h200": 0.38e-3, "b200": 0.305e-3, "gb200": 0.5e-3}

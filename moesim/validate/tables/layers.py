@@ -15,7 +15,19 @@ from moesim.validate.loads import mlp_spec, uniform
 from moesim.validate.machines import machine, system
 from moesim.validate.rows import Case, Row, Skip, role_of
 
-COLUMNS = ("hardware", "ep", "hidden", "inter", "experts", "topk", "tokens_per_rank", "impl", "total_layer_us")
+COLUMNS = (
+    "hardware",
+    "ep",
+    "hidden",
+    "inter",
+    "experts",
+    "topk",
+    "tokens_per_rank",
+    "impl",
+    "total_layer_us",
+    "id",
+    "model_shape",
+)
 _TABLE = "moe_layer_end_to_end"
 
 

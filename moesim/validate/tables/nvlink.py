@@ -11,7 +11,17 @@ from moesim.validate.loads import balanced, mlp_spec
 from moesim.validate.machines import machine
 from moesim.validate.rows import Case, Row, Skip, role_of
 
-COLUMNS = ("op_name", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "topk", "num_experts", "moe_ep_size")
+COLUMNS = (
+    "op_name",
+    "kernel_source",
+    "moe_dtype",
+    "num_tokens",
+    "hidden_size",
+    "topk",
+    "num_experts",
+    "moe_ep_size",
+    "latency_us",
+)
 NVFP4 = 0.5 + 1 / 16
 """Bytes per element of NVFP4: half a byte and one fp8 scale per 16 elements."""
 BYTES = {"bfloat16": BF16, "bf16": BF16, "fp8": 1.0, "mxfp8": 1.0 + 1 / 32, "nvfp4": NVFP4}

@@ -17,7 +17,29 @@ from moesim.validate.tables.nvlink import NVFP4
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
-COLUMNS = ("lib", "hardware", "interconnect", "kernel", "op", "ep", "nodes", "gpus_per_node", "tokens_per_rank")
+COLUMNS = (
+    "lib",
+    "hardware",
+    "interconnect",
+    "kernel",
+    "op",
+    "ep",
+    "nodes",
+    "gpus_per_node",
+    "tokens_per_rank",
+    "id",
+    "version",
+    "scope",
+    "hidden",
+    "topk",
+    "topk_groups",
+    "experts",
+    "dtype",
+    "sms",
+    "latency_us",
+    "bandwidth_GBps",
+    "role",
+)
 _TABLE = "alltoall_published"
 _NO_LIMIT = 64.0  # SMs that move more than NVLink does
 

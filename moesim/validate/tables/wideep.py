@@ -17,7 +17,20 @@ from moesim.validate.machines import system
 from moesim.validate.rows import Case, Row, Skip, role_of
 from moesim.validate.tables.nvlink import NVFP4
 
-COLUMNS = ("system", "moe_dtype", "num_tokens", "rank0_num_tokens", "num_slots", "num_experts", "moe_ep_size")
+COLUMNS = (
+    "system",
+    "moe_dtype",
+    "num_tokens",
+    "rank0_num_tokens",
+    "num_slots",
+    "num_experts",
+    "moe_ep_size",
+    "hidden_size",
+    "inter_size",
+    "topk",
+    "distribution",
+    "latency_ms",
+)
 _DRAWS: Final = 8
 _ROUTER_S: Final = 20e-6  # the benchmark times routing of one rank's tokens too; assumed
 _TABLE: Final = "wideep_expert_compute"
