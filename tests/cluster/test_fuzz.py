@@ -229,3 +229,11 @@ def test_sniffing_never_raises(tmp_path: Path) -> None:
         begin = time.process_time()
         assert not all(sniffed(head))
         assert time.process_time() - begin < SECONDS
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("unit", ["x", "\n", "=", "[1]\n", '{"instances":['])
+def test_megabytes_of_one_thing_are_refused(format: str, unit: str, tmp_path: Path) -> None:
+    path = tmp_path / "long.dat"
+    path.write_text(unit * (4_000_000 // len(unit)), encoding="utf-8")
+    assert isinstance(outcome(path, format), MoesimError)

@@ -8,7 +8,7 @@ from typing import Any
 
 from moesim.base.errors import FormatError
 from moesim.cluster.formats.fabric import LANE, MOST_CABLES, Adapter, Cable, Fabric, describe_adapter, fabric_tables
-from moesim.cluster.formats.text import read_text
+from moesim.cluster.formats.text import read_lines
 
 _BLOCK = re.compile(r"(CA|Switch|Router):\s*(?:(0x[0-9a-fA-F]{1,16})\s+)?(.*?):?\s*")
 _LINE = re.compile(
@@ -56,7 +56,7 @@ def fabric(path: Path) -> Fabric:
     guids: dict[str, int] = {}
     switches: dict[str, str] = {}
     kind, block_guid, block_name = "", "", ""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if match := _LINE.fullmatch(line):

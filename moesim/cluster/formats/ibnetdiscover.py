@@ -8,7 +8,7 @@ from typing import Any
 
 from moesim.base.errors import FormatError
 from moesim.cluster.formats.fabric import MOST_CABLES, Adapter, Cable, Fabric, describe_adapter, fabric_tables, rate_of
-from moesim.cluster.formats.text import read_text
+from moesim.cluster.formats.text import read_lines
 
 _GUID = re.compile(r"(sysimgguid|switchguid|caguid|rtguid|vendid|devid)=(0x[0-9a-fA-F]{1,16})(?:\([0-9a-fA-F]*\))?")
 _THING = re.compile(r'(Switch|Ca|Rt)\s+\d+\s+"([SHR]-[0-9a-fA-F]{1,16})"\s*#\s*"([^"]*)"(.*)')
@@ -49,7 +49,7 @@ def fabric(path: Path) -> Fabric:
     dropped: set[str] = set()
     ports: dict[tuple[str, int], tuple[str, int, str, int]] = {}
     here, guid = "", None
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue

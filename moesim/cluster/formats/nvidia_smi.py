@@ -8,7 +8,7 @@ from typing import Any
 
 from moesim.base.errors import FormatError
 from moesim.cluster.formats.node import NODE, PHB, PIX, PXB, SYS, Nic, NodeFacts, all_switched, node_tables
-from moesim.cluster.formats.text import read_text, without_escapes
+from moesim.cluster.formats.text import read_lines, without_escapes
 
 _MEET = {"PIX": PIX, "PXB": PXB, "PHB": PHB, "NODE": NODE, "SYS": SYS, "SOC": SYS}
 _DEVICE = re.compile(r"(?:GPU|NIC)\d+|(?:mlx|bnxt|efa|rdma|roce|ib|irdma|hns)\w*")
@@ -46,7 +46,7 @@ def facts(path: Path) -> NodeFacts:
     FormatError
         Names the line that is not understood.
     """
-    lines = read_text(path).splitlines()
+    lines = read_lines(path)
     start = next((i for i, line in enumerate(lines) if line.split()[:1] == ["GPU0"] and "X" not in line.split()), None)
     if start is None:
         raise FormatError(path, "", "expected the matrix of `nvidia-smi topo -m`, whose first line names GPU0")

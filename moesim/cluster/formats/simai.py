@@ -17,7 +17,7 @@ from typing import Any
 from moesim.base.errors import FormatError, InputError
 from moesim.base.units import parse
 from moesim.cluster.formats.like import Like, gb, us
-from moesim.cluster.formats.text import clean, dotless, read_text
+from moesim.cluster.formats.text import clean, dotless, read_lines
 from moesim.cluster.schema import MAX_RANKS
 
 _HEADER = re.compile(r"(\d{1,7})\s+(\d{1,7})\s+(\d{1,7})\s+(\d{1,7})\s+(\d{1,9})(?:\s+(\S+))?")
@@ -58,7 +58,7 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
     FormatError
         Names the line that is not understood.
     """
-    lines = read_text(path).splitlines()
+    lines = read_lines(path)
     header = _header(path, lines)
     if header.switches + header.nvswitches > MAX_RANKS:
         raise FormatError(path, "line 1", f"more than {MAX_RANKS:,} switches; describe a smaller cluster")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import FormatError
-from moesim.cluster.formats.text import read_text
+from moesim.cluster.formats.text import read_lines
 from moesim.cluster.formats.tree import Tree, tree_tables
 
 _KEYS = {"switchname", "switches", "nodes", "linkspeed", "blockname", "blocksizes"}
-_PAIR = re.compile(r"(\w+)\s*=\s*(\S+)")
+_PAIR = re.compile(r"(?<!\w)(\w{1,32})\s{0,32}=\s{0,32}(\S+)")
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -37,7 +37,7 @@ def read(path: Path, *, like: str | None = None, gpus_per_host: int | None = Non
         Names the line that is not understood.
     """
     tree = Tree(path)
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         text = line.split("#", 1)[0].strip()
         if text:
             _line(tree, text, f"line {number}")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from moesim.base.errors import FormatError, InputError
 
-LARGEST = 32 * 2**20  # bytes; the dump of a fabric of 40 switches has 0.3 MB
+LARGEST = 8 * 2**20  # bytes; the dump of a fabric of 40 switches has 0.3 MB
+_LONGEST = 2**17  # characters of a line: a list of 10,000 hosts fits
+_MOST_LINES = 300_000
 MOST_HOSTS = 16_384
 _ESCAPE = re.compile(r"\x1b\[[0-9;]{0,16}[A-Za-z]")
 _RANGES = re.compile(r"([^\[\],\s]*)\[([0-9,\-]+)\]([^\[\],\s]*)|([^\[\],\s]+)")
@@ -35,6 +37,25 @@ def read_text(path: Path) -> str:
         return without_escapes(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise FormatError(path, f"byte {error.start}", "expected UTF-8 text; save the output again") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file that is read line by line.
+
+    Raises
+    ------
+    FormatError
+        If it is no text of lines that a tool prints.
+    InputError
+        If it cannot be read.
+    """
+    lines = read_text(path).splitlines()
+    if len(lines) > _MOST_LINES:
+        raise FormatError(path, "", f"more than {_MOST_LINES:,} lines; give the dump of one cluster")
+    for number, line in enumerate(lines, 1):
+        if len(line) > _LONGEST:
+            raise FormatError(path, f"line {number}", f"longer than {_LONGEST:,} characters; this is no such dump")
+    return lines
 
 
 def without_escapes(text: str) -> str:
