@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "system", "tokens_per_rank", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "latency_ms",
-    "max_rank_pairs", "active_experts_maxrank", "rank_imb", "bal_active", "max_rank_unique_tokens", "ratio_vs_balanced", "distribution",
+    "max_rank_pairs", "active_experts_maxrank", "rank_imb", "bal_active", "max_rank_unique_tokens", "ratio_vs_balanced",
+    "distribution",
 )  # fmt: skip
 MXFP8 = 1.0 + 1 / 32
 
