@@ -25,14 +25,19 @@ class Score(Sealed):
         Seconds of each step, all layers, stragglers carried from layer to layer; float64 [steps].
     layer_s
         Seconds of each layer on its own, all ranks entering it together; float64 [steps, layers].
+    balance
+        Mean over largest load of a rank, float64 [steps, layers]; 1 where there is no load.
     """
 
     step_s: Array
     layer_s: Array
+    balance: Array
 
     def __post_init__(self) -> None:
         seal(self, "step_s", self.step_s, np.float64, ("steps",))
         seal(self, "layer_s", self.layer_s, np.float64, ("steps", "layers"), {"steps": len(self.step_s)})
+        shape = dict(zip(("steps", "layers"), self.layer_s.shape, strict=True))
+        seal(self, "balance", self.balance, np.float64, ("steps", "layers"), shape)
 
     @property
     def mean_s(self) -> float:
@@ -79,7 +84,7 @@ def score(
     policy, seed
         Dispatch policy, and the seed of policies that draw.
     """
-    step_s, layer_s = [], []
+    step_s, layer_s, balance = [], [], []
     for window, step in every_step(batches):
         flow = step_flow(window, step, placement, costs, policy, seed)
         fixed = fixed_parts(window, step, costs)
@@ -88,7 +93,15 @@ def score(
         overlap = costs.shared_expert == "overlap"
         step_s.append(step_time(fixed.attention_s, sent, experts, back, fixed.shared_s, overlap=overlap))
         layer_s.append(layers_alone(fixed, sent, experts, back, overlap))
-    return Score(np.array(step_s), np.array(layer_s))
+        balance.append(load_balance(flow))
+    return Score(np.array(step_s), np.array(layer_s), np.array(balance))
+
+
+def load_balance(flow: Flow) -> Array:
+    """Return mean over largest load of a rank, float64 [layers]; 1 where there is no load."""
+    load = flow.slot_tokens.sum(axis=2)
+    most = load.max(axis=1)
+    return np.where(most > 0, load.mean(axis=1) / np.maximum(most, 1e-300), 1.0)
 
 
 def layers_alone(fixed: Fixed, sent: Timing, experts: Array, back: Timing, overlap: bool) -> Array:
