@@ -23,6 +23,9 @@ from moesim.solve.patterns import least_limit
 
 _LARGEST: Final = 2**45
 """Largest scaled load: CP-SAT wants sums well inside 64 bits."""
+_BUILT_PER_S: Final = 60_000
+"""Variables of the assignment model that a slow core builds, hints and presolves in a second; larger models are not
+begun, because neither building nor presolving can be stopped."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,12 @@ def _assign(
     seed: int,
 ) -> Exact:
     """Solve the assignment of copies to ranks: for hierarchical constraints, and where patterns are too many."""
+    total, most = weight.shape
+    floor = max(load.sum() / ranks, float(load.max()) / most)
+    if start is not None and total * most * ranks > _BUILT_PER_S * deadline_s:
+        return _exact(load, np.asarray(start, np.int32), floor, False)
     from ortools.sat.python import cp_model
 
-    total, most = weight.shape
     model: Any = cp_model.CpModel()
     # part[e][n][r]: expert e has n + 1 copies, one of them on rank r; loads are then linear and the relaxation tight
     count = [[model.new_bool_var(f"c{e}_{n}") for n in range(most)] for e in range(total)]
@@ -156,7 +162,6 @@ def _assign(
             f"no placement of {total} experts on {ranks} ranks of {slots} slots keeps every expert group on one node; "
             "add slots per rank, or plan without hierarchical"
         )
-    floor = max(load.sum() / ranks, float(load.max()) / most)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         if start is not None:
             return _exact(load, np.asarray(start, np.int32), floor, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def test_a_deadline_gives_the_best_so_far_with_its_bound() -> None:
     load = np.random.default_rng(0).integers(1, 1000, 64)
     found = smallest_largest_load(load, 16, 5, deadline_s=2)
     assert load.sum() / 16 <= found.bound <= found.largest <= load.sum()
+
+
+def test_a_layer_too_large_to_model_in_time_is_answered_in_time() -> None:
+    load = np.random.default_rng(0).integers(1, 1000, 256)
+    began = time.monotonic()
+    found = smallest_largest_load(load, 256, 2, deadline_s=1)  # 17 million variables
+    assert time.monotonic() - began < 20
+    assert not found.proven
+    assert load.sum() / 256 <= found.bound <= found.largest
 
 
 def test_impossible_constraints_are_proven() -> None:

@@ -8,6 +8,7 @@ from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.solve.exact import smallest_largest_load
 from moesim.solve.problem import Problem, takes
+from moesim.solve.solvers.eplb import eplb_hierarchical
 
 
 @takes(hierarchical=False)
@@ -24,13 +25,16 @@ def cp_sat(problem: Problem) -> Array:
     """
     ranks, slots = problem.ranks, problem.slots_per_rank
     node = problem.cluster.node.tolist()
-    groups = None
+    groups = start = None
     if problem.options["hierarchical"]:
         if problem.spec.groups % problem.cluster.nodes:
             raise InputError(
                 f"cp-sat: {problem.cluster.nodes} nodes do not divide {problem.spec.groups} expert groups, so a group "
                 "cannot stay on one node; plan without hierarchical"
             )
+        silent = [*problem.notes]
+        start = eplb_hierarchical(problem)
+        problem.notes[:] = silent  # remarks on EPLB say nothing about this plan
         size = problem.experts // problem.spec.groups
         groups = [expert // size for expert in range(problem.experts)]
     experts = np.empty((problem.layers, ranks, slots), np.int32)
@@ -42,6 +46,7 @@ def cp_sat(problem: Problem) -> Array:
             slots,
             groups=groups,
             node=node,
+            start=None if start is None else start[layer],
             deadline_s=0.9 * problem.seconds_left() / (problem.layers - layer),
             jobs=problem.jobs,
             seed=problem.seed,
