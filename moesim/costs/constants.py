@@ -22,6 +22,8 @@ class Constant:
 _LL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_ll 0.5.12, H100, EP8"
 _NORMAL_ROWS: Final = "aiconfigurator-core 0.12.0 wideep_deepep_normal 0.5.12, H100, EP8, hidden 7168, top-8"
 
+FLOOR_PATH_S: Final = Constant(1e-6, "assumed", "trip from GPU over NVSwitch to GPU inside every floor below")
+
 # -- floors: what one phase costs before the first byte; launch, flags, barriers -----------------------------------
 LL_DISPATCH_FLOOR_S: Final = Constant(9.7e-6, "measured", f"latency at 1 token less that of the experts, {_LL_ROWS}")
 LL_COMBINE_FLOOR_S: Final = Constant(10.7e-6, "measured", f"latency at 1 token less that of the experts, {_LL_ROWS}")

@@ -167,3 +167,16 @@ def test_transfers_stay_read_only_and_check_their_shape():
         transfer_of([[1, 1], [2, 0]])
     with pytest.raises(InputError, match="one array per leg"):
         transfer_of([[0, 1], [2, 0]], out_s=(np.zeros((1, 2)),) * 2)
+
+
+@pytest.mark.parametrize("transport", [*ROUTED, "allgather"])
+@pytest.mark.parametrize("network", ["bottleneck", "max-min"])
+def test_a_slower_wire_never_makes_a_phase_faster(transport: str, network: str):
+    flow = random_flow(preset("h100-4x8-rail"), SPEC, tokens=2)
+    spans = []
+    for latency in ("10 ns", "0.5 us", "2 us", "20 us"):
+        where = preset("h100-4x8-rail").edit({"tier.node.latency": latency, "tier.rail.latency": latency})
+        phases = [TRANSPORTS.get(transport)(flow, where, SPEC, direction) for direction in DIRECTIONS]
+        spans.append([NETWORKS.get(network)(phase, where).makespan_s[0] for phase in phases])
+    assert (np.diff(spans, axis=0) >= 0).all(), spans
+    assert (np.array(spans[-1]) > spans[0]).all()

@@ -49,7 +49,7 @@ def allgather(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dire
     return Transfer(
         legs=legs,
         messages=np.full((layers, ranks), float(ranks - 1)),
-        floor_s=net_floor(collective_floor(cluster, 2), ports(cluster).inside_latency_s) + hops,
+        floor_s=net_floor(collective_floor(cluster, 2)) + hops,
         per_message_s=0.0,
         sources=cited("allgather", {**COLLECTIVE, "pick": k.INDEX_BYTES}),
         senders=np.broadcast_to(apart, (layers, ranks, ranks)),
@@ -84,7 +84,7 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         size = spec.combine_token_bytes
         leg, floor = clear_diagonal(copies.transpose(0, 2, 1) * size), k.NVLINK_COMBINE_FLOOR_S
         hidden = k.NVLINK_COMBINE_HIDDEN_S
-    net = net_floor(floor, ports(cluster).inside_latency_s) + k.ONE_SIDED_PEER_S.value * (cluster.ranks - 8)
+    net = net_floor(floor) + k.ONE_SIDED_PEER_S.value * (cluster.ranks - 8)
     # seconds a byte takes in or out of a rank; more ranks are more and shorter streams
     nominal = cluster.link_nominal[[tier == "node" for tier in cluster.link_tier]]
     crowd = max(cluster.ranks / 8, 1.0) ** k.ONE_SIDED_SPREAD.value

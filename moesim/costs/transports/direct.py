@@ -8,7 +8,6 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.ports import ports
 from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
 from moesim.costs.types import Direction, FlowLike, Transfer
@@ -58,7 +57,7 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         out_s = np.broadcast_to(np.asarray(flow.tokens) * k.LL_TOKEN_S.value / sms, pairs.shape[:2])
         in_s = np.zeros(pairs.shape[:2])
         used["token on an SM"] = k.LL_TOKEN_S
-    net = net_floor(floor, ports(cluster).inside_latency_s) + spec.experts * k.LL_EXPERT_S.value
+    net = net_floor(floor) + spec.experts * k.LL_EXPERT_S.value
     remote = ~cluster.same_node
     return Transfer(
         legs=(leg,),
@@ -87,7 +86,7 @@ def rank_dedup(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dir
     return Transfer(
         legs=(leg,),
         messages=(leg > 0).sum(axis=2),
-        floor_s=net_floor(collective_floor(cluster, cluster.ranks), ports(cluster).inside_latency_s),
+        floor_s=net_floor(collective_floor(cluster, cluster.ranks)),
         per_message_s=k.NIC_MESSAGE_S.value,
         sources=cited("rank-dedup", {**COLLECTIVE, "pick": k.INDEX_BYTES, "NIC": k.NIC_MESSAGE_S}),
         senders=leg > 0,

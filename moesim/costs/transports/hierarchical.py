@@ -79,7 +79,7 @@ def hierarchical(
     }
     if row_s:
         used["first row of combine"] = k.NORMAL_COMBINE_ROW_S
-    floor = net_floor(k.NORMAL_DISPATCH_FLOOR_S, ports(cluster).inside_latency_s)
+    floor = net_floor(k.NORMAL_DISPATCH_FLOOR_S)
     return Transfer(
         legs=legs,
         # chunks of many tokens: posting them costs nothing beside their bytes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.costs.constants import Constant
+from moesim.costs.constants import FLOOR_PATH_S, Constant
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -34,9 +34,13 @@ def split_rows(traffic: Array, cluster: Cluster) -> Array:
     return np.stack([inside, np.maximum(traffic.sum(axis=2) - inside, 0.0)], axis=2)
 
 
-def net_floor(floor: Constant, latency_s: float) -> float:
-    """Return a floor measured end to end without the path latency in it, which the network model adds itself."""
-    return max(floor.value - latency_s, 0.0)
+def net_floor(floor: Constant) -> float:
+    """Return a floor measured end to end without the path latency in it, which the network model adds itself.
+
+    It is the latency of the machines it was measured on, whatever the cluster at hand: a slower wire must not make
+    the kernel faster.
+    """
+    return max(floor.value - FLOOR_PATH_S.value, 0.0)
 
 
 def cited(transport: str, used: Mapping[str, Constant]) -> dict[str, str]:
