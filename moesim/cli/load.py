@@ -145,11 +145,27 @@ def writable(*paths: Path | None) -> None:
     Raises
     ------
     InputError
-        If the folder of one does not exist.
+        If the folder of one does not exist, or one is a folder itself.
     """
     for path in paths:
+        if path is not None and path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file in it")
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def folder(path: Path | None) -> None:
+    """Check that a folder is there or can be made, before work that takes minutes.
+
+    Raises
+    ------
+    InputError
+        If it is a file, or its own folder does not exist.
+    """
+    if path is not None and path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a folder")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _key_value(text: str) -> tuple[str, Any]:

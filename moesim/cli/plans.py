@@ -181,7 +181,8 @@ def compare(
     json: opt.Json = False,
 ) -> None:
     """Plan with every solver on one part of TRACE and judge the plans on the rest."""
-    load.writable(output, save_plans)
+    load.writable(output)
+    load.folder(save_plans)
     from moesim.study import DEFAULT_SOLVERS
     from moesim.study import compare as run
 

@@ -96,6 +96,9 @@ def prepare(
     if costs.spec.name != batches.trace.spec.name:
         theirs = dims.name if dims is not None else costs.spec.name
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")
+    planned_for = getattr(plan, "inputs", {}).get("model")
+    if planned_for not in (None, costs.spec.name):
+        notes.append(f"the plan was made for {planned_for}; simulated for {costs.spec.name}")
     if schedule is None:
         schedule = "shared-overlap" if costs.shared_expert == "overlap" else "sequential"
     schedule = get_schedule(schedule)

@@ -165,6 +165,11 @@ def rebalance(
     experts = load.shape[1]
     if not hierarchical:
         groups = nodes = 1
+    if groups == 1 and nodes > 1:
+        raise InputError(
+            "eplb-hierarchical: the model has no expert groups (or their number is not known) to keep on one node; "
+            "use eplb (global)"
+        )
     if groups % nodes:
         raise InputError(
             f"eplb-hierarchical: {nodes} nodes do not divide {groups} expert groups, so a group cannot stay on one "

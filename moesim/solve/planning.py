@@ -99,7 +99,7 @@ def solve(
     check_memory(spec, group, slots_per_rank)
     if previous is not None:
         _check_previous(previous, spec, group, slots_per_rank)
-    if deadline_s <= 0:
+    if not deadline_s > 0:
         raise InputError(f"solve: deadline_s must be more than 0, got {deadline_s}")
     problem = Problem(
         spec=spec,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
+
 from moesim.base.errors import Infeasible, InputError, MoesimError
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
@@ -312,6 +314,11 @@ def _notes(
     seen = max(int(report.seen.sum()) for report in reports.values())
     if seen:
         notes.append(f"{seen} of {len(judged)} held-out steps hold tokens that plans were fitted on")
+    if held_out is None and fitted.trace.has_steps:
+        straddling = np.intersect1d(fitted.trace.request, judged.trace.request).size
+        if straddling:
+            total = np.unique(judged.trace.request).size
+            notes.append(f"cut in time: {straddling} of {total} held-out requests had begun before the cut")
     if held_out is None and not fitted.trace.has_steps:
         notes.append("steps were not recorded: whole requests were dealt to the two parts by the seed")
     report = next(iter(reports.values()))

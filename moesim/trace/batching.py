@@ -22,6 +22,8 @@ RESAMPLED_STEPS: Final = 4
 """Steps made of a trace that does not fill one: enough to see that batches differ, few enough to stay honest."""
 _HOMES: Final = ("round-robin", "least-loaded")
 _NO_LIMIT: Final = 2**62
+_MOST_DRAWS: Final = 200
+"""Times a token may stand in one step: beyond that a step says nothing about the traffic, and takes minutes."""
 
 
 def make_batches(
@@ -181,6 +183,12 @@ def _pack(trace: Trace, rows: Array, code: int, ranks: int, size: int, homes: st
     rng = np.random.default_rng([seed, code])
     rows, lengths = _requests_in_order(trace, rows, rng)
     name, full = PHASES[code], ranks * size
+    if full > _MOST_DRAWS * len(rows):
+        raise InputError(
+            f"batching: a step of {ranks} x {size} tokens would draw each of the {len(rows)} {name} tokens "
+            f"{full / len(rows):.0f} times; give a longer trace, or at most "
+            f"{_MOST_DRAWS * len(rows) // ranks} tokens per rank"
+        )
     if code != DECODE:
         place, home, _, steps = packing.chunks(lengths, ranks, size, homes == "least-loaded", limit)
         if steps:
@@ -233,11 +241,18 @@ def _resample_chunks(
     while True:
         # whole shuffles one after the other, so that every request is used equally often, give or take one
         drawn = np.concatenate([rng.permutation(len(lengths)) for _ in range(rounds)])
-        place, home, _, steps = packing.chunks(lengths[drawn], ranks, size, homes == "least-loaded", wanted)
+        # a copy begins somewhere inside its request and comes round: ranks that hold copies of one request in the same
+        # step hold different parts of it, as far as it is long enough
+        turn = rng.integers(0, lengths[drawn])
+        turn[: len(lengths)] = 0
+        first = np.stack([begin[drawn] + turn, begin[drawn]], axis=1).ravel()
+        count = np.stack([lengths[drawn] - turn, turn], axis=1).ravel()
+        first, count = first[count > 0], count[count > 0]
+        place, home, _, steps = packing.chunks(count, ranks, size, homes == "least-loaded", wanted)
         if steps == wanted:
             break
         rounds *= 2
-    place = packing.ragged_range(begin[drawn], lengths[drawn])[place]
+    place = packing.ragged_range(first, count)[place]
     note = (
         f"resampled: {len(rows)} {name} tokens do not fill a step of {ranks} x {size}; {wanted} steps draw requests "
         f"again and again (seed {seed}), each token {len(place) / len(rows):.3g} times on average"

@@ -318,7 +318,10 @@ class Trace(Sealed):
         column = self.step if by == "step" else self.request
         keys, group, sizes = np.unique(column, return_inverse=True, return_counts=True)
         if len(keys) < 2:
-            raise InputError(f"split: needs at least two {by}s, the trace has {len(keys)}; give a longer trace")
+            raise InputError(
+                f"split: needs at least two {by}s, the trace has {len(keys)}; give a longer trace"
+                + (", or say where its requests begin when importing it" if by == "request" else "")
+            )
         order = np.arange(len(keys)) if by == "step" else np.random.default_rng(seed).permutation(len(keys))
         filled = np.cumsum(sizes[order])
         # the cut nearest to the wanted number of rows, with something left on both sides

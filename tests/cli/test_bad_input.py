@@ -148,6 +148,16 @@ def test_a_folder_that_does_not_exist_is_told_before_any_work(trace_file: Path, 
         assert "planning" not in done.err
 
 
+def test_a_folder_in_place_of_a_file_is_told_before_any_work(
+    trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    for option, place, says in (("-o", tmp_path, "is a folder"), ("--save-plans", trace_file, "is a file")):
+        done = run("compare", str(trace_file), *setting, option, str(place))
+        assert done.code == 1
+        assert says in done.err
+        assert "planning" not in done.err
+
+
 def test_a_fraction_that_leaves_nothing(trace_file: Path, setting: list[str], run: Run):
     refused(run("compare", trace_file, *setting, "--fit", "1.0"), 1, "between 0 and 1")
 

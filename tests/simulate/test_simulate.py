@@ -333,3 +333,10 @@ def test_a_trace_is_batched_on_the_way() -> None:
     assert (report.step_tokens == 24).all()
     same = make_batches(world.trace, 4, tokens_per_rank=6, max_steps=3, seed=2)
     np.testing.assert_array_equal(report.step_s, simulate(same, world.cluster, world.placement).step_s)
+
+
+def test_a_plan_for_other_dimensions_says_so() -> None:
+    world = worlds.world(8)
+    plan = SimpleNamespace(placement=world.placement, policy="nearest", transport=None, inputs={"model": "small @ big"})
+    notes = simulate(world.batches, world.cluster, plan).notes
+    assert "the plan was made for small @ big; simulated for small" in notes

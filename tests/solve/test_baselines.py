@@ -44,7 +44,7 @@ def test_round_robin_deals_and_starts_one_rank_later(make_problem: MakeProblem) 
 
 
 def test_eplb_hierarchical_needs_groups_that_divide_and_keeps_them_on_a_node(make_problem: MakeProblem) -> None:
-    with pytest.raises(InputError, match=r"2 nodes do not divide 1 expert groups.*use eplb \(global\)"):
+    with pytest.raises(InputError, match=r"no expert groups.*use eplb \(global\)"):
         SOLVERS.get("eplb-hierarchical")(make_problem())
     problem = make_problem(groups=4)
     experts = SOLVERS.get("eplb-hierarchical")(problem)

@@ -36,7 +36,7 @@ def test_plans_beat_every_baseline_on_real_routing(shared_data: Path, name: str,
     plans = {}
     for solver in set(SOLVERS.names()) - {"moesim", "cp-sat", "eplb-hierarchical"}:
         plans[solver] = solve(fit, cluster, solver=solver, **given)
-    with pytest.raises(InputError, match="4 nodes do not divide 1 expert groups"):
+    with pytest.raises(InputError, match="no expert groups"):
         solve(fit, cluster, solver="eplb-hierarchical", **given)
     assert all(ours.score_s < plan.score_s for plan in plans.values())
     copies, balance = judged(ours.placement, held_out, cluster)

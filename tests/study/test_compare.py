@@ -154,3 +154,12 @@ def test_the_report_is_the_same_text_every_time_and_holds_the_table(found: Compa
         assert name.split(":")[0] in body
     dark = html(found, dark=True)
     assert "color-scheme: dark" in dark
+
+
+def test_requests_on_both_sides_of_a_cut_in_time_are_told():
+    whole = router(SPEC, 4000, seed=2, request_tokens=40)
+    # two requests run side by side in every step, and the cut goes through some
+    recorded = dataclasses.replace(whole, step=(np.arange(4000) // 80 * 40 + whole.position % 40) // 7)
+    how = HOW | {"tokens_per_rank": 16}
+    found = compare(recorded, CLUSTER, solvers=("contiguous",), **how)
+    assert any(re.match(r"cut in time: [1-9]\d* of \d+ held-out requests had begun", note) for note in found.notes)

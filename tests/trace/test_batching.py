@@ -136,9 +136,9 @@ def test_steps_of_both_phases_count_as_the_phase_of_most_tokens(trace):
 @pytest.mark.parametrize(
     ("change", "options", "note"),
     [
-        ({}, {"ranks": 4}, "regrouped: the trace was recorded on 2 ranks, not 4"),
+        ({}, {"ranks": 3}, "regrouped: the trace was recorded on 2 ranks, not 3"),
         ({"origin": {"ranks": 8}}, {"ranks": 2}, "regrouped: the trace was recorded on 8 ranks, not 2"),
-        ({"origin": {"ranks": "two"}}, {"ranks": 4}, "regrouped: the trace was recorded on 2 ranks, not 4"),
+        ({"origin": {"ranks": "two"}}, {"ranks": 3}, "regrouped: the trace was recorded on 2 ranks, not 3"),
         ({"source": None}, {"ranks": 2}, "regrouped: source ranks were not recorded"),
         ({}, {"ranks": 2, "tokens_per_rank": 4}, "regrouped: a number of tokens per rank was given"),
     ],
@@ -240,3 +240,21 @@ def test_a_million_tokens_take_about_a_second():
     began = time.perf_counter()
     make_batches(trace, 32, tokens_per_rank={PREFILL: 64, DECODE: 32})
     assert time.perf_counter() - began < 5  # measured 0.2 s on one core; the rest is room for busy machines
+
+
+def test_ranks_that_hold_copies_of_one_request_hold_different_parts_of_it():
+    batches = make_batches(random_trace(0, [300]), 8, tokens_per_rank=64, phase="prefill")
+    for step in range(len(batches)):
+        tokens = batches.token[batches.offsets[step] : batches.offsets[step + 1]]
+        # 512 places, 300 tokens: not the same 64 on every rank
+        assert len(np.unique(tokens)) > 150
+    drawn = np.bincount(batches.token, minlength=300)
+    assert drawn.min() >= 1
+    assert drawn.max() <= 3 * drawn.mean()
+
+
+def test_a_step_that_would_draw_every_token_hundreds_of_times_is_refused():
+    with pytest.raises(
+        InputError, match=r"draw each of the 300 prefill tokens 341 times; .* at most 600 tokens per rank"
+    ):
+        make_batches(random_trace(0, [300]), 100, phase="prefill")
