@@ -20,7 +20,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A trace, topology, plan or placement file, the name of a topology, or preset:MODEL.",
+            help="A trace, topology, plan or placement, the name of a topology, or preset:MODEL.",
             show_default=False,
         ),
     ],
@@ -34,6 +34,9 @@ def inspect(
     ranks: Annotated[
         int | None, typer.Option(metavar="N", help="Ranks of a placement, where the file does not say.")
     ] = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    like: opt.Like = None,
     json: opt.Json = False,
 ) -> None:
     """Tell what a file holds: sizes, statistics, digest, origin."""
@@ -44,7 +47,7 @@ def inspect(
     if kind == "trace":
         facts = _trace_facts(path, format, model, format_option)
     elif kind == "topology":
-        facts = _topology_facts(what)
+        facts = load.cluster(what, set, without, like).describe()
     elif kind == "plan":
         facts = _plan_facts(path)
     elif kind == "placement":
@@ -84,6 +87,12 @@ def export(
         str | None,
         typer.Option("--topology", "-t", metavar="FILE|PRESET", help="Cluster, to check how the engine counts nodes."),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Dispatch policy of the engine; [cyan]any[/cyan]: what it has. Default: the plan's."
+        ),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Write the map of a plan in the format that a serving engine loads, and print how to start the engine."""
@@ -93,7 +102,8 @@ def export(
     source = load.plan_or_placement(plan)
     placement = load.placement_of(source)
     node = None if topology is None else load.group(topology, placement.ranks).node
-    policy = getattr(source, "policy", None)
+    # whatever the engine does is accepted when asked for; its notes then say what no longer holds
+    policy = None if policy == "any" else policy or getattr(source, "policy", None)
     launch = run(placement, output, to, spec=load.dims(model), policy=policy, node=node)
     screen.say(f"wrote {output}")
     facts: dict[str, Any] = {"output": str(output), "format": to, **placement.summary()}
@@ -127,20 +137,32 @@ def _kind(what: str) -> str:
         # a bare word that is no file can only be the name of a topology; if it is none, its error lists the names
         return "topology"
     if path.suffix in (".json", ".csv", ".yaml", ".yml"):
-        return "plan" if load.is_plan(path) else "placement"
+        if load.is_plan(path):
+            return "plan"
+        return "topology" if _looks_like_a_topology(path) else "placement"
+    if path.is_dir() or path.suffix in (".xml", ".txt", ".out", ".conf", ".topo", ".log"):
+        return "topology" if _looks_like_a_topology(path) else "trace"
     return "trace"
+
+
+def _looks_like_a_topology(path: Path) -> bool:
+    from moesim.cluster.formats import recognise
+
+    found = recognise(path)
+    # any folder could hold a fabric dump and its nodes; recorded traces come in folders too
+    return found is not None and (found != "fusion" or _holds_a_fabric(path))
+
+
+def _holds_a_fabric(folder: Path) -> bool:
+    from moesim.cluster.formats import recognise
+
+    return any(recognise(path) in ("ibnetdiscover", "iblinkinfo") for path in folder.iterdir() if path.is_file())
 
 
 def _trace_facts(path: Path, format: str | None, model: str | None, options: list[str] | None) -> dict[str, Any]:
     from moesim.trace.stats import describe
 
     return describe(load.trace(path, format, model, options))
-
-
-def _topology_facts(what: str) -> dict[str, Any]:
-    from moesim.cluster import Cluster
-
-    return Cluster.read(what).describe()
 
 
 def _plan_facts(path: Path) -> dict[str, Any]:
@@ -157,6 +179,7 @@ def _placement_facts(path: Path, format: str | None, ranks: int | None, model: s
 
 
 def _model_facts(name: str) -> dict[str, Any]:
+    from moesim.presets import NOTES
     from moesim.spec import ModelSpec
 
     spec = ModelSpec.find(name)
@@ -176,4 +199,5 @@ def _model_facts(name: str) -> dict[str, Any]:
         "expert_bytes": spec.expert_bytes,
         "dispatch_token_bytes": spec.dispatch_token_bytes,
         "combine_token_bytes": spec.combine_token_bytes,
+        **({"note": NOTES[spec.name]} if spec.name in NOTES else {}),
     }

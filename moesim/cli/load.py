@@ -43,11 +43,33 @@ def format_options(model: str | None, options: Sequence[str] | None) -> dict[str
     return values if model is None else values | {"model": model}
 
 
-def group(topology: str, ranks: int | None = None) -> Cluster:
-    """Read a cluster and return the sub-cluster of its expert-parallel group."""
-    from moesim.cluster import Cluster, Deployment
+def cluster(
+    topology: str,
+    sets: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    like: str | None = None,
+) -> Cluster:
+    """Read a cluster and make the what-if edits that were asked for."""
+    from moesim.cluster import Cluster
+    from moesim.cluster.edit import assignment
 
-    return Deployment(size=ranks).restrict(Cluster.read(topology))
+    found = Cluster.read(topology, **({} if like is None else {"like": like}))
+    if sets or without:
+        found = found.edit(dict(assignment(text) for text in sets or ()), tuple(without or ()))
+    return found
+
+
+def group(
+    topology: str,
+    ranks: int | None = None,
+    sets: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    like: str | None = None,
+) -> Cluster:
+    """Read a cluster, edit it, and return the sub-cluster of its expert-parallel group."""
+    from moesim.cluster import Deployment
+
+    return Deployment(size=ranks).restrict(cluster(topology, sets, without, like))
 
 
 def slots(given: int | None, routing: Trace, cluster: Cluster) -> int:

@@ -35,6 +35,31 @@ Topology = Annotated[
     str,
     typer.Option("--topology", "-t", metavar="FILE|PRESET", help="Cluster description.", rich_help_panel=_IN),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help='Change the cluster: [cyan]nodes=16[/cyan], [cyan]tier.rail.bandwidth="800 GB/s"[/cyan]; repeatable.',
+        rich_help_panel=_IN,
+    ),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Take a part of the cluster away: [cyan]node3[/cyan], [cyan]node0.gpu2[/cyan], a link; repeatable.",
+        rich_help_panel=_IN,
+    ),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRESET",
+        help="Preset whose constants hold where an imported topology (nvidia-smi, NCCL XML, ...) is silent.",
+        rich_help_panel=_IN,
+    ),
+]
 Part = Annotated[
     str,
     typer.Option(

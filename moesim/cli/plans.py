@@ -28,6 +28,9 @@ def solve(
     part: opt.Part = "all",
     fit: opt.Fit = 0.5,
     ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: opt.TokensPerRank = None,
@@ -47,7 +50,7 @@ def solve(
     load.writable(output)
     from moesim.solve import solve as run
 
-    group = load.group(topology, ranks)
+    group = load.group(topology, ranks, set, without, like)
     routing = load.trace(trace, format, model, format_option)
     other = load.dims(dims)
     slots = load.slots(slots_per_rank, routing, group)
@@ -87,6 +90,9 @@ def simulate(
     part: opt.Part = "all",
     fit: opt.Fit = 0.5,
     ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: opt.TokensPerRank = None,
@@ -110,7 +116,7 @@ def simulate(
     from moesim.simulate import write_chrome_trace
     from moesim.solve.bounds import step_bound
 
-    group = load.group(topology, ranks)
+    group = load.group(topology, ranks, set, without, like)
     routing = load.trace(trace, format, model, format_option)
     judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
     other = load.dims(dims)
@@ -163,6 +169,9 @@ def compare(
         typer.Option(metavar="TRACE", help="Other traffic to judge on; plans are then fitted on all of the first."),
     ] = None,
     ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: opt.TokensPerRank = None,
@@ -186,7 +195,7 @@ def compare(
     from moesim.study import DEFAULT_SOLVERS
     from moesim.study import compare as run
 
-    group = load.group(topology, ranks)
+    group = load.group(topology, ranks, set, without, like)
     routing = load.trace(trace, format, model, format_option)
     other = None if held_out is None else load.trace(held_out, format, model, format_option)
     names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]

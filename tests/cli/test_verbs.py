@@ -221,3 +221,37 @@ def test_the_same_command_prints_the_same_bytes(trace_file: Path, setting: list[
 def test_version(run: Run):
     done = run("--version")
     assert (done.code, done.out) == (0, f"moesim {moesim.__version__}\n")
+
+
+def test_what_if_edits_change_the_cluster(run: Run):
+    facts = run("inspect", "h100-4x8-rail", "--set", "nodes=6", "--without", "node1", "--json").json
+    assert (facts["nodes"], facts["ranks"]) == (5, 40)
+    assert "did you mean 'bandwidth'" in run("inspect", "h100-4x8-rail", "--set", "tier.rail.bandwith=1 GB/s").err
+
+
+def test_a_wider_network_is_faster(trace_file: Path, run: Run):
+    how = ["--topology", "h100-4x8-rail", "--solver", "lpt", "--tokens-per-rank", "64", "--dims", "deepseek-v3"]
+    steps = [
+        run("solve", trace_file, *how, "--json", "--set", f"tier.rail.bandwidth={width} GB/s").json["score_s"]
+        for width in (50, 100)
+    ]
+    assert steps[1] < steps[0]
+
+
+def test_inspect_reads_what_other_tools_say_of_a_cluster(root: Path, run: Run):
+    sample = next((root / "tests/cluster/samples").glob("*ibnetdiscover*"))
+    assert run("inspect", sample, "--json").json["kind"] == "topology"
+
+
+def test_an_engine_of_another_policy_is_refused_unless_any_will_do(
+    trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    plan, file = tmp_path / "plan.json", tmp_path / "map.yaml"
+    assert run("solve", trace_file, *setting, "--slots-per-rank", "3", "--solver", "lpt", "-o", plan).code == 0
+    refused = run("export", plan, "--to", "trtllm", "-o", file)
+    assert refused.code == 1
+    assert "policy" in refused.err
+    assert not file.exists()
+    taken = run("export", plan, "--to", "trtllm", "--policy", "any", "-o", file, "--json").json
+    assert any("does not hold" in note for note in taken["notes"])
+    assert file.exists()
