@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.placement import Placement, dispatch
+from moesim.solve.objective import Score
 from moesim.solve.search.anneal import anneal, cost
 from moesim.solve.search.state import (
     DIRECT,
@@ -29,6 +30,7 @@ from moesim.solve.search.state import (
     reroute,
     settle,
 )
+from moesim.solve.solvers.moesim import mixed
 
 NODE = np.repeat(np.arange(3, dtype=np.int32), 2)
 RANKS = len(NODE)
@@ -145,3 +147,15 @@ def test_annealing_is_the_same_for_the_same_seed_and_stops_on_time() -> None:
     before = state.slots.tolist()
     assert anneal(state, scale, 5_000, hot=0.1, cold=0.001, seed=3, stop_at=0.0).cut
     assert state.slots.tolist() == before
+
+
+def test_the_fastest_placement_that_is_balanced_enough_is_chosen_layer_by_layer() -> None:
+    slow, fast = Placement([[[0], [1]]] * 3, 2), Placement([[[1], [0]]] * 3, 2)
+    scores = [
+        Score(np.array([6.0]), np.array([[2.0, 2.0, 2.0]]), np.array([[0.9, 0.9, 0.6]])),
+        Score(np.array([3.0]), np.array([[1.0, 1.0, 1.0]]), np.array([[0.8, 0.5, 0.5]])),
+    ]
+    chosen = mixed([slow, fast], scores, least=np.array([0.7, 0.7, 0.7]))
+    # fast enough and balanced; not balanced; nothing is balanced enough, so the most balanced one
+    np.testing.assert_array_equal(chosen, [fast.experts[0], slow.experts[1], slow.experts[2]])
+    np.testing.assert_array_equal(mixed([slow, fast], scores), fast.experts)
