@@ -170,8 +170,8 @@ def nearest_table(placement: Placement, node: Array, layers: slice | Sequence[in
     A rank uses its own copy, else one of its node, else any; ranks that have several equally near copies to choose
     from are dealt out over them in turn, so the numbers of ranks per copy differ by one at most.
 
-    SGLang's static dispatch follows the same three steps, but shuffles the dealing with ``random.Random(42)``: the
-    number of sources per copy is the same, which source uses which copy is not.
+    SGLang's static dispatch follows the same three steps, but of several copies on the own node all ranks take the
+    first, and ties among far copies are shuffled on each rank by itself: its copies are as near, its loads less even.
     """
     node = frozen(node, np.int32)
     numbers = chosen_layers(layers, placement.layers)
@@ -220,7 +220,7 @@ UNIFORM: Final = SharePolicy("expectation of SGLang's dynamic dispatch", _unifor
 """Equal shares of all copies, expected values."""
 HASH: Final = TokenPolicy("vLLM", _hash)
 """Knuth hash of the token's row modulo the number of copies (vLLM 0.33)."""
-NEAREST: Final = TablePolicy("SGLang, static dispatch", nearest_table)
+NEAREST: Final = TablePolicy("SGLang, static dispatch, which spreads less evenly", nearest_table)
 """One copy per source rank: own rank, else own node, else any (SGLang 0.5)."""
 RANDOM: Final = TokenPolicy("SGLang, dynamic dispatch", _random)
 """A copy drawn for every pick: what ``uniform`` is the mean of."""
