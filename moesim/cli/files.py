@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from moesim.base.errors import UnknownName
-from moesim.cli import load, screen
+from moesim.base.errors import InputError, UnknownName
+from moesim.cli import load, screen, topologies
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
 
@@ -37,17 +37,33 @@ def inspect(
     set: opt.Set = None,
     without: opt.Without = None,
     like: opt.Like = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Draw a topology (.html), or write it (.toml, or --to)."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Format of a written topology: toml, sglang, astra-sim.")
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Tell what a file holds: sizes, statistics, digest, origin."""
+    load.writable(output)
     kind = kind or _kind(what)
+    if (output is not None or to is not None) and kind != "topology":
+        raise InputError(f"{what}: only a topology is drawn or written; leave -o and --to out")
+    if to is not None and output is None:
+        raise InputError("--to: name the file to write with -o")
     if kind not in KINDS:
         raise UnknownName("kind of thing to inspect", kind, KINDS)
     path = Path(what)
     if kind == "trace":
         facts = _trace_facts(path, format, model, format_option)
     elif kind == "topology":
-        facts = load.cluster(what, set, without, like).describe()
+        cluster = load.cluster(what, set, without, like)
+        facts = cluster.describe()
+        if output is not None:
+            topologies.write_topology(cluster, output, to)
+            screen.say(f"wrote {output}")
     elif kind == "plan":
         facts = _plan_facts(path)
     elif kind == "placement":

@@ -255,3 +255,28 @@ def test_an_engine_of_another_policy_is_refused_unless_any_will_do(
     taken = run("export", plan, "--to", "trtllm", "--policy", "any", "-o", file, "--json").json
     assert any("does not hold" in note for note in taken["notes"])
     assert file.exists()
+
+
+def test_a_topology_is_drawn_and_written_for_other_tools(run: Run, tmp_path: Path):
+    how = ["--set", "nodes=2", "--json"]
+    assert run("inspect", "h100-4x8-rail", *how, "-o", tmp_path / "c.html").code == 0
+    assert "node1.nic7" in (tmp_path / "c.html").read_text() or "rail7" in (tmp_path / "c.html").read_text()
+    facts = run("inspect", "h100-4x8-rail", *how, "-o", tmp_path / "c.toml").json
+    assert run("inspect", tmp_path / "c.toml", "--json").json["digest"] == facts["digest"]
+    assert run("inspect", "h100-4x8-rail", *how, "--to", "sglang", "-o", tmp_path / "costs.json").code == 0
+    assert len(json.loads((tmp_path / "costs.json").read_text())["rank_cost_matrix"]) == 16
+    for wrong, says in (("c.xyz", "name it .html"), ("no/c.html", "no folder")):
+        done = run("inspect", "h100-4x8-rail", "-o", tmp_path / wrong)
+        assert (done.code, says in done.err) == (1, True)
+        assert not (tmp_path / wrong).exists()
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (Path(__file__).parents[2] / "topologies").glob("*.toml"))
+)
+def test_every_preset_is_drawn_and_simulates(name: str, trace_file: Path, run: Run, tmp_path: Path):
+    assert run("inspect", name, "-o", tmp_path / "c.html").code == 0
+    how = ["--topology", name, "--solver", "lpt", "--tokens-per-rank", "16", "--dims", "deepseek-v3", "--json"]
+    plan = run("solve", trace_file, *how, "-o", tmp_path / "plan.json").json
+    report = run("simulate", trace_file, *how[:2], *how[4:], "--plan", tmp_path / "plan.json").json
+    assert report["step_s"] == plan["score_s"] > 0
