@@ -36,6 +36,7 @@ def inspect(
     ] = None,
     set: opt.Set = None,
     without: opt.Without = None,
+    degrade: opt.Degrade = None,
     like: opt.Like = None,
     output: Annotated[
         Path | None,
@@ -49,8 +50,8 @@ def inspect(
     """Tell what a file holds: sizes, statistics, digest, origin."""
     load.writable(output)
     kind = kind or _kind(what)
-    if (output is not None or to is not None) and kind != "topology":
-        raise InputError(f"{what}: only a topology is drawn or written; leave -o and --to out")
+    if kind != "topology" and any((output, to, set, without, degrade, like)):
+        raise InputError(f"{what}: only a topology is edited, drawn or written; leave those options out")
     if to is not None and output is None:
         raise InputError("--to: name the file to write with -o")
     if kind not in KINDS:
@@ -59,7 +60,7 @@ def inspect(
     if kind == "trace":
         facts = _trace_facts(path, format, model, format_option)
     elif kind == "topology":
-        cluster = load.cluster(what, set, without, like)
+        cluster = load.cluster(what, set, without, like, degrade)
         facts = cluster.describe()
         if output is not None:
             topologies.write_topology(cluster, output, to)

@@ -48,15 +48,25 @@ def cluster(
     sets: Sequence[str] | None = None,
     without: Sequence[str] | None = None,
     like: str | None = None,
+    degrade: Sequence[str] | None = None,
 ) -> Cluster:
     """Read a cluster and make the what-if edits that were asked for."""
     from moesim.cluster import Cluster
     from moesim.cluster.edit import assignment
 
     found = Cluster.read(topology, **({} if like is None else {"like": like}))
-    if sets or without:
-        found = found.edit(dict(assignment(text) for text in sets or ()), tuple(without or ()))
+    if sets or without or degrade:
+        parts = dict(_part(text) for text in degrade or ())
+        found = found.edit(dict(assignment(text) for text in sets or ()), tuple(without or ()), parts)
     return found
+
+
+def _part(text: str) -> tuple[str, float]:
+    name, _, part = text.rpartition("=")
+    try:
+        return name, float(part)
+    except ValueError:
+        raise InputError(f"--degrade: expected NAME=PART such as node1.nic3=0.5, got {text!r}") from None
 
 
 def group(
@@ -65,11 +75,12 @@ def group(
     sets: Sequence[str] | None = None,
     without: Sequence[str] | None = None,
     like: str | None = None,
+    degrade: Sequence[str] | None = None,
 ) -> Cluster:
     """Read a cluster, edit it, and return the sub-cluster of its expert-parallel group."""
     from moesim.cluster import Deployment
 
-    return Deployment(size=ranks).restrict(cluster(topology, sets, without, like))
+    return Deployment(size=ranks).restrict(cluster(topology, sets, without, like, degrade))
 
 
 def slots(given: int | None, routing: Trace, cluster: Cluster) -> int:

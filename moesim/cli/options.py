@@ -52,6 +52,14 @@ Without = Annotated[
         rich_help_panel=_IN,
     ),
 ]
+Degrade = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PART",
+        help="Leave a part of the bandwidth: [cyan]node1.nic3=0.5[/cyan]; repeatable.",
+        rich_help_panel=_IN,
+    ),
+]
 Like = Annotated[
     str | None,
     typer.Option(

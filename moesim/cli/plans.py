@@ -30,6 +30,7 @@ def solve(
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     without: opt.Without = None,
+    degrade: opt.Degrade = None,
     like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
@@ -50,7 +51,7 @@ def solve(
     load.writable(output)
     from moesim.solve import solve as run
 
-    group = load.group(topology, ranks, set, without, like)
+    group = load.group(topology, ranks, set, without, like, degrade)
     routing = load.trace(trace, format, model, format_option)
     other = load.dims(dims)
     slots = load.slots(slots_per_rank, routing, group)
@@ -92,6 +93,7 @@ def simulate(
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     without: opt.Without = None,
+    degrade: opt.Degrade = None,
     like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
@@ -116,7 +118,7 @@ def simulate(
     from moesim.simulate import write_chrome_trace
     from moesim.solve.bounds import step_bound
 
-    group = load.group(topology, ranks, set, without, like)
+    group = load.group(topology, ranks, set, without, like, degrade)
     routing = load.trace(trace, format, model, format_option)
     judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
     other = load.dims(dims)
@@ -171,6 +173,7 @@ def compare(
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     without: opt.Without = None,
+    degrade: opt.Degrade = None,
     like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
@@ -195,7 +198,7 @@ def compare(
     from moesim.study import DEFAULT_SOLVERS
     from moesim.study import compare as run
 
-    group = load.group(topology, ranks, set, without, like)
+    group = load.group(topology, ranks, set, without, like, degrade)
     routing = load.trace(trace, format, model, format_option)
     other = None if held_out is None else load.trace(held_out, format, model, format_option)
     names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]

@@ -226,6 +226,9 @@ def test_version(run: Run):
 def test_what_if_edits_change_the_cluster(run: Run):
     facts = run("inspect", "h100-4x8-rail", "--set", "nodes=6", "--without", "node1", "--json").json
     assert (facts["nodes"], facts["ranks"]) == (5, 40)
+    half = run("inspect", "h100-4x8-rail", "--degrade", "node1.nic3=0.5", "--json").json
+    assert half["worst_pair"]["bandwidth"] == 0.5 * 46e9
+    assert "NAME=PART" in run("inspect", "h100-4x8-rail", "--degrade", "node1.nic3").err
     assert "did you mean 'bandwidth'" in run("inspect", "h100-4x8-rail", "--set", "tier.rail.bandwith=1 GB/s").err
 
 
