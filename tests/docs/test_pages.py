@@ -47,3 +47,20 @@ def test_the_python_example_of_the_readme_runs(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "step" in done.stdout
     assert (tmp_path / "experts.json").stat().st_size > 1000
+
+
+def test_the_example_of_a_plug_in_passes_its_judge():
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_plug_in_group_is_on_the_page():
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "moesim").rglob("*.py"))
+    groups = set(
+        re.findall(r'"(moesim\.(?:\w+_)?(?:solvers|policies|transports|networks|computes|formats|exports))"', code)
+    )
+    assert len(groups) >= 9
+    assert groups == set(re.findall(r"`(moesim\.\w+)` \|", text))
