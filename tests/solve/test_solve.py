@@ -84,6 +84,14 @@ def test_a_deadline_that_cuts_is_told_and_the_answer_still_beats_the_baselines(t
     assert plan.score_s <= plan_of(trace, cluster, solver="eplb").score_s
 
 
+def test_copies_that_cost_time_are_told(trace: Trace) -> None:
+    # a few tokens a rank: every further copy is one more set of weights to read; many tokens: copies pay
+    node, big = Cluster.preset("h100-1x8"), ModelSpec.preset("mixtral-8x22b")
+    for tokens, told in ((2, True), (1024, False)):
+        plan = plan_of(trace, node, slots_per_rank=2, tokens_per_rank=tokens, dims=big, transport="direct")
+        assert any("fewer copies are faster" in note for note in plan.notes) == told, (tokens, plan.notes)
+
+
 def test_the_running_placement_is_a_candidate(trace: Trace, cluster: Cluster) -> None:
     good = plan_of(trace, cluster, effort=2e6)
     again = plan_of(trace, cluster, effort=0, previous=good.placement)
