@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.base.arrays import Array, digest
+from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
@@ -115,9 +115,9 @@ def prepare(
 def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Array, str]:
     """Return which steps hold tokens that the plan was fitted on, and a remark where that is not known.
 
-    A plan's inputs name the trace it was fitted on: ``trace`` (its digest), ``origin`` (see
-    :func:`origin_digest`), ``steps`` and ``requests`` (ids that occur in the fit). A token was seen if it is of the
-    same recording and both its step and its request occur in the fit.
+    A plan's inputs name the trace it was fitted on: ``trace`` (its digest), ``origin`` (its ``origin_digest``),
+    ``steps`` and ``requests`` (ids that occur in the fit). A token was seen if it is of the same recording and both
+    its step and its request occur in the fit.
     """
     unseen = np.zeros(len(batches), dtype=bool)
     if inputs is None:
@@ -125,18 +125,13 @@ def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Arra
     if not {"trace", "origin", "steps", "requests"} <= set(inputs):
         return unseen, "the plan does not list the steps and requests it was fitted on: which it had seen is not known"
     trace = batches.trace
-    if inputs["trace"] != trace.digest and inputs["origin"] != origin_digest(trace):
+    if inputs["trace"] != trace.digest and inputs["origin"] != trace.origin_digest:
         return unseen, ""
     known = np.isin(trace.step, inputs["steps"]) & np.isin(trace.request, inputs["requests"])
     tokens = known[batches.token].astype(np.int64)
     before = np.concatenate([[0], np.cumsum(tokens)])
     seen: Array = before[batches.offsets[1:]] > before[batches.offsets[:-1]]
     return seen, ""
-
-
-def origin_digest(trace: Trace) -> str:
-    """Return 16 hex digits that all parts of one recording share: model and origin, as plans write them."""
-    return digest(trace.spec.to_dict(), dict(trace.origin))
 
 
 def _batches(

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.base.arrays import digest
 from moesim.base.errors import Infeasible, InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
@@ -254,7 +253,7 @@ def _inputs(batches: Batches, cluster: Cluster, costs: Costs, previous: Placemen
     rows = np.unique(batches.token)
     return {
         "trace": trace.digest,
-        "origin": digest(trace.spec.to_dict(), dict(trace.origin)),
+        "origin": trace.origin_digest,
         "steps": np.unique(trace.step[rows]).tolist(),
         "requests": np.unique(trace.request[rows]).tolist(),
         "batches": batches.digest,

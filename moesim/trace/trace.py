@@ -238,6 +238,11 @@ class Trace(Sealed):
         columns = [getattr(self, name) for name, _ in _COLUMNS]
         return digest(self.spec, self.routes, self.weights, self.given_counts, *columns, self.domains)
 
+    @property
+    def origin_digest(self) -> str:
+        """16 hex digits that all parts of one recording share: model and origin."""
+        return digest(self.spec.to_dict(), dict(self.origin))
+
     def select(self, rows: ArrayLike) -> Trace:
         """Return the trace of some rows, in the order given.
 

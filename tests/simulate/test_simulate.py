@@ -16,7 +16,6 @@ from moesim.cluster import Deployment
 from moesim.costs import Costs, step_time
 from moesim.placement import Placement, dispatch
 from moesim.simulate import simulate
-from moesim.simulate.inputs import origin_digest
 from moesim.simulate.loads import cut
 from moesim.spec import ModelSpec
 from moesim.trace import DECODE, make_batches
@@ -221,7 +220,7 @@ def test_seen_steps_are_told_from_the_ids_of_the_fit() -> None:
     def seen(plan_trace: object, judged: object, **changes: object) -> list[bool]:
         inputs = {
             "trace": plan_trace.digest,
-            "origin": origin_digest(plan_trace),
+            "origin": plan_trace.origin_digest,
             "steps": np.unique(plan_trace.step).tolist(),
             "requests": np.unique(plan_trace.request).tolist(),
         } | changes
