@@ -17,6 +17,7 @@ from moesim.solve.bounds import step_bound
 from moesim.solve.objective import score
 from moesim.solve.plan import Plan
 from moesim.solve.problem import SOLVERS, Problem, complete_options
+from moesim.solve.progress import Stop, Watcher
 from moesim.spec import BF16, ModelSpec
 from moesim.trace import PHASES, PREFILL, Trace
 from moesim.trace.batching import Batches, make_batches
@@ -44,6 +45,8 @@ def solve(
     seed: int = 0,
     deadline_s: float = 60.0,
     jobs: int | None = None,
+    watch: Watcher | None = None,
+    stop: Stop | None = None,
     **options: Any,
 ) -> Plan:
     """Return a verified placement with its score and the bound that no placement can beat.
@@ -72,6 +75,9 @@ def solve(
         Placement that runs now: a candidate for solvers that look at it.
     seed, deadline_s, jobs
         Source of all randomness; seconds of wall clock; threads (all cores by default).
+    watch, stop
+        Called with the :class:`~moesim.solve.progress.Progress` of the solver; asked whether to end with the best so
+        far, which the plan then notes.
 
     Raises
     ------
@@ -114,9 +120,14 @@ def solve(
         options=complete,
         notes=notes,
         started=started,
+        watch=watch,
+        stop=stop,
     )
     placement = verified(function(problem), problem, solver).for_model(spec)
     scored = score(problem.batches, placement, costs, policy, seed)
+    if problem.stopped():
+        problem.note(f"stopped on request after {time.monotonic() - started:.0f} s: the best placement until then")
+    problem.tell("done", scored.mean_s, 1.0)
     bound = step_bound(problem.batches, group, costs, slots_per_rank)
     return Plan(
         placement=placement,

@@ -18,6 +18,7 @@ from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.solve.loads import count_loads
+from moesim.solve.progress import Progress, Stop, Watcher
 from moesim.spec import ModelSpec
 from moesim.trace.batching import Batches
 
@@ -50,6 +51,8 @@ class Problem:
         Options of the solver, complete.
     notes
         The solver appends what a reader of the plan must know.
+    watch, stop
+        Who is told of progress, and asked whether to stop; solvers use :meth:`tell` and :meth:`seconds_left`.
     """
 
     spec: ModelSpec
@@ -65,6 +68,8 @@ class Problem:
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    watch: Watcher | None = None
+    stop: Stop | None = None
 
     @property
     def ranks(self) -> int:
@@ -92,8 +97,17 @@ class Problem:
         return np.asarray(self.window_loads.sum(axis=0))
 
     def seconds_left(self) -> float:
-        """Return the wall-clock seconds until the deadline."""
-        return self.deadline_s - (time.monotonic() - self.started)
+        """Return the wall-clock seconds until the deadline, which is now where a stop was asked for."""
+        return 0.0 if self.stopped() else self.deadline_s - (time.monotonic() - self.started)
+
+    def stopped(self) -> bool:
+        """Return whether the solver shall return the best so far."""
+        return self.stop is not None and self.stop()
+
+    def tell(self, stage: str, best_s: float, done: float | None = None) -> None:
+        """Tell whoever watches how good the best placement so far is; see :class:`Progress`."""
+        if self.watch is not None:
+            self.watch(Progress(time.monotonic() - self.started, best_s, stage, done))
 
     def note(self, text: str) -> None:
         """Add a note to the plan, once."""

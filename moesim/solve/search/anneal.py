@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -168,6 +169,7 @@ def anneal(
     cold: float,
     seed: int,
     stop_at: float = math.inf,
+    each: Callable[[float, NDArray[np.int32]], bool] | None = None,
 ) -> Outcome:
     """Improve the placement in ``state`` by annealing and leave the best one there.
 
@@ -183,6 +185,9 @@ def anneal(
         Seed of the moves; with equal ``work`` the answer is the same everywhere, unless the clock cuts it short.
     stop_at
         ``time.monotonic()`` at which to stop with the best so far.
+    each
+        Called between pieces with the share that is done and the best slots [ranks, slots], a view; returns whether
+        to stop now.
     """
     start = float(cost(state.load, scale))
     progress = np.array([0.0, start, start, start, 0.0])
@@ -190,7 +195,7 @@ def anneal(
     rng = np.array([seed], np.uint64)
     cut = False
     for piece in range(PIECES):
-        if time.monotonic() > stop_at:
+        if time.monotonic() > stop_at or (each is not None and each(piece / PIECES, best_slots)):
             cut = True
             break
         until = work * (piece + 1) / PIECES

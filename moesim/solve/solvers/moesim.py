@@ -17,6 +17,7 @@ from moesim.solve.objective import Score, score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.anneal import anneal
+from moesim.solve.search.anytime import Anytime
 from moesim.solve.search.rows import sample_rows
 from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
 from moesim.solve.search.state import NEAREST, PICK_HASH, ROW_HASH, TOKENS, make_state
@@ -53,10 +54,12 @@ def moesim(problem: Problem) -> Array:
     candidates = baseline_candidates(problem)
     scores = [_score(problem, candidate) for candidate in candidates]
     start = mixed(candidates, scores)
+    best_s = min(one.mean_s for one in scores)
+    problem.tell("baselines", best_s, 0.0)
     eplb = scores[list(BASELINES).index("eplb")]
     _remark_on_copies(problem)
     weights = [float(problem.options["balance"])] if problem.options["balance"] else WEIGHTS
-    found = [Placement(slots, problem.experts) for slots in improve(problem, start, weights)]
+    found = [Placement(slots, problem.experts) for slots in improve(problem, start, weights, best_s)]
     reached = [_score(problem, placement) for placement in found]
     least = eplb.balance.mean(axis=0)
     choice = mixed(found, reached, least)
@@ -125,7 +128,9 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
     return placements
 
 
-def improve(problem: Problem, experts: NDArray[np.int32], weights: Sequence[float]) -> list[NDArray[np.int32]]:
+def improve(
+    problem: Problem, experts: NDArray[np.int32], weights: Sequence[float], best_s: float = np.inf
+) -> list[NDArray[np.int32]]:
     """Return a placement improved by annealing every layer on its own, in threads, for each weight of compute time."""
     options = problem.options
     count = int(options["rows"])
@@ -148,6 +153,8 @@ def improve(problem: Problem, experts: NDArray[np.int32], weights: Sequence[floa
     work //= len(weights)
     tasks = [(weight, layer) for weight in weights for layer in range(problem.layers)]
 
+    anytime = Anytime(problem, experts, best_s, len(tasks))
+
     def one(number: int) -> tuple[Array, bool]:
         weight, layer = tasks[number]
         weighted = scale.copy()
@@ -160,6 +167,7 @@ def improve(problem: Problem, experts: NDArray[np.int32], weights: Sequence[floa
         outcome = anneal(
             state, weighted, work, hot=float(options["hot"]), cold=float(options["cold"]),
             seed=problem.seed * problem.layers + layer, stop_at=time.monotonic() + share,
+            each=lambda done, slots: anytime.follow(number, number // problem.layers, layer, done, slots),
         )  # fmt: skip
         return state.slots, outcome.cut
 
