@@ -13,54 +13,16 @@ import numpy as np
 from moesim.base.errors import Infeasible, InputError, MoesimError
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
-from moesim.simulate import Report, simulate
+from moesim.simulate import Report
 from moesim.solve import SOLVERS, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
+from moesim.study.judge import Judged, Row, judge
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import PHASES, Batches, Trace
 
 DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
 """The baselines, and ours."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One solver, judged. Every figure but ``fit_step_s`` and ``solve_s`` is on held-out steps.
-
-    Parameters
-    ----------
-    solver, policy, transport
-        What was compared.
-    step_s
-        Mean seconds of a step.
-    all_to_all_s, compute_s
-        Seconds of it in which the critical path runs through dispatch or combine, and through experts.
-    imbalance, batch_imbalance
-        Max over mean tokens of a rank, mean over layers: summed over the window, and step by step.
-    cross_node_bytes
-        Bytes that leave their node in a mean step.
-    bound_s, gap
-        Seconds that no placement can beat, and ``step_s / bound_s - 1``.
-    solve_s
-        Seconds that planning took.
-    fit_step_s
-        Mean seconds of a step on the traffic that the plan was fitted to.
-    """
-
-    solver: str
-    policy: str
-    transport: str
-    step_s: float
-    all_to_all_s: float
-    compute_s: float
-    imbalance: float
-    batch_imbalance: float
-    cross_node_bytes: float
-    bound_s: float
-    gap: float
-    solve_s: float
-    fit_step_s: float
 
 
 @dataclass(frozen=True)
@@ -215,40 +177,53 @@ def compare(
 
     say("bounding held-out steps")
     bound_s = step_bound(judged, group, costs, slots_per_rank).step_s
-    reports: dict[str, Report] = {}
-    rows = []
+    found: dict[str, Judged] = {}
     for name, plan in plans.items():
         say(f"judging {name} on {len(judged)} held-out steps")
-        run: dict[str, Any] = {"policy": policy, "dims": dims, "costs": costs, "seed": seed}
-        report = reports[name] = simulate(judged, group, plan, spans=(0,), **run)
-        fit_report = simulate(fitted, group, plan, **run)
-        rows.append(
-            Row(
-                solver=name,
-                policy=policy,
-                transport=costs.transport,
-                step_s=report.mean_step_s,
-                all_to_all_s=report.all_to_all_s,
-                compute_s=report.compute_s,
-                imbalance=report.imbalance,
-                batch_imbalance=report.batch_imbalance,
-                cross_node_bytes=report.cross_node_bytes,
-                bound_s=bound_s,
-                gap=report.mean_step_s / bound_s - 1,
-                solve_s=plan.wall_s,
-                fit_step_s=fit_report.mean_step_s,
-            )
-        )
+        found[name] = judge(plan, fitted, judged, group, costs, name=name, bound_s=bound_s, dims=dims, seed=seed)
+    facts = facts_of(trace, held_out, group, costs, fitted, judged, slots_per_rank, fit, seed)
+    return gather(
+        found, facts, fitted, judged, group, costs, held_out=held_out is not None,
+        not_run={name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()},
+    )  # fmt: skip
+
+
+def gather(
+    found: Mapping[str, Judged],
+    facts: Mapping[str, Any],
+    fitted: Batches,
+    judged: Batches,
+    cluster: Cluster,
+    costs: Costs,
+    *,
+    held_out: bool,
+    not_run: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Return judged plans, at least one, as a comparison.
+
+    Parameters
+    ----------
+    found
+        Name to judged plan.
+    facts
+        What was compared on what, see :func:`facts_of`.
+    held_out
+        Whether the held-out steps are of another trace than the fitted ones.
+    not_run
+        Solver to the reason why it could not run.
+    """
+    plans = {name: one.plan for name, one in found.items()}
+    reports = {name: one.report for name, one in found.items()}
     return Comparison(
-        facts=_facts(trace, held_out, group, costs, fitted, judged, slots_per_rank, fit, seed),
-        rows=tuple(rows),
-        not_run=MappingProxyType({name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()}),
+        facts=facts,
+        rows=tuple(one.row for one in found.values()),
+        not_run=MappingProxyType(dict(not_run or {})),
         plans=MappingProxyType(plans),
         reports=MappingProxyType(reports),
         notes=_notes(fitted, judged, held_out, plans, reports),
         fitted=fitted,
         judged=judged,
-        cluster=group,
+        cluster=cluster,
         costs=costs,
     )
 
@@ -268,7 +243,7 @@ def _parts(trace: Trace, held_out: Trace | None, fit: float, seed: int) -> tuple
     return trace, held_out
 
 
-def _facts(
+def facts_of(
     trace: Trace,
     held_out: Trace | None,
     group: Cluster,
@@ -279,6 +254,7 @@ def _facts(
     fit: float,
     seed: int,
 ) -> dict[str, Any]:
+    """Return what is compared on what, with digests, as plain data."""
     return {
         "trace": {
             "model": trace.spec.name,
@@ -306,7 +282,7 @@ def _facts(
 def _notes(
     fitted: Batches,
     judged: Batches,
-    held_out: Trace | None,
+    held_out: bool,
     plans: Mapping[str, Plan],
     reports: Mapping[str, Report],
 ) -> tuple[str, ...]:
@@ -314,12 +290,12 @@ def _notes(
     seen = max(int(report.seen.sum()) for report in reports.values())
     if seen:
         notes.append(f"{seen} of {len(judged)} held-out steps hold tokens that plans were fitted on")
-    if held_out is None and fitted.trace.has_steps:
+    if not held_out and fitted.trace.has_steps:
         straddling = np.intersect1d(fitted.trace.request, judged.trace.request).size
         if straddling:
             total = np.unique(judged.trace.request).size
             notes.append(f"cut in time: {straddling} of {total} held-out requests had begun before the cut")
-    if held_out is None and not fitted.trace.has_steps:
+    if not held_out and not fitted.trace.has_steps:
         notes.append("steps were not recorded: whole requests were dealt to the two parts by the seed")
     report = next(iter(reports.values()))
     notes += [note for note in report.notes if note not in judged.notes]
