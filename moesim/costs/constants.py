@@ -81,17 +81,25 @@ COLLECTIVE_RAMP_BYTES: Final = Constant(
 NVLINK_DISPATCH_FLOOR_S: Final = Constant(
     18.5e-6, "measured", "TensorRT-LLM blog 18, one-sided all-to-all, GB200 EP8, 1 to 32 tokens: 17.6-18.9 us"
 )
-NVLINK_COMBINE_FLOOR_S: Final = Constant(
-    31.0e-6, "measured", "TensorRT-LLM blog 18, one-sided all-to-all, GB200 EP8, 1 to 8 tokens: 31.0-31.4 us"
+ONE_SIDED_READ_S: Final = Constant(
+    1.5e-6,
+    "measured",
+    "combine reads the results of a token one rank after another: floors of combine less dispatch over 8 ranks, "
+    "12.5 us at EP8, 11.7 at EP32, TensorRT-LLM blog 18, GB200",
 )
-ONE_SIDED_PEER_S: Final = Constant(
-    0.04e-6, "measured", "flag of one more rank: floors of EP32 less EP8 (0.4 to 1.3 us), TensorRT-LLM blog 18, GB200"
+ONE_SIDED_DOUBLING_S: Final = Constant(
+    0.42e-6,
+    "measured",
+    "barrier of twice as many ranks: dispatch floors of EP8 and EP32 (18.5 and 19.4 us), TensorRT-LLM blog 18, GB200",
 )
 NVLINK_DISPATCH_HIDDEN_S: Final = Constant(
     6.2e-6, "measured", "floor less the intercept of 256 to 2048 tokens (12.3 us), TensorRT-LLM blog 18, GB200 EP8"
 )
 NVLINK_COMBINE_HIDDEN_S: Final = Constant(
-    16.5e-6, "measured", "floor less the intercept of 256 to 1024 tokens (14.5 us), TensorRT-LLM blog 18, GB200 EP8"
+    0.86,
+    "measured",
+    "part of those reads that later tokens hide: combine's floor less its intercept of 256 to 1024 tokens (14.5 us) and "
+    "less what dispatch hides, TensorRT-LLM blog 18, GB200 EP8",
 )
 
 # -- rates beside the links ----------------------------------------------------------------------------------------

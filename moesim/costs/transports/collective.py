@@ -78,25 +78,29 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     copies = np.asarray(flow.rank_copies, np.float64)
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value
-        leg, floor = clear_diagonal(copies * size), k.NVLINK_DISPATCH_FLOOR_S
-        hidden = k.NVLINK_DISPATCH_HIDDEN_S
+        leg, reads_s = clear_diagonal(copies * size), 0.0
     else:
         size = spec.combine_token_bytes
-        leg, floor = clear_diagonal(copies.transpose(0, 2, 1) * size), k.NVLINK_COMBINE_FLOOR_S
-        hidden = k.NVLINK_COMBINE_HIDDEN_S
-    net = net_floor(floor) + k.ONE_SIDED_PEER_S.value * (cluster.ranks - 8)
+        leg = clear_diagonal(copies.transpose(0, 2, 1) * size)
+        # no token has results on more ranks than it has picks
+        reads_s = k.ONE_SIDED_READ_S.value * min(spec.top_k, cluster.ranks)
+    net = net_floor(k.NVLINK_DISPATCH_FLOOR_S) + reads_s
+    net = max(net + k.ONE_SIDED_DOUBLING_S.value * np.log2(cluster.ranks / 8), 0.0)
+    hidden = k.NVLINK_DISPATCH_HIDDEN_S.value + k.NVLINK_COMBINE_HIDDEN_S.value * reads_s
     # seconds a byte takes in or out of a rank; more ranks are more and shorter streams
     nominal = cluster.link_nominal[[tier == "node" for tier in cluster.link_tier]]
     crowd = max(cluster.ranks / 8, 1.0) ** k.ONE_SIDED_SPREAD.value
     rate = crowd / (k.ONE_SIDED_SHARE.value * float(nominal.max())) if nominal.size else 0.0
     used = {
-        f"{direction} floor": floor,
-        f"{direction} hidden": hidden,
+        "floor": k.NVLINK_DISPATCH_FLOOR_S,
+        "hidden": k.NVLINK_DISPATCH_HIDDEN_S,
         "pick": k.INDEX_BYTES,
         "share of NVLink": k.ONE_SIDED_SHARE,
         "loss with ranks": k.ONE_SIDED_SPREAD,
-        "peer": k.ONE_SIDED_PEER_S,
+        "doubling of ranks": k.ONE_SIDED_DOUBLING_S,
     }
+    if reads_s:
+        used |= {"read of a result": k.ONE_SIDED_READ_S, "reads hidden": k.NVLINK_COMBINE_HIDDEN_S}
     return Transfer(
         legs=(leg,),
         messages=(leg > 0).sum(axis=2),
@@ -107,5 +111,5 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         own_bytes=split_rows(leg, cluster),
         out_s=(leg.sum(axis=2) * rate,),
         in_s=(leg.sum(axis=1) * rate,),
-        hidden_s=min(hidden.value, net),
+        hidden_s=min(hidden, net),
     )
