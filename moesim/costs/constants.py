@@ -194,13 +194,16 @@ _WIDEEP_ROWS: Final = "rows without EPLB of aiconfigurator-core 0.12.0 wideep_mo
 CUTLASS_SHARE: Final = Constant(0.5, "measured", f"share of fp8 peak inside a tile, H100, {_WIDEEP_ROWS}")
 CUTLASS_SHARE_BLACKWELL: Final = Constant(0.5, "measured", f"share of fp4 peak inside a tile, GB200, {_WIDEEP_ROWS}")
 CUTLASS_LAUNCH_S: Final = Constant(
-    5e-6,
-    "measured",
-    f"one kernel beyond its work: 38 of 54 us with one expert on H100, routing taken out, {_WIDEEP_ROWS}",
+    3.6e-6, "measured", f"one kernel beyond its work, H100, with the passes below the best of a grid, {_WIDEEP_ROWS}"
 )
+CUTLASS_LAUNCH_BLACKWELL_S: Final = Constant(
+    7e-6, "measured", f"one kernel beyond its work, GB200, the best of a grid, {_WIDEEP_ROWS}"
+)
+CUTLASS_TILE_M: Final = (32, 64, 128)
+"""Rows of a tile of TensorRT-LLM's grouped GEMMs: of 64 to 128 and 32 to 128 the better on rows without EPLB."""
 PASSES: Final = Constant(1, "measured", f"how often the kernels around the GEMMs move their bytes, {_CONTEXT_ROWS}")
 CUTLASS_PASSES: Final = Constant(
-    6, "measured", f"how often the kernels around the GEMMs would move their bytes, fp8 on H100, {_WIDEEP_ROWS}"
+    8, "measured", f"how often the kernels around the GEMMs would move their bytes, fp8 on H100, {_WIDEEP_ROWS}"
 )
 CUTLASS_PASSES_BLACKWELL: Final = Constant(
     3, "measured", f"how often the kernels around the GEMMs would move their bytes, nvfp4 on GB200, {_WIDEEP_ROWS}"

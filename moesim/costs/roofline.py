@@ -31,17 +31,19 @@ class Kernel:
     hopper: k.Constant
     blackwell: k.Constant
     heights: tuple[int, ...]
-    launches: k.Constant
+    launches: tuple[k.Constant, k.Constant]
     passes: tuple[k.Constant, k.Constant]
 
 
-DEEPGEMM: Final = Kernel("DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, k.LAUNCH_S, (k.PASSES, k.PASSES))
+DEEPGEMM: Final = Kernel(
+    "DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, (k.LAUNCH_S, k.LAUNCH_S), (k.PASSES, k.PASSES)
+)
 CUTLASS: Final = Kernel(
     "CUTLASS of TensorRT-LLM",
     k.CUTLASS_SHARE,
     k.CUTLASS_SHARE_BLACKWELL,
-    k.TILE_M,
-    k.CUTLASS_LAUNCH_S,
+    k.CUTLASS_TILE_M,
+    (k.CUTLASS_LAUNCH_S, k.CUTLASS_LAUNCH_BLACKWELL_S),
     (k.CUTLASS_PASSES, k.CUTLASS_PASSES_BLACKWELL),
 )
 
@@ -51,7 +53,7 @@ class Device:
     """What the roofline needs of every rank, float64 [R].
 
     FLOP/s that GEMMs of these weights reach inside a tile, bytes/s of weight reads and of elementwise kernels, SMs,
-    relative speed.
+    relative speed, seconds of a launch.
     """
 
     flops: Array
@@ -59,6 +61,7 @@ class Device:
     copy: Array
     sms: Array
     speed: Array
+    launch: Array
     notes: tuple[str, ...]
 
     @classmethod
@@ -82,7 +85,8 @@ class Device:
         memory = cluster.hbm_bandwidth
         # in bf16 nothing is quantised on the way
         passes = np.array(k.shares(cluster.device, *kernel.passes)) if fp8 else 1.0
-        return cls(flops * gemm, memory * hbm, memory * copy / passes, sms, cluster.speed, notes)
+        launch = np.array(k.shares(cluster.device, *kernel.launches))
+        return cls(flops * gemm, memory * hbm, memory * copy / passes, sms, cluster.speed, launch, notes)
 
 
 def uses_fp8(spec: ModelSpec) -> bool:
@@ -131,7 +135,7 @@ def mlp_s(
     around = rows * spec.hidden * (element + BF16) if permuted else 0.0
     busy = together(first, first_bytes / device.hbm) + together(second, second_bytes / device.hbm)
     busy = busy + (between + around) / device.copy
-    launches = (_KERNELS if permuted else _KERNELS - 2) * kernel.launches.value
+    launches = (_KERNELS if permuted else _KERNELS - 2) * device.launch
     return np.asarray((busy + launches) / device.speed)
 
 
@@ -180,7 +184,8 @@ def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None, kernel:
     own = {
         "compute: share of peak in a tile": str(kernel.hopper),
         "compute: share of peak in a tile, Blackwell": str(kernel.blackwell),
-        "compute: launch": str(kernel.launches),
+        "compute: launch": str(kernel.launches[0]),
+        "compute: launch, Blackwell": str(kernel.launches[1]),
     }
     return Roofline(device, SOURCES | own, notes, kernel)
 

@@ -20,6 +20,7 @@ BOUNDS = [
     ("alltoall_published", "alltoall_published DeepEP low latency", "holdout", 0.10),
     ("alltoall_published", "alltoall_published one-sided NVLink", "holdout", 0.10),
     ("alltoall_published", "alltoall_published NCCL EP low latency", "holdout", 0.10),
+    ("alltoall_gb200_trtllm", "alltoall_gb200_trtllm", "holdout", 0.15),
     ("nccl_single_node", "nccl_single_node alltoall >= 1 MB", "calibrate", 0.06),
     ("nccl_single_node", "nccl_single_node alltoall >= 1 MB", "holdout", 0.10),
     ("megamoe_layer_gb200", "megamoe_layer_gb200 ratio >= 1536", "holdout", 0.06),
@@ -35,6 +36,13 @@ def test_errors_stay_small_and_below_the_null(shared_data: Path, name: str, tabl
     (score,) = [s for s in scored(shared_data, name).scores if (s.table, s.role) == (table, role)]
     assert score.mape < limit, score.worst
     assert score.mape < score.null_mape
+
+
+@pytest.mark.slow
+def test_what_replicas_buy_in_expert_compute_is_within_a_tenth(shared_data: Path):
+    (score,) = [s for s in scored(shared_data, "wideep_expert_compute").scores if "EPLB" in s.table]
+    assert score.mape < 0.10
+    assert score.mape < score.null_mape / 2
 
 
 def test_skew_is_faster_where_it_was_measured_faster(shared_data: Path):
