@@ -98,8 +98,8 @@ NVLINK_DISPATCH_HIDDEN_S: Final = Constant(
 NVLINK_COMBINE_HIDDEN_S: Final = Constant(
     0.86,
     "measured",
-    "part of those reads that later tokens hide: combine's floor less its intercept of 256 to 1024 tokens (14.5 us) and "
-    "less what dispatch hides, TensorRT-LLM blog 18, GB200 EP8",
+    "part of those reads that later tokens hide: combine's floor less its intercept of 256 to 1024 tokens (14.5 us) "
+    "and less what dispatch hides, TensorRT-LLM blog 18, GB200 EP8",
 )
 
 # -- rates beside the links ----------------------------------------------------------------------------------------

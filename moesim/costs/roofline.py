@@ -24,7 +24,7 @@ class Kernel:
     """Grouped GEMMs of one library.
 
     Share of peak inside an fp8 or fp4 tile, tile heights, what a launch costs, and how often the kernels around the
-    GEMMs would move their bytes (Hopper, Blackwell).
+    GEMMs would move their bytes; pairs are (Hopper, Blackwell).
     """
 
     name: str
