@@ -33,6 +33,9 @@ PHASE_LABELS: Final = {
 ORDER: Final = ("attention", "dispatch", "experts", "combine", "shared", "wait")
 """Order in which phases are stacked and listed."""
 
+SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D3B", "#7F7F7F")
+"""Colours of things that are neither phases nor amounts, such as plans and domains; told apart by symbols too."""
+
 BUSY_STEPS: Final = (0.05, 0.2, 0.4, 0.7)
 """Bounds of the five classes of link utilisation."""
 
@@ -76,6 +79,11 @@ def diverging(dark: bool, largest: float) -> list[tuple[float, str]]:
     below = [(i / middle / largest, colour) for i, colour in enumerate(colours[:middle])]
     above = [1 / largest + (1 - 1 / largest) * i / middle for i in range(middle + 1)]
     return [*below, *zip(above, colours[middle:], strict=True)]
+
+
+def around_zero(dark: bool) -> list[tuple[float, str]]:
+    """Return the scale of amounts around zero, whose middle colour stands in the middle."""
+    return _scale(_DIVERGING[dark])
 
 
 def sequential(dark: bool) -> list[tuple[float, str]]:

@@ -12,12 +12,19 @@ from moesim import figures
 from moesim.base.errors import InputError
 from moesim.cluster import Cluster
 from moesim.figures import theme
+from moesim.placement import Placement
 from moesim.simulate.phases import PHASES
 from moesim.simulate.report import SPAN
 
 NODE = np.array([0, 0, 1, 1])
 TOKENS = np.array([[10.0, 10, 10, 10], [0, 20, 40, 20]])
 CLUSTER = Cluster.preset("h100-4x8-rail")
+CURVE = [(0.5, 2e-3), (1.0, 1.5e-3), (2.0, 1e-3)]
+LIFT = np.array([[np.nan, 4.0, 0.5], [4.0, np.nan, 1.0], [0.5, 1.0, np.nan]])
+COST = {"small": 1.0, "middle": 2.0, "large": 3.0, "bad": 3.5}
+STEP = {"small": 3e-3, "middle": 2e-3, "large": 1e-3, "bad": 2.5e-3}
+KNOBS = {"batch": (("x 1/2", 0.6e-3), ("x 2", 1.9e-3)), "NIC": (("x 1/2", 1.2e-3), ("x 2", 0.9e-3))}
+BEFORE, AFTER = Placement([[[0, 1], [1, 2]]], 3), Placement([[[0, 1], [0, 2]]], 3)
 
 
 def spans() -> np.ndarray:
@@ -40,11 +47,22 @@ def every_figure(dark: bool) -> dict[str, go.Figure]:
         "timeline": figures.timeline(spans(), PHASES, dark=dark),
         "comparison": figures.comparison({"a": {"experts": 1e-3}}, bound_s=5e-4, dark=dark),
         "layer_split": figures.layer_split({"experts": [1e-3, 2e-3], "wait": [0, 1e-3]}, dark=dark),
+        "anytime": figures.anytime({"ours": CURVE}, bound_s=5e-4, baselines={"eplb": 2e-3}, dark=dark),
+        "divergence": figures.divergence([[0, 0.1], [0.1, 0]], ["a", "b"], title="Drift", dark=dark),
+        "coactivation": figures.coactivation(LIFT, layer=3, dark=dark),
+        "domain_experts": figures.domain_experts([[3, 1], [1, 3]], ["law", "code"], [10, 30], layer=0, dark=dark),
+        "pareto": figures.pareto(COST, STEP, cost_label="weights (GB a GPU)", dark=dark),
+        "spread": figures.spread(
+            {"a": [1.0, 2.0], "b": [1.5, 1.6]}, ["0", "1"], title="Spread", item="step", value_label="ms", dark=dark
+        ),
+        "sensitivity": figures.sensitivity(1e-3, KNOBS, dark=dark),
+        "placement_diff": figures.placement_diff(BEFORE, AFTER, 0, [0, 1], dark=dark),
+        "stragglers": figures.stragglers([1e-3, 3e-3], [2e-3, 0], [0, 1], dark=dark),
     }
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout"}))
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "pareto_front"}))
 def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark: bool):
     figure = every_figure(dark)[name]
     assert figure.layout.title.text
@@ -54,7 +72,8 @@ def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark
 
 
 @pytest.mark.parametrize(
-    "name", ["load_heatmap", "node_traffic", "expert_loads", "timeline", "comparison", "layer_split"]
+    "name",
+    sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "pareto_front", "topology", "divergence"}),
 )
 def test_axes_say_what_they_are(name: str):
     figure = every_figure(False)[name]
@@ -200,3 +219,65 @@ def test_other_clusters_and_sub_clusters_can_be_drawn(name: str):
     drawn = figures.topology(part, np.full(part.links, 0.5))
     idle = next(trace for trace in drawn.data if trace.mode == "markers" and trace.customdata is not None)
     assert sum("= rank" in text for text in idle.customdata) == 4
+
+
+def test_the_anytime_curve_holds_until_something_better_is_found():
+    figure = figures.anytime({"ours": CURVE}, bound_s=5e-4, baselines={"eplb": 2e-3})
+    assert figure.data[0].line.shape == "hv"
+    assert list(figure.data[0].y) == pytest.approx([2, 1.5, 1])
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([2, 0.5])
+    assert "1 ms a step, at most 100% from the optimum" in figure.layout.title.subtitle.text
+    assert "waiting" in figures.anytime({"ours": []}).layout.title.subtitle.text
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    assert figures.pareto_front(COST, STEP) == ["small", "middle", "large"]
+    line = figures.pareto(COST, STEP, cost_label="GB").data[0]
+    assert list(line.y) == pytest.approx([3, 2, 1])
+    assert line.line.shape == "hv"
+
+
+def test_pairs_picked_together_stand_side_by_side_in_doublings():
+    heat = figures.coactivation(LIFT, layer=0).data[0]
+    order = heat.customdata[:, 0, 0].astype(int).tolist()
+    assert abs(order.index(0) - order.index(1)) == 1
+    assert heat.z[order.index(0)][order.index(1)] == pytest.approx(2)
+    middle = dict(theme.around_zero(False))[0.5]
+    assert middle == "#f7f7f7"
+
+
+def test_domains_are_compared_with_all_traffic():
+    heat = figures.domain_experts([[3, 1], [1, 3]], ["law", "code"], [10, 30], layer=0).data[0]
+    assert list(heat.y) == ["law (25%)", "code (75%)"]
+    assert heat.customdata[0, :, 1].tolist() == pytest.approx([1.5, 0.5])
+
+
+def test_the_diff_tells_what_comes_leaves_and_stays():
+    figure = figures.placement_diff(BEFORE, AFTER, 0, [0, 1], names=("eplb", "ours"))
+    assert figure.data[0].z.tolist() == [[1, 3], [1, 2], [0, 1]]
+    assert figure.layout.title.subtitle.text == "1 copies come, 1 leave, 3 stay"
+    with pytest.raises(InputError, match="take two alike"):
+        figures.placement_diff(BEFORE, Placement([[[0, 1, 2]]], 3), 0, [0])
+
+
+def test_stragglers_are_named_and_per_step():
+    figure = figures.stragglers([1e-3, 3e-3], [2e-3, 0], [0, 1], steps=2)
+    assert list(figure.data[0].y) == pytest.approx([0.5, 1.5])
+    assert list(figure.data[1].y) == pytest.approx([-1, 0])
+    assert "rank 1 (node 1)" in figure.layout.title.subtitle.text
+
+
+def test_knobs_stand_strongest_first_from_the_base():
+    figure = figures.sensitivity(1e-3, KNOBS)
+    down, up = figure.data
+    assert list(down.y) == ["batch", "NIC"]
+    assert list(down.x) == pytest.approx([-0.4, 0.2])
+    assert list(up.customdata) == pytest.approx([1.9, 0.9])
+
+
+def test_the_spread_puts_the_least_bad_worst_first():
+    figure = figures.spread(
+        {"a": [1.0, 2.0], "b": [1.5, 1.6]}, ["0", "1"], title="Spread", item="step", value_label="step time (ms)"
+    )
+    assert "the least bad worst step has b: 1.6" in figure.layout.title.subtitle.text
+    assert list(figure.data[1].y) == ["b", "a"]
