@@ -87,8 +87,6 @@ def write_report(found: Comparison, path: str | Path, *, commands: Sequence[str]
 
 def html(found: Comparison, *, commands: Sequence[str] = (), dark: bool = False) -> str:
     """Return the report as text; the same comparison and commands give the same bytes."""
-    from plotly.offline import get_plotlyjs
-
     body = [
         _head(found),
         _table(found),
@@ -97,7 +95,14 @@ def html(found: Comparison, *, commands: Sequence[str] = (), dark: bool = False)
         _provenance(found, commands),
     ]
     title = f"moesim: {found.facts['settings']['model']} on {found.facts['topology']['name']}"
-    return _PAGE.substitute(_COLOURS[dark], title=escape(title), plotly=get_plotlyjs(), body="\n".join(body))
+    return page(title, "\n".join(body), dark=dark)
+
+
+def page(title: str, body: str, *, dark: bool = False) -> str:
+    """Return a whole HTML page that loads nothing from elsewhere; ``body`` is HTML, ``title`` is text."""
+    from plotly.offline import get_plotlyjs
+
+    return _PAGE.substitute(_COLOURS[dark], title=escape(title), plotly=get_plotlyjs(), body=body)
 
 
 def _head(found: Comparison) -> str:

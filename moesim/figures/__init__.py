@@ -5,6 +5,7 @@ from moesim.figures.bars import comparison, layer_split
 from moesim.figures.heatmaps import expert_loads, largest_ratio, load_heatmap, node_traffic
 from moesim.figures.placements import placement_diff, stragglers
 from moesim.figures.routing import coactivation, divergence, domain_experts
+from moesim.figures.studies import lines, tradeoff
 from moesim.figures.timeline import timeline
 from moesim.figures.topology import topology, topology_layout
 from moesim.figures.tradeoffs import pareto, pareto_front, sensitivity, spread
@@ -18,6 +19,7 @@ __all__ = [
     "expert_loads",
     "largest_ratio",
     "layer_split",
+    "lines",
     "load_heatmap",
     "node_traffic",
     "pareto",
@@ -29,4 +31,5 @@ __all__ = [
     "timeline",
     "topology",
     "topology_layout",
+    "tradeoff",
 ]

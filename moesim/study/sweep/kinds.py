@@ -1,0 +1,45 @@
+"""Kinds of points: what the settings of a point mean, what all points share, and how one is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from moesim.base.registry import Registry
+
+Row = dict[str, Any]
+"""What a point found: column to number, text or None; seconds, bytes, tokens."""
+
+
+class Kind(Protocol):
+    """A kind of point; a module with these two functions and a list of columns."""
+
+    COLUMNS: tuple[str, ...]
+    """Results that tables for people show."""
+
+    def needs(self, settings: Mapping[str, Any], folder: Path) -> Mapping[str, Callable[[], Any]]:
+        """Check the settings of a point and return what it needs from files: a key, and how it is read.
+
+        Needs with the same key are read once, and shared by memory map or object store.
+
+        Raises
+        ------
+        InputError
+            If a setting is unknown or has a wrong value.
+        """
+        ...
+
+    def run(self, settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) -> Row:
+        """Return what a point finds; the same for the same settings and shared things, whoever runs it."""
+        ...
+
+
+KINDS: Final[Registry[Kind]] = Registry(
+    "kind of study",
+    {
+        "step": "moesim.study.sweep.step",
+    },
+    "moesim.studies",
+)
+"""Kinds of points by name."""

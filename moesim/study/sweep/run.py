@@ -1,0 +1,177 @@
+"""sweep(): run every point of a study that is not on disk yet, then write the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moesim.base.arrays import digest
+from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError
+from moesim.base.version import VERSION
+from moesim.study.sweep.file import Study
+from moesim.study.sweep.kinds import KINDS, Row
+from moesim.study.sweep.runners import RUNNERS
+from moesim.study.sweep.store import TABLE, Store
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What :func:`sweep` did.
+
+    Parameters
+    ----------
+    study
+        The study.
+    rows
+        One for each point, in order: number, varied settings, status, results.
+    computed, found
+        Points that were run now, and points that were on disk.
+    seconds
+        Wall-clock seconds of this run.
+    table
+        The file that holds the rows.
+    """
+
+    study: Study
+    rows: tuple[Row, ...]
+    computed: int
+    found: int
+    seconds: float
+    table: Path
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of results that people look at first."""
+        return self.study.columns or tuple(KINDS.get(self.study.kind).COLUMNS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, with stable keys."""
+        return {
+            "schema": 1,
+            "study": self.study.name,
+            "question": self.study.question,
+            "kind": self.study.kind,
+            "points": len(self.rows),
+            "computed": self.computed,
+            "resumed": self.found,
+            "table": str(self.table),
+            "rows": [dict(row) for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class Task:
+    """A point on its way to whoever runs it."""
+
+    identity: str
+    kind: str
+    settings: Mapping[str, Any]
+    folder: Path
+    store: Path | None
+
+
+def sweep(
+    study: Study,
+    output: str | Path,
+    *,
+    runner: str = "local",
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Swept:
+    """Run a study; go on where an earlier run with the same points was stopped.
+
+    Parameters
+    ----------
+    output
+        Folder for rows, table and timings.
+    runner, jobs
+        Name in ``RUNNERS`` and number of its workers.
+    progress
+        Called with the number of points done, and of all, at the beginning and after each.
+
+    Raises
+    ------
+    InputError
+        If a setting of any point cannot be, before any point is run; or a point is broken by a defect, after all
+        others have run.
+    """
+    begin = time.monotonic()
+    kind, run = KINDS.get(study.kind), RUNNERS.get(runner)
+    say = progress or (lambda _done, _all: None)
+    needs = [_needs(kind, study, number) for number in range(len(study.points))]
+    readers = {key: read for found in needs for key, read in found.items()}
+    shared = {key: read() for key, read in readers.items()}
+    named = {key: _digest_of(value) for key, value in shared.items()}
+    identities = [
+        digest(VERSION, study.kind, settings, {key: named[key] for key in found})
+        for settings, found in zip(study.points, needs, strict=True)
+    ]
+    store = Store(output)
+    done = store.done(identities)
+    # a point that stands twice in a list is run once
+    missing = [identity for identity in dict.fromkeys(identities) if identity not in done]
+    settings_of = dict(zip(identities, study.points, strict=True))
+    # workers of this machine write what they found themselves: a killed sweep loses no finished point
+    own = store.folder.absolute() if runner == "local" else None
+    tasks = [Task(identity, study.kind, settings_of[identity], study.folder, own) for identity in missing]
+    total, finished, broken = len(set(identities)), len(done), []
+    say(finished, total)
+    for identity, row, wall_s, defect in run(run_task, tasks, shared, jobs) if tasks else ():
+        if defect:
+            broken.append(f"{_words(settings_of[identity], study.varied)}: {defect}")
+        elif own is None:
+            store.write(identity, row, wall_s)
+        finished += 1
+        say(finished, total)
+    if broken:
+        raise InputError(
+            f"sweep: {len(broken)} of {total} points broke; the others are kept, run again to retry. First: {broken[0]}"
+        )
+    varied = [{key: settings.get(key) for key in study.varied} for settings in study.points]
+    rows = store.finish(identities, varied)
+    return Swept(study, tuple(rows), len(missing), len(done), time.monotonic() - begin, store.folder / TABLE)
+
+
+def run_task(task: Task, shared: Mapping[str, Any]) -> tuple[str, Row, float, str]:
+    """Run one point; return its identity, row, seconds, and the defect that broke it, if one did.
+
+    What cannot be (too few slots, a transport that does not fit) is a result: the row's status says so.
+    """
+    begin = time.monotonic()
+    row: Row
+    try:
+        row = {"status": "done", **KINDS.get(task.kind).run(task.settings, task.folder, shared)}
+    except Infeasible as error:
+        row = {"status": f"infeasible: {error}"}
+    except MoesimError as error:
+        row = {"status": f"cannot run: {error}"}
+    except Exception as error:  # one broken point must not lose the others
+        return task.identity, {}, 0.0, f"{type(error).__name__}: {error}"
+    wall_s = time.monotonic() - begin
+    if task.store is not None:
+        Store(task.store).write(task.identity, row, wall_s)
+    return task.identity, row, wall_s, ""
+
+
+def _needs(kind: Any, study: Study, number: int) -> Mapping[str, Callable[[], Any]]:
+    settings = study.points[number]
+    try:
+        found: Mapping[str, Callable[[], Any]] = kind.needs(settings, study.folder)
+    except InputError as error:
+        raise FormatError(study.path, _words(settings, study.varied), str(error)) from None
+    return found
+
+
+def _words(settings: Mapping[str, Any], varied: Sequence[str]) -> str:
+    return "point " + (", ".join(f"{key} = {settings[key]!r}" for key in varied if key in settings) or "(the only one)")
+
+
+def _digest_of(value: Any) -> str:
+    known = getattr(value, "digest", None)
+    if isinstance(known, str):
+        return known
+    return digest(value) if dataclasses.is_dataclass(value) else digest(repr(value))

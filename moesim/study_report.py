@@ -1,0 +1,133 @@
+"""A sweep as one HTML file that needs nothing else: what was asked, the trade-offs, every point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from moesim.base.files import write_text
+from moesim.base.units import show
+from moesim.base.version import VERSION
+from moesim.report import page
+from moesim.study.sweep import Swept, front
+from moesim.study.sweep.store import plain
+
+_MOST_NOTES: Final = 12
+
+
+def write_study_report(found: Swept, path: str | Path, *, commands: Sequence[str] = (), dark: bool = False) -> None:
+    """Write a sweep as one HTML file; it loads nothing from elsewhere.
+
+    Parameters
+    ----------
+    found
+        The sweep.
+    path
+        File to write.
+    commands
+        Command lines that give the same numbers again.
+    """
+    write_text(path, study_html(found, commands=commands, dark=dark))
+
+
+def study_html(found: Swept, *, commands: Sequence[str] = (), dark: bool = False) -> str:
+    """Return the report as text; the same rows and commands give the same bytes."""
+    body = [_head(found), *_fronts(found, dark), _table(found), _notes(found), _provenance(found, commands)]
+    return page(f"moesim: {found.study.name}", "\n".join(body), dark=dark)
+
+
+def _head(found: Swept) -> str:
+    done = sum(row["status"] == "done" for row in found.rows)
+    other = len(found.rows) - done
+    rest = f", {other} cannot run (the table says why)" if other else ""
+    question = f"<p>{escape(found.study.question)}</p>" if found.study.question else ""
+    return f"<h1>{escape(found.study.name)}</h1>{question}<p class='quiet'>{done} points{rest}</p>"
+
+
+def study_figures(found: Swept, dark: bool = False) -> list[Any]:
+    """Return a figure for each trade-off that the study asks for."""
+    from moesim import figures
+
+    drawn = []
+    for wanted in found.study.pareto:
+        x, y = ([_number(row.get(column)) for row in found.rows] for column in (wanted.x, wanted.y))
+        best = front(x, y, wanted.x_goal, wanted.y_goal)
+        by = wanted.by
+        groups = None if by is None else [f"{by} = {row.get(by)}" for row in found.rows]
+        labels = [", ".join(f"{key} = {row.get(key)}" for key in found.study.varied) for row in found.rows]
+        drawn.append(
+            figures.tradeoff(
+                x, y, best, x_title=wanted.x, y_title=wanted.y, title=wanted.title, groups=groups, labels=labels,
+                dark=dark,
+            )
+        )  # fmt: skip
+    return drawn
+
+
+def _fronts(found: Swept, dark: bool) -> list[str]:
+    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+    out = []
+    for number, figure in enumerate(study_figures(found, dark), 1):
+        wanted = found.study.pareto[number - 1]
+        text: str = figure.to_html(
+            full_html=False, include_plotlyjs=False, include_mathjax=False, config=config, div_id=f"front-{number}"
+        )
+        out.append(f"<h2>{escape(wanted.title or f'{wanted.y} against {wanted.x}')}</h2>{text}")
+        x, y = ([_number(row.get(column)) for row in found.rows] for column in (wanted.x, wanted.y))
+        rows = [found.rows[i] for i in front(x, y, wanted.x_goal, wanted.y_goal)]
+        out.append(_rows(rows, [*found.study.varied, wanted.x, wanted.y]))
+    return out
+
+
+def _table(found: Swept) -> str:
+    columns = [*found.study.varied, *found.columns, "status"]
+    return f"<h2>Every point</h2>{_rows(found.rows, columns)}"
+
+
+def _rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in dict.fromkeys(columns))
+    lines = [
+        "<tr>"
+        + "".join(f"<td>{escape(cell(column, row.get(column)))}</td>" for column in dict.fromkeys(columns))
+        + "</tr>"
+        for row in rows
+    ]
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def cell(column: str, value: Any) -> str:
+    """Return a result as people read it; the unit follows from the column."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(plain(value))
+    if column.endswith("_s") and "_per_s" not in column:
+        return show(float(value), "time")
+    if column.endswith("_bytes") or "_bytes_" in column:
+        return show(float(value), "bytes")
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _notes(found: Swept) -> str:
+    counts: dict[str, int] = {}
+    for row in found.rows:
+        for note in filter(None, str(row.get("notes") or "").split("; ")):
+            counts[note] = counts.get(note, 0) + 1
+    if not counts:
+        return ""
+    most = sorted(counts, key=lambda note: -counts[note])
+    items = "".join(f"<li>{escape(note)} ({counts[note]} points)</li>" for note in most[:_MOST_NOTES])
+    more = f"<li>and {len(most) - _MOST_NOTES} more: column notes of the table</li>" if len(most) > _MOST_NOTES else ""
+    return f"<h2>Before you trust these numbers</h2><ul>{items}{more}</ul>"
+
+
+def _provenance(found: Swept, commands: Sequence[str]) -> str:
+    run = f"<p>The same numbers again:</p><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
+    return f"<h2>Where this comes from</h2><p>moesim {VERSION}; all columns: {escape(found.table.name)}</p>{run}"
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -1,0 +1,228 @@
+"""Sweeps: nothing computed twice, nothing lost, the same table to the byte however it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.base.errors import FormatError, InputError
+from moesim.spec import ModelSpec
+from moesim.study.sweep import front, read_study, sweep
+from moesim.study.sweep.runners import local
+from moesim.study_report import study_html
+from moesim.trace import formats
+from moesim.trace.formats import read_any
+from moesim.trace.synthetic import lognormal
+
+HERE = Path(__file__).parent
+LITTLE = ModelSpec(
+    name="little", layer_ids=(0, 1), num_hidden_layers=2, experts=16, top_k=2, hidden=512, intermediate=256
+)
+STUDY = """
+[study]
+name = "little"
+question = "does it resume?"
+pareto = [{x = "step_s", y = "tokens_per_s_per_gpu", y_goal = "max", by = "solver"}]
+[settings]
+trace = "little.parquet"
+topology = "h100-4x8-rail"
+steps = 1
+[axes]
+solver = ["contiguous", "eplb"]
+ranks = [4, 8, 16]
+"set.tier.rail.bandwidth" = ["25 GB/s", "50 GB/s"]
+[[together]]
+tokens_per_rank = [16, 32]
+slots = ["+0", "+1"]
+[smoke.axes]
+ranks = [8]
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    lognormal(LITTLE, 4000, seed=1).write(tmp_path / "little.parquet")
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def table_bytes(folder: Path) -> str:
+    return hashlib.sha256((folder / "table.parquet").read_bytes()).hexdigest()
+
+
+def test_the_grid_is_every_combination_and_linked_axes_move_together(study: Path):
+    points = read_study(study).points
+    assert len(points) == 2 * 3 * 2 * 2
+    assert {(p["tokens_per_rank"], p["slots"]) for p in points} == {(16, "+0"), (32, "+1")}
+    assert len({json.dumps(p, sort_keys=True) for p in points}) == len(points)
+    assert {p["ranks"] for p in read_study(study, smoke=True).points} == {8}
+
+
+def test_rows_hold_what_was_asked_and_the_front_is_in_the_report(study: Path, tmp_path: Path):
+    found = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
+    table = pq.read_table(found.table).to_pylist()
+    assert [row["point"] for row in table] == list(range(8))
+    assert all(row["status"] == "done" and row["gpus"] == 8 and row["step_s"] > 0 for row in table)
+    assert all("wall_s" not in row for row in table)
+    text = study_html(found, commands=["moesim sweep study.toml"])
+    assert "Pareto front" in text
+    assert "moesim sweep study.toml" in text
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(study: Path, tmp_path: Path):
+    asked = read_study(study)
+    whole = sweep(asked, tmp_path / "whole", jobs=1)
+    # half of the rows are there, as a killed run leaves them; a temporary file of a row that was being written too
+    first = sweep(asked, tmp_path / "part", jobs=1)
+    rows = sorted((tmp_path / "part" / "rows").glob("*.parquet"))
+    for path in rows[::2]:
+        path.unlink()
+    (tmp_path / "part" / "table.parquet").unlink()
+    (tmp_path / "part" / "rows" / ".half.parquet.x1").write_bytes(b"PAR1")
+    kept = {path: path.stat().st_mtime_ns for path in rows[1::2]}
+    again = sweep(asked, tmp_path / "part", jobs=1)
+    assert (first.computed, again.computed, again.found) == (24, 12, 12)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert table_bytes(tmp_path / "part") == table_bytes(tmp_path / "whole")
+    assert whole.rows == again.rows
+
+
+def test_processes_give_the_same_table_as_one(study: Path, tmp_path: Path):
+    asked = read_study(study, smoke=True)
+    sweep(asked, tmp_path / "one", jobs=1)
+    seen: list[tuple[int, int]] = []
+    sweep(asked, tmp_path / "two", jobs=2, progress=lambda done, total: seen.append((done, total)))
+    assert table_bytes(tmp_path / "one") == table_bytes(tmp_path / "two")
+    assert seen[0] == (0, 8)
+    assert seen[-1] == (8, 8)
+
+
+def whose_memory(_task: int, shared: Mapping[str, Any]) -> bool:
+    base: Any = shared["trace"].routes
+    while base is not None and not isinstance(base, np.memmap):
+        base = base.base if isinstance(base, np.ndarray) else None
+    return base is not None and not shared["trace"].routes.flags.writeable
+
+
+def test_processes_map_the_trace_instead_of_copying_it():
+    trace = lognormal(ModelSpec.preset("olmoe-1b-7b"), 8000, seed=2)
+    assert trace.routes is not None
+    assert trace.routes.nbytes > 1_000_000
+    assert list(local(whose_memory, [1, 2, 3], {"trace": trace}, jobs=2)) == [True] * 3
+
+
+def test_a_killed_sweep_resumes_to_the_same_bytes(study: Path, tmp_path: Path):
+    killed_and_resumed(study, tmp_path, after=6, points=24)
+
+
+@pytest.mark.slow
+def test_540_points_killed_midway_resume_to_the_same_bytes(tmp_path: Path):
+    killed_and_resumed(HERE / "grid-540.toml", tmp_path, after=200, points=540)
+
+
+def killed_and_resumed(study: Path, tmp_path: Path, *, after: int, points: int) -> None:
+    """Kill a sweep and all its processes with SIGKILL when some rows are there; resume; compare with one run."""
+    command = [sys.executable, "-m", "moesim", "sweep", str(study), "--jobs", "2", "-o"]
+    with subprocess.Popen([*command, str(tmp_path / "cut")], start_new_session=True, stderr=subprocess.DEVNULL) as run:
+        rows = tmp_path / "cut" / "rows"
+        while run.poll() is None and (not rows.is_dir() or len(list(rows.glob("*.parquet"))) < after):
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    there = {path: path.stat().st_mtime_ns for path in rows.glob("[!.]*.parquet")}
+    assert after <= len(there) < points
+    assert not (tmp_path / "cut" / "table.parquet").exists()
+    data = json.loads(
+        subprocess.run([*command, str(tmp_path / "cut"), "--json"], check=True, capture_output=True).stdout
+    )
+    assert data["resumed"] == len(there)
+    assert data["computed"] == points - len(there)
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    assert table_bytes(tmp_path / "cut") == table_bytes(tmp_path / "whole")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
+def test_two_workers_of_ray_give_the_same_table(study: Path, tmp_path: Path):
+    # a process of its own: Ray leaves warnings and threads behind
+    command = [sys.executable, "-m", "moesim", "sweep", str(study), "--jobs", "2", "-o"]
+    subprocess.run([*command, str(tmp_path / "ray"), "--runner", "ray"], check=True, capture_output=True)
+    sweep(read_study(study), tmp_path / "local", jobs=1)
+    assert table_bytes(tmp_path / "ray") == table_bytes(tmp_path / "local")
+
+
+def test_a_changed_trace_is_computed_again(study: Path, tmp_path: Path):
+    asked = read_study(study, smoke=True)
+    sweep(asked, tmp_path / "out", jobs=1)
+    lognormal(LITTLE, 4000, seed=9).write(tmp_path / "little.parquet")
+    assert sweep(asked, tmp_path / "out", jobs=1).computed == 8
+
+
+def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
+    study.write_text(STUDY.replace('slots = ["+0", "+1"]', "slots = [1, 2]").replace("ranks = [8]", "ranks = [4, 8]"))
+    found = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
+    status = {(row["ranks"], row["slots"]): row["status"] for row in found.rows}
+    assert status[8, 2] == "done"
+    assert status[8, 1].startswith("infeasible: slots: 8 ranks of 1 slots hold 8 experts")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        (("solver = [", "solvr = ["), FormatError, "did you mean 'solver'"),
+        (('"contiguous"', '"contigous"'), FormatError, "did you mean 'contiguous'"),
+        (("ranks = [4, 8, 16]", "ranks = []"), FormatError, "axes.ranks"),
+        (("slots = [", "slots = ['+2', "), FormatError, "together[0]"),
+        (("steps = 1", "steps = 1\nranks = 3"), FormatError, "stands twice"),
+        (("[axes]", "[axes"), FormatError, "expected TOML"),
+        (("little.parquet", "nowhere.parquet"), InputError, "nowhere.parquet"),
+        (('name = "little"', 'name = "little"\nkind = "sted"'), FormatError, "did you mean 'step'"),
+        (("steps = 1", "steps = 'one'"), InputError, "steps"),
+        (("steps = 1", "steps = 1\nphase = 'decoding'"), FormatError, "phase"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path, change, kind, says):
+    study.write_text(STUDY.replace(*change))
+    with pytest.raises(kind, match=says.replace("[", r"\[")):
+        sweep(read_study(study), tmp_path / "out", jobs=1)
+    assert not list((tmp_path / "out").glob("rows/*"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.booleans())
+def test_a_point_is_on_the_front_if_no_other_is_better(points, larger):
+    x, y = np.array(points, dtype=float).T
+    goal = "max" if larger else "min"
+    kept = front(x, y, "min", goal).tolist()
+    sign = -1 if larger else 1
+
+    def beaten(i: int) -> bool:
+        return any(
+            x[j] <= x[i] and sign * y[j] <= sign * y[i] and (x[j] < x[i] or y[j] != y[i]) for j in range(len(points))
+        )
+
+    assert {points[i] for i in range(len(points)) if not beaten(i)} == {points[i] for i in kept}
+    assert len({points[i] for i in kept}) == len(kept)
+    assert kept == sorted(kept, key=lambda i: x[i])
+
+
+def test_the_trace_of_all_points_is_read_once(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reads = []
+    monkeypatch.setattr(formats, "read_any", lambda *args, **options: reads.append(args) or read_any(*args, **options))
+    sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
+    assert len(reads) == 1
