@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesim.solve.constraints import Constraints as Constraints
+    from moesim.solve.objective import Objective as Objective
     from moesim.solve.plan import Plan as Plan
     from moesim.solve.planning import solve as solve
     from moesim.solve.problem import SOLVERS as SOLVERS
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # imported when first used: numba is not needed to read a plan
 _HOME = {
+    "Constraints": "moesim.solve.constraints",
+    "Objective": "moesim.solve.objective",
     "Plan": "moesim.solve.plan",
     "Problem": "moesim.solve.problem",
     "SOLVERS": "moesim.solve.problem",
@@ -24,7 +28,7 @@ _HOME = {
     "takes": "moesim.solve.problem",
 }
 
-__all__ = ["SOLVERS", "Plan", "Problem", "solve", "takes"]
+__all__ = ["SOLVERS", "Constraints", "Objective", "Plan", "Problem", "solve", "takes"]
 
 
 def __getattr__(name: str) -> Any:

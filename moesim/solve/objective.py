@@ -2,17 +2,92 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from moesim.base.arrays import Array, Sealed, seal
+from moesim.base.errors import InputError, UnknownName
 from moesim.costs import Costs, Timing, step_time
 from moesim.costs.closed_form import layer_clocks
 from moesim.placement import Flow, Placement, dispatch
 from moesim.trace import DECODE
 from moesim.trace.batching import Batches
+
+AIMS: Final = ("time", "traffic", "load")
+"""What a placement is judged by: the whole step, its dispatch and combine alone, its experts alone."""
+RISKS: Final = ("mean", "cvar")
+"""How windows of the traffic are put together."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a plan is to make small.
+
+    Parameters
+    ----------
+    aim
+        ``"time"``: seconds of a step. ``"traffic"``: seconds of dispatch and combine alone. ``"load"``: seconds of the
+        slowest rank's experts alone.
+    risk
+        ``"mean"`` over windows, or ``"cvar"``: the mean of the worst windows (conditional value at risk).
+    worst
+        Share of the windows that CVaR averages.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such aim or risk.
+    InputError
+        If the share is not between 0 and 1.
+    """
+
+    aim: Literal["time", "traffic", "load"] = "time"
+    risk: Literal["mean", "cvar"] = "mean"
+    worst: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.aim not in AIMS:
+            raise UnknownName("aim", self.aim, AIMS)
+        if self.risk not in RISKS:
+            raise UnknownName("risk", self.risk, RISKS)
+        if not 0 < self.worst <= 1:
+            raise InputError(f"objective: worst: expected a share above 0 and at most 1, got {self.worst}")
+
+    def windows(self, count: int) -> int:
+        """Return how many of ``count`` windows a search averages, 0: all."""
+        return math.ceil(self.worst * count) if self.risk == "cvar" else 0
+
+    def value(self, score: Score) -> float:
+        """Return the objective of a whole placement, seconds."""
+        steps = score.step_s if self.aim == "time" else self._layers(score).sum(axis=1)
+        return float(self._put_together(steps[:, None], score.window)[0])
+
+    def layer_values(self, score: Score) -> Array:
+        """Return the objective of each layer on its own, seconds, float64 [layers]."""
+        return self._put_together(self._layers(score), score.window)
+
+    def _layers(self, score: Score) -> Array:
+        return {"time": score.layer_s, "traffic": score.traffic_s, "load": score.load_s}[self.aim]
+
+    def _put_together(self, values: Array, window: Array) -> Array:
+        """Return the mean or the tail mean over windows of [steps, columns]."""
+        if self.risk == "mean":
+            return np.asarray(values.mean(axis=0))
+        groups, group = np.unique(window, return_inverse=True)
+        means = np.zeros((len(groups), values.shape[1]))
+        np.add.at(means, group, values)
+        means /= np.bincount(group)[:, None]
+        # the tail may end inside a window, which then counts in part (Rockafellar and Uryasev 2002)
+        part = np.clip(self.worst * len(groups) - np.arange(len(groups)), 0, 1)
+        return np.asarray((np.sort(means, axis=0)[::-1] * part[:, None]).sum(axis=0) / part.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"aim": self.aim, "risk": self.risk, **({"worst": self.worst} if self.risk == "cvar" else {})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,17 +102,26 @@ class Score(Sealed):
         Seconds of each layer on its own, all ranks entering it together; float64 [steps, layers].
     balance
         Mean over largest load of a rank, float64 [steps, layers]; 1 where there is no load.
+    traffic_s, load_s
+        Seconds of dispatch and combine alone, and of the slowest rank's experts alone; float64 [steps, layers].
+    window
+        Window of each step, int64 [steps].
     """
 
     step_s: Array
     layer_s: Array
     balance: Array
+    traffic_s: Array
+    load_s: Array
+    window: Array
 
     def __post_init__(self) -> None:
         seal(self, "step_s", self.step_s, np.float64, ("steps",))
         seal(self, "layer_s", self.layer_s, np.float64, ("steps", "layers"), {"steps": len(self.step_s)})
         shape = dict(zip(("steps", "layers"), self.layer_s.shape, strict=True))
-        seal(self, "balance", self.balance, np.float64, ("steps", "layers"), shape)
+        for name in ("balance", "traffic_s", "load_s"):
+            seal(self, name, getattr(self, name), np.float64, ("steps", "layers"), shape)
+        seal(self, "window", self.window, np.int64, ("steps",), shape)
 
     @property
     def mean_s(self) -> float:
@@ -84,8 +168,10 @@ def score(
     policy, seed
         Dispatch policy, and the seed of policies that draw.
     """
-    step_s, layer_s, balance = [], [], []
-    for window, step in every_step(batches):
+    step_s, layer_s, balance, traffic_s, load_s = [], [], [], [], []
+    windows = [batches] if isinstance(batches, Batches) else batches
+    numbers = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
+    for window, step in every_step(windows):
         flow = step_flow(window, step, placement, costs, policy, seed)
         fixed = fixed_parts(window, step, costs)
         sent, back = costs.dispatch(flow), costs.combine(flow)
@@ -94,7 +180,9 @@ def score(
         step_s.append(step_time(fixed.attention_s, sent, experts, back, fixed.shared_s, overlap=overlap))
         layer_s.append(layers_alone(fixed, sent, experts, back, overlap))
         balance.append(load_balance(flow))
-    return Score(np.array(step_s), np.array(layer_s), np.array(balance))
+        traffic_s.append(sent.makespan_s + back.makespan_s)
+        load_s.append(experts.max(axis=1))
+    return Score(*(np.array(part) for part in (step_s, layer_s, balance, traffic_s, load_s, numbers)))
 
 
 def load_balance(flow: Flow) -> Array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,22 +15,24 @@ from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
 from moesim.solve.bounds import step_bound
-from moesim.solve.objective import score
+from moesim.solve.budget import share_slots
+from moesim.solve.conform import conform
+from moesim.solve.constraints import Constraints
+from moesim.solve.objective import Objective, score
 from moesim.solve.plan import Plan
 from moesim.solve.problem import SOLVERS, Problem, complete_options
 from moesim.solve.progress import Stop, Watcher
+from moesim.solve.windows import check_way, domain_windows, joined, time_windows
 from moesim.spec import BF16, ModelSpec
 from moesim.trace import PHASES, PREFILL, Trace
 from moesim.trace.batching import Batches, make_batches
 
 RESERVED_MEMORY: Final = 0.1
 """Share of a GPU's memory kept free of weights for KV cache, activations and buffers; engines ask for far more."""
-_WINDOWS: Final = 8
-"""Windows into which the steps are cut for solvers that look at several."""
 
 
 def solve(
-    trace: Trace | Batches,
+    trace: Trace | Batches | Sequence[Batches],
     cluster: Cluster,
     *,
     slots_per_rank: int,
@@ -41,6 +44,9 @@ def solve(
     tokens_per_rank: int | Mapping[int, int] | None = None,
     phase: str | None = None,
     costs: Costs | None = None,
+    windows: str = "time",
+    objective: Objective | None = None,
+    constraints: Constraints | None = None,
     previous: Placement | None = None,
     seed: int = 0,
     deadline_s: float = 60.0,
@@ -54,7 +60,7 @@ def solve(
     Parameters
     ----------
     trace
-        The traffic to fit, or its steps.
+        The traffic to fit, or its steps, or windows of steps of one trace.
     slots_per_rank
         Experts that a rank can hold in a layer, C.
     solver
@@ -71,6 +77,12 @@ def solve(
         How the trace is batched, see :func:`moesim.trace.make_batches`.
     costs
         Cost models; the usual ones by default.
+    windows
+        How a trace is cut into the windows that the objective puts together: ``"time"``, or one a ``"domain"``.
+    objective
+        What the plan is to make small; the mean step time by default.
+    constraints
+        What the placement must respect beside slots and memory.
     previous
         Placement that runs now: a candidate for solvers that look at it.
     seed, deadline_s, jobs
@@ -84,7 +96,8 @@ def solve(
     UnknownName
         If there is no such solver, policy, transport, phase or option.
     Infeasible
-        If the slots cannot hold all experts, or the experts do not fit the memory.
+        If the slots cannot hold all experts, the experts do not fit the memory, or it is proven that no placement
+        respects the constraints.
     InputError
         If the parts do not fit one another, or a solver returns what is no placement.
     """
@@ -94,7 +107,8 @@ def solve(
     if policy not in POLICIES.names():
         raise UnknownName(POLICIES.kind, policy, POLICIES.names())
     group = deployment.restrict(cluster) if deployment else cluster
-    batches, notes = _steps(trace, group, tokens_per_rank, phase, seed)
+    cut, notes = _steps(trace, group, tokens_per_rank, phase, seed, windows)
+    batches = joined(cut)
     spec = batches.trace.spec
     if dims is not None:
         spec = spec.at_dimensions(dims)
@@ -109,11 +123,14 @@ def solve(
     problem = Problem(
         spec=spec,
         cluster=group,
-        batches=_windows(batches),
+        batches=cut,
         slots_per_rank=slots_per_rank,
         costs=costs,
         policy=policy,
         previous=previous,
+        running=None if previous is None else previous.experts,
+        objective=objective or Objective(),
+        constraints=constraints or Constraints(),
         seed=seed,
         deadline_s=deadline_s,
         jobs=jobs or len(os.sched_getaffinity(0)),
@@ -123,7 +140,10 @@ def solve(
         watch=watch,
         stop=stop,
     )
-    placement = verified(function(problem), problem, solver).for_model(spec)
+    problem = _with_budget(problem)
+    if problem.limits.strict:
+        _ = problem.start  # what cannot be is told before the solver runs
+    placement = respecting(verified(function(problem), problem, solver), problem, solver).for_model(spec)
     scored = score(problem.batches, placement, costs, policy, seed)
     if problem.stopped():
         problem.note(f"stopped on request after {time.monotonic() - started:.0f} s: the best placement until then")
@@ -141,7 +161,7 @@ def solve(
         options=complete,
         seed=seed,
         wall_s=time.monotonic() - started,
-        inputs=_inputs(batches, group, costs, previous),
+        inputs=_inputs(batches, group, costs, problem),
         notes=tuple(dict.fromkeys([*problem.notes, *costs.notes])),
     )
 
@@ -165,6 +185,42 @@ def verified(experts: Any, problem: Problem, solver: str) -> Placement:
         return Placement(found, problem.experts)
     except InputError as error:
         raise InputError(f"solver {solver!r} returned no valid placement: {error}") from None
+
+
+def respecting(placement: Placement, problem: Problem, solver: str) -> Placement:
+    """Return a placement with the constraints respected, changed as little as that takes.
+
+    Raises
+    ------
+    Infeasible
+        If it is proven that no placement respects them.
+    InputError
+        If none was found that does.
+    """
+    limits = problem.limits
+    if not limits.strict:
+        return placement
+    experts, changed = conform(problem.permitted(placement.experts) if solver == "moesim" else placement.experts,
+                               limits, problem.loads, jobs=problem.jobs)  # fmt: skip
+    if changed:
+        problem.note(f"{solver}: {changed} of {problem.layers} layers were changed to respect the constraints")
+    if broken := limits.breaches(experts):
+        raise InputError(f"solver {solver!r}: the answer breaks a constraint: {broken[0]}; report it")
+    return Placement(experts, problem.experts)
+
+
+def _with_budget(problem: Problem) -> Problem:
+    budget = problem.constraints.slot_budget
+    if budget is None:
+        return problem
+    counts = share_slots(problem, budget)
+    problem.note(
+        f"slot budget: {counts.sum()} of {budget} slots a rank used, {counts.min()} to {counts.max()} in a layer; "
+        "engines that hold as many slots in every layer cannot load this plan"
+    )
+    given = problem.constraints.rank_slots
+    most = np.full(problem.ranks, problem.slots_per_rank) if given is None else np.array(given)
+    return dataclasses.replace(problem, room=np.minimum(counts[:, None], most))
 
 
 def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
@@ -211,39 +267,41 @@ def _check_previous(previous: Placement, spec: ModelSpec, cluster: Cluster, slot
 
 
 def _steps(
-    trace: Trace | Batches,
+    trace: Trace | Batches | Sequence[Batches],
     cluster: Cluster,
     tokens_per_rank: int | Mapping[int, int] | None,
     phase: str | None,
     seed: int,
-) -> tuple[Batches, list[str]]:
+    windows: str,
+) -> tuple[tuple[Batches, ...], list[str]]:
     notes: list[str] = []
+    check_way(windows)
     if phase is not None and phase not in PHASES:
         raise UnknownName("phase", phase, PHASES)
-    if isinstance(trace, Batches):
-        if tokens_per_rank is not None or phase is not None:
-            raise InputError("solve: steps are given, so tokens_per_rank and phase are settled; leave them out")
-        if trace.ranks != cluster.ranks:
-            raise InputError(
-                f"solve: the steps are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
-                "make them for its ranks"
-            )
-        batches = trace
-    else:
+    if isinstance(trace, Trace):
         phases = np.unique(trace.phase)
         if phase is None and len(phases) > 1 and not isinstance(tokens_per_rank, Mapping):
             phase = PHASES[PREFILL] if PREFILL in phases else PHASES[int(phases[0])]
             held = " and ".join(PHASES[int(code)] for code in phases)
             notes.append(f"the trace holds {held}; the plan is for {phase} (choose with phase)")
-        batches = make_batches(trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed)
-    if not len(batches):
+        if windows == "domain":
+            cut = domain_windows(trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed)
+        else:
+            batches = make_batches(trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed)
+            cut = time_windows(batches)
+    else:
+        if tokens_per_rank is not None or phase is not None:
+            raise InputError("solve: steps are given, so tokens_per_rank and phase are settled; leave them out")
+        cut = time_windows(trace) if isinstance(trace, Batches) else tuple(trace)
+        for window in cut:
+            if window.ranks != cluster.ranks:
+                raise InputError(
+                    f"solve: the steps are for {window.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
+                    "make them for its ranks"
+                )
+    if not sum(len(window) for window in cut):
         raise InputError("solve: there is no step to fit; give a longer trace or fewer tokens_per_rank")
-    return batches, [*notes, *batches.notes]
-
-
-def _windows(batches: Batches) -> tuple[Batches, ...]:
-    edges = np.linspace(0, len(batches), min(_WINDOWS, len(batches)) + 1).astype(int)
-    return tuple(batches.take(slice(a, b)) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    return cut, [*notes, *joined(cut).notes]
 
 
 def _costs(costs: Costs | None, spec: ModelSpec, cluster: Cluster, transport: str | None) -> Costs:
@@ -258,7 +316,7 @@ def _costs(costs: Costs | None, spec: ModelSpec, cluster: Cluster, transport: st
     return costs
 
 
-def _inputs(batches: Batches, cluster: Cluster, costs: Costs, previous: Placement | None) -> dict[str, Any]:
+def _inputs(batches: Batches, cluster: Cluster, costs: Costs, problem: Problem) -> dict[str, Any]:
     """Return what the plan was made from; a report tells from it which steps the plan had seen."""
     trace = batches.trace
     rows = np.unique(batches.token)
@@ -273,5 +331,8 @@ def _inputs(batches: Batches, cluster: Cluster, costs: Costs, previous: Placemen
         "cluster_digest": cluster.digest,
         "costs": costs.digest,
         "model": costs.spec.name,
-        "previous": previous.digest if previous is not None else None,
+        "previous": problem.previous.digest if problem.previous is not None else None,
+        "windows": len(problem.batches),
+        "objective": problem.objective.to_dict(),
+        "constraints": problem.constraints.to_dict(),
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
@@ -17,7 +18,12 @@ from moesim.base.registry import Registry
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
+from moesim.solve.conform import conform, seated
+from moesim.solve.constraints import Constraints
+from moesim.solve.limits import Limits, holders, limits_of
 from moesim.solve.loads import count_loads
+from moesim.solve.objective import Objective, Score
+from moesim.solve.packing import balance
 from moesim.solve.progress import Progress, Stop, Watcher
 from moesim.spec import ModelSpec
 from moesim.trace.batching import Batches
@@ -43,12 +49,20 @@ class Problem:
         Dispatch policy that will run.
     previous
         Placement that runs now, if any.
+    running
+        The same as an array [layers, ranks, slots]; experts may be nowhere in it, when ranks were lost.
+    horizon_steps
+        Steps over which a move must pay off; infinite: moves cost nothing.
+    room
+        Slots that each rank may fill, int64 [layers, ranks]; by default as the constraints say.
     seed, deadline_s
         Source of all randomness, and seconds of wall clock that the solver may use.
     jobs
         Threads that the solver may use.
     options
         Options of the solver, complete.
+    objective, constraints
+        What the plan is to make small, and what it must respect; ``limits`` holds the latter as arrays.
     notes
         The solver appends what a reader of the plan must know.
     watch, stop
@@ -62,10 +76,15 @@ class Problem:
     costs: Costs
     policy: str = "nearest"
     previous: Placement | None = None
+    running: Array | None = None
+    horizon_steps: float = math.inf
+    room: Array | None = None
     seed: int = 0
     deadline_s: float = 60.0
     jobs: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    objective: Objective = field(default_factory=Objective)
+    constraints: Constraints = field(default_factory=Constraints)
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     watch: Watcher | None = None
@@ -95,6 +114,50 @@ class Problem:
     def loads(self) -> NDArray[np.float64]:
         """Picks of each expert, float64 [layers, experts]."""
         return np.asarray(self.window_loads.sum(axis=0))
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The constraints as arrays; raises where they are proven impossible."""
+        return limits_of(
+            self.constraints, self.loads, self.cluster.node, self.slots_per_rank, self.spec.expert_bytes,
+            self.running, self.room,
+        )  # fmt: skip
+
+    @cached_property
+    def start(self) -> Array:
+        """A placement that respects the constraints, as like the running one, or else a balanced one, as can be."""
+        if self.running is not None:
+            wanted = self.running
+        else:
+            wanted = balance(self.loads, self.ranks, self.slots_per_rank, self.cluster.speed)
+        return conform(wanted, self.limits, self.loads, jobs=self.jobs)[0]
+
+    def permitted(self, experts: Array) -> Array:
+        """Return a placement in which layers that break a constraint are those of ``start``."""
+        if not self.limits.strict:
+            return experts
+        placed = seated(holders(experts, self.experts), experts, self.limits.room)
+        bad = self.limits.breaking(placed) | (self.experts > holders(placed, self.experts).any(axis=2).sum(axis=1))
+        return np.where(bad[:, None, None], self.start, placed)
+
+    def worth(self, scores: Sequence[Score], placements: Sequence[Placement]) -> Array:
+        """Return what is to be small, seconds a step of each placement and layer, float64 [placements, layers].
+
+        The objective, and the price of hot experts that are not spread.
+        """
+        return np.array([self._layers(score, placed) for score, placed in zip(scores, placements, strict=True)])
+
+    def whole_worth(self, score: Score, placement: Placement) -> float:
+        """Return the same for a whole placement, ranks running ahead and lagging from layer to layer."""
+        extra = self._layers(score, placement) - self.objective.layer_values(score)
+        return self.objective.value(score) + float(extra.sum())
+
+    def _layers(self, score: Score, placement: Placement) -> Array:
+        seconds, limits = self.objective.layer_values(score), self.limits
+        if limits.hot.size and not limits.hard:
+            lonely = (~limits.spread(placement.has)).sum(axis=1)
+            seconds = seconds * (1 + limits.price * lonely)
+        return seconds
 
     def seconds_left(self) -> float:
         """Return the wall-clock seconds until the deadline, which is now where a stop was asked for."""

@@ -34,6 +34,7 @@ from moesim.solve.solvers.moesim import mixed
 
 NODE = np.repeat(np.arange(3, dtype=np.int32), 2)
 RANKS = len(NODE)
+ALONE = (np.zeros((1, 3)), np.zeros((1, 3)), np.zeros(1, np.int64))
 LANDING = np.array([[2 * n + r % 2 for n in range(3)] for r in range(RANKS)], np.int32)
 
 
@@ -152,8 +153,8 @@ def test_annealing_is_the_same_for_the_same_seed_and_stops_on_time() -> None:
 def test_the_fastest_placement_that_is_balanced_enough_is_chosen_layer_by_layer() -> None:
     slow, fast = Placement([[[0], [1]]] * 3, 2), Placement([[[1], [0]]] * 3, 2)
     scores = [
-        Score(np.array([6.0]), np.array([[2.0, 2.0, 2.0]]), np.array([[0.9, 0.9, 0.6]])),
-        Score(np.array([3.0]), np.array([[1.0, 1.0, 1.0]]), np.array([[0.8, 0.5, 0.5]])),
+        Score(np.array([6.0]), np.array([[2.0, 2.0, 2.0]]), np.array([[0.9, 0.9, 0.6]]), *ALONE),
+        Score(np.array([3.0]), np.array([[1.0, 1.0, 1.0]]), np.array([[0.8, 0.5, 0.5]]), *ALONE),
     ]
     chosen = mixed([slow, fast], scores, least=np.array([0.7, 0.7, 0.7]))
     # fast enough and balanced; not balanced; nothing is balanced enough, so the most balanced one

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.placement.kernels import compiled
+from moesim.solve.rules import Rules, broken, fee, no_rules
 from moesim.solve.search.state import TOKENS, State, refresh, reroute, settle
 
 MOVE: Final = 100
@@ -36,8 +37,8 @@ def _power(value: float) -> float:
 
 
 @compiled
-def cost(load: Any, scale: Any) -> float:
-    """Return the smooth layer time in seconds, mean over windows.
+def cost(load: Any, scale: Any, worst: int = 0) -> float:
+    """Return the smooth layer time in seconds, mean over windows, or over the slowest ``worst`` of them.
 
     The slowest rank and the slowest link decide, so both enter as power means (exponents 16 and 8): close to the
     largest, yet every rank counts a little, which gives the search a slope to walk down.
@@ -51,6 +52,7 @@ def cost(load: Any, scale: Any) -> float:
     """
     windows, counters, ranks = load.shape
     total = 0.0
+    each = np.empty(windows)
     for window in range(windows):
         compute = top = 0.0
         for rank in range(ranks):
@@ -69,7 +71,10 @@ def cost(load: Any, scale: Any) -> float:
                 for rank in range(ranks):
                     network += _power(load[window, counter, rank] * scale[counter, rank] / top)
             network = top * (network / (ranks * 2)) ** (1 / 8)
+        each[window] = compute + network
         total += compute + network
+    if 0 < worst < windows:
+        return float(np.sort(each)[windows - worst :].sum() / worst)
     return float(total / windows)
 
 
@@ -98,6 +103,8 @@ def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
 def _anneal(
     state: State,
     scale: Any,
+    rules: Rules,
+    worst: int,
     rng: Any,
     best_slots: Any,
     progress: Any,
@@ -121,6 +128,8 @@ def _anneal(
         spent += MOVE
         rank = _draw(rng, ranks)
         slot = _draw(rng, slots)
+        if not rules.open[rank, slot]:
+            continue
         old = state.slots[rank, slot]
         other = other_slot = -1
         if spare and _draw(rng, 2) == 0:
@@ -140,10 +149,15 @@ def _anneal(
         _place(state, rank, slot, old, new)
         if other >= 0:
             _place(state, other, other_slot, new, old)
+        if broken(rules, state.slots, state.held):
+            _place(state, rank, slot, new, old)
+            if other >= 0:
+                _place(state, other, other_slot, old, new)
+            continue
         if old >= 0:
             spent += reroute(state, old)
         spent += reroute(state, new)
-        then = cost(state.load, scale)
+        then = cost(state.load, scale, worst) * (1 + fee(rules, state.held))
         if then <= now or _draw(rng, 1 << 30) < (1 << 30) * np.exp((now - then) / temperature):
             now = then
             if now < best:
@@ -170,6 +184,8 @@ def anneal(
     seed: int,
     stop_at: float = math.inf,
     each: Callable[[float, NDArray[np.int32]], bool] | None = None,
+    rules: Rules | None = None,
+    worst: int = 0,
 ) -> Outcome:
     """Improve the placement in ``state`` by annealing and leave the best one there.
 
@@ -188,8 +204,14 @@ def anneal(
     each
         Called between pieces with the share that is done and the best slots [ranks, slots], a view; returns whether
         to stop now.
+    rules
+        What moves must respect, as the placement in ``state`` does; nothing by default.
+    worst
+        Average only the slowest so many windows; 0: all.
     """
-    start = float(cost(state.load, scale))
+    if rules is None:
+        rules = no_rules(state.node, state.slots.shape[1], len(state.copies))
+    start = float(cost(state.load, scale, worst) * (1 + fee(rules, state.held)))
     progress = np.array([0.0, start, start, start, 0.0])
     best_slots = state.slots.copy()
     rng = np.array([seed], np.uint64)
@@ -199,7 +221,7 @@ def anneal(
             cut = True
             break
         until = work * (piece + 1) / PIECES
-        _anneal(state, scale, rng, best_slots, progress, until, float(work), hot, cold)
+        _anneal(state, scale, rules, worst, rng, best_slots, progress, until, float(work), hot, cold)
     state.slots[:] = best_slots
     settle(state)
     return Outcome(start, float(progress[3]), int(progress[4]), cut)

@@ -51,9 +51,9 @@ def moesim(problem: Problem) -> Array:
         Weight of the compute time: more than 1 trades traffic for balance. 0: the effort is shared by searches with
         the weights `WEIGHTS`; of their placements the fastest that is as balanced as EPLB's is taken, layer by layer.
     """
-    candidates = baseline_candidates(problem)
+    candidates = [Placement(problem.permitted(one.experts), problem.experts) for one in baseline_candidates(problem)]
     scores = [_score(problem, candidate) for candidate in candidates]
-    start = mixed(candidates, scores)
+    start = mixed(candidates, scores, values=problem.worth(scores, candidates))
     best_s = min(one.mean_s for one in scores)
     problem.tell("baselines", best_s, 0.0)
     eplb = scores[list(BASELINES).index("eplb")]
@@ -62,21 +62,25 @@ def moesim(problem: Problem) -> Array:
     found = [Placement(slots, problem.experts) for slots in improve(problem, start, weights, best_s)]
     reached = [_score(problem, placement) for placement in found]
     least = eplb.balance.mean(axis=0)
-    choice = mixed(found, reached, least)
+    choice = mixed(found, reached, least, problem.worth(reached, found))
     candidates += [*found, Placement(choice, problem.experts)]
     scores += [*reached, _score(problem, candidates[-1])]
-    fastest = min(scores[: -len(found) - 1], key=lambda one: one.mean_s)
-    if len(weights) > 1 and scores[-1].mean_s <= fastest.mean_s:
+    values = [problem.whole_worth(one, placement) for one, placement in zip(scores, candidates, strict=True)]
+    if len(weights) > 1 and values[-1] <= min(values[: -len(found) - 1]):
         return choice
-    best_layers = mixed(candidates, scores)
+    best_layers = mixed(candidates, scores, values=problem.worth(scores, candidates))
     # stragglers that differ from layer to layer can make a whole placement better than the best of each layer
-    whole = min(range(len(scores)), key=lambda index: scores[index].mean_s)
-    best = _score(problem, Placement(best_layers, problem.experts))
-    return candidates[whole].experts if scores[whole].mean_s < best.mean_s else best_layers
+    whole = int(np.argmin(values))
+    best = Placement(best_layers, problem.experts)
+    return (
+        candidates[whole].experts if values[whole] < problem.whole_worth(_score(problem, best), best) else best_layers
+    )
 
 
 def _remark_on_copies(problem: Problem) -> None:
     """Note where fewer copies are faster: at small batch every further copy is one more set of weights to read."""
+    if problem.limits.strict:
+        return
     seconds = {}
     fewest, slots = -(-problem.experts // problem.ranks), problem.slots_per_rank
     for count in sorted({fewest, (fewest + slots) // 2, slots}):
@@ -96,12 +100,18 @@ def _score(problem: Problem, placement: Placement) -> Score:
     return score(problem.batches, placement, problem.costs, problem.policy, problem.seed)
 
 
-def mixed(candidates: Sequence[Placement], scores: Sequence[Score], least: Array | None = None) -> NDArray[np.int32]:
+def mixed(
+    candidates: Sequence[Placement],
+    scores: Sequence[Score],
+    least: Array | None = None,
+    values: Array | None = None,
+) -> NDArray[np.int32]:
     """Return the fastest candidate of each layer, of those with balance ``least`` [layers] if there are any.
 
-    Where none is balanced enough, the most balanced candidate is the one.
+    Where none is balanced enough, the most balanced candidate is the one. ``values`` [candidates, layers] is what is to
+    be small, by default the mean time.
     """
-    layer_s = np.array([found.layer_s.mean(axis=0) for found in scores])
+    layer_s = np.array([found.layer_s.mean(axis=0) for found in scores]) if values is None else values
     if least is not None:
         balance = np.array([found.balance.mean(axis=0) for found in scores])
         enough = np.minimum(least, balance.max(axis=0))
@@ -125,6 +135,8 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
     placements = [Placement(slots, problem.experts) for slots in experts]
     if problem.previous is not None:
         placements.append(problem.previous)
+    if problem.limits.strict:
+        placements.append(Placement(problem.start, problem.experts))
     return placements
 
 
@@ -145,6 +157,8 @@ def improve(
     scale = seconds_per_count(problem, mode)
     # from counts of a window of the sample to counts of a step
     scale *= step * rows.windows / len(rows.home)
+    if problem.objective.aim != "time":
+        scale[TOKENS if problem.objective.aim == "traffic" else slice(TOKENS + 1, None)] = 0.0
     allowed = problem.deadline_s * _RATE / problem.layers
     work = int(min(float(options["effort"]), allowed))
     if work < options["effort"]:
@@ -168,6 +182,7 @@ def improve(
             state, weighted, work, hot=float(options["hot"]), cold=float(options["cold"]),
             seed=problem.seed * problem.layers + layer, stop_at=time.monotonic() + share,
             each=lambda done, slots: anytime.follow(number, number // problem.layers, layer, done, slots),
+            rules=problem.limits.rules(layer), worst=problem.objective.windows(rows.windows),
         )  # fmt: skip
         return state.slots, outcome.cut
 

@@ -1,0 +1,70 @@
+"""One memory budget for all layers: more copies in the layers where they pay (as CRAFT and omni-infer do)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.base.errors import Infeasible, InputError
+from moesim.placement import EMPTY, Placement
+from moesim.solve.packing import balance
+from moesim.solve.problem import Problem
+
+
+def share_slots(problem: Problem, budget: int) -> Array:
+    """Return the slots of a rank in each layer, int64 [layers], that add up to the budget at most.
+
+    Every layer is balanced by load with every number of slots from the fewest that hold all experts up to
+    ``problem.slots_per_rank`` and costed on the fit traffic; among all ways to share the budget the one with the least
+    time in all is taken, exactly (dynamic programming over layers). Where a further copy costs more than it gives
+    (weight reads at small batch) the layer does without, and the budget is not used up.
+
+    Raises
+    ------
+    Infeasible
+        If the budget does not hold all experts of all layers.
+    """
+    counts, seconds = layer_seconds(problem)
+    layers = problem.layers
+    if budget < layers * counts[0]:
+        raise Infeasible(
+            f"slot budget: {layers} layers need {counts[0]} slots a rank each to hold {problem.experts} experts, "
+            f"{layers * counts[0]} in all, the budget is {budget}; give more"
+        )
+    best = np.zeros(budget + 1)
+    choice = np.zeros((layers, budget + 1), np.int64)
+    for layer in range(layers):
+        after = np.full(budget + 1, np.inf)
+        for index, count in enumerate(counts):
+            with_count = best[: budget + 1 - count] + seconds[layer, index]
+            better = with_count < after[count:]
+            after[count:][better] = with_count[better]
+            choice[layer, count:][better] = index
+        best = after
+    left = int(np.argmin(best))
+    out = np.empty(layers, np.int64)
+    for layer in range(layers - 1, -1, -1):
+        out[layer] = counts[choice[layer, left]]
+        left -= out[layer]
+    return out
+
+
+def layer_seconds(problem: Problem) -> tuple[list[int], Array]:
+    """Return numbers of slots a rank, ascending, and the time of each layer with so many, float64 [layers, numbers]."""
+    from moesim.solve.objective import score
+
+    fewest, most = -(-problem.experts // problem.ranks), min(problem.slots_per_rank, problem.experts)
+    if fewest > most:
+        raise InputError(f"slot budget: {most} slots a rank do not hold {problem.experts} experts")
+    counts = list(range(fewest, most + 1))
+    seconds = np.empty((problem.layers, len(counts)))
+    for index, count in enumerate(counts):
+        held = balance(problem.loads, problem.ranks, count, problem.cluster.speed)
+        found = score(problem.batches, Placement(held, problem.experts), problem.costs, problem.policy, problem.seed)
+        seconds[:, index] = problem.objective.layer_values(found)
+    return counts, seconds
+
+
+def widened(experts: Array, slots: int) -> Array:
+    """Return a placement int [layers, ranks, few slots] with empty slots up to ``slots``."""
+    return np.pad(experts, ((0, 0), (0, 0), (0, slots - experts.shape[2])), constant_values=EMPTY)
