@@ -9,6 +9,7 @@ from moesim.base.version import VERSION
 
 if TYPE_CHECKING:
     from moesim.base.errors import MoesimError as MoesimError
+    from moesim.capture.hooks import capture as capture
     from moesim.cluster import Cluster as Cluster
     from moesim.costs import Costs as Costs
     from moesim.placement import Placement as Placement
@@ -32,6 +33,7 @@ _HOME = {
     "Plan": "moesim.solve",
     "Report": "moesim.simulate",
     "Trace": "moesim.trace",
+    "capture": "moesim.capture",
     "compare": "moesim.study",
     "simulate": "moesim.simulate",
     "solve": "moesim.solve",
@@ -46,6 +48,7 @@ __all__ = [
     "Plan",
     "Report",
     "Trace",
+    "capture",
     "compare",
     "simulate",
     "solve",
@@ -55,7 +58,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'moesim' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    home = importlib.import_module(_HOME[name])
+    # capture is a room and a verb at once: importing the room must not change what the name means
+    value = home if home.__name__ == f"moesim.{name}" else getattr(home, name)
     globals()[name] = value
     return value
 

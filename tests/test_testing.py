@@ -62,7 +62,7 @@ def test_trace_formats(name: str, tmp_path: Path):
     if name not in SAMPLES:
         pytest.fail(f"trace format {name!r} is registered without a sample in trace_samples.py: add one")
     trace = router(ModelSpec.preset("gpt-oss-20b"), 40, seed=0, request_tokens=10)
-    options = {} if name == "parquet" else {"model": trace.spec}
+    options = {} if name in ("parquet", "parts") else {"model": trace.spec}
     folder = tmp_path / "sample"
     folder.mkdir()
     check_format(TRACE_FORMATS.get(name), sample=SAMPLES[name](trace, folder), **options)

@@ -128,6 +128,13 @@ def jsonl(trace: Trace, folder: Path) -> Path:
     return path
 
 
+def parts(trace: Trace, folder: Path) -> Path:
+    half = trace.tokens // 2
+    trace.select(np.arange(half)).write(folder / "000000.parquet")
+    trace.select(np.arange(half, trace.tokens)).write(folder / "000001.parquet")
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Trace, Path], Path]] = {
     "parquet": parquet,
     "npz": npz,
@@ -141,4 +148,5 @@ SAMPLES: dict[str, Callable[[Trace, Path], Path]] = {
     "expert-selection": expert_selection,
     "flame": flame,
     "jsonl": jsonl,
+    "parts": parts,
 }

@@ -1,22 +1,25 @@
-"""The capture hook: a recorder attached to the routers of a model for the time of a `with` block.
+"""`capture`: a recorder attached to the routers of a model for the time of a `with` block.
 
-A router takes part by having two attributes: ``layer``, its MoE layer number, and ``recorder``, None or a
-`RoutingSink` that it calls once a forward pass. With no recorder attached that costs one comparison with None.
+A router of one's own takes part by having two attributes: ``layer``, its MoE layer number, and ``recorder``, None or a
+`RoutingSink` that it calls once a forward pass. With no recorder attached that costs one comparison with None. Models
+of transformers, and any whose experts are called as theirs are, need nothing: see `moesim.capture.taps`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moesim.base.errors import InputError
+from moesim.capture.recorder import Recorder
+from moesim.capture.taps import Picks, Record, find_taps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from moesim.spec import ModelSpec
 
 
 class RoutingSink(Protocol):
@@ -26,87 +29,109 @@ class RoutingSink(Protocol):
         """Take note of the experts and gate weights [tokens, top_k] of one MoE layer in one forward pass."""
 
 
-class Recorder:
-    """Collects the routing of forward passes until it is taken.
-
-    Parameters
-    ----------
-    layers
-        Number of MoE layers; each must report exactly once a forward pass.
-    keep_weights
-        Whether gate weights are kept beside expert ids.
-    """
-
-    def __init__(self, layers: int, keep_weights: bool = True) -> None:
-        self.layers, self.keep_weights = layers, keep_weights
-        self._experts: list[list[Tensor]] = [[] for _ in range(layers)]
-        self._weights: list[list[Tensor]] = [[] for _ in range(layers)]
-
-    def record(self, layer: int, experts: Tensor, weights: Tensor) -> None:
-        """Keep one layer's decisions; copies to the host wait until `take`, so that a GPU is not stalled here."""
-        self._experts[layer].append(experts.detach())
-        if self.keep_weights:
-            self._weights[layer].append(weights.detach())
-
-    def take(self) -> tuple[NDArray[np.int16], NDArray[np.float16] | None]:
-        """Return and forget all that was recorded since the last call.
-
-        Returns
-        -------
-        Expert ids int16 [tokens, layers, top_k], and gate weights float16 of the same shape (None if not kept),
-        tokens in the order in which the forward passes saw them.
-
-        Raises
-        ------
-        InputError
-            If the layers did not all see the same tokens, or nothing was recorded.
-        """
-        seen = [sum(len(part) for part in parts) for parts in self._experts]
-        if not any(seen) or len(set(seen)) != 1:
-            raise InputError(f"capture: the MoE layers recorded {seen} tokens; each must record every token once")
-        experts = _stack(self._experts).astype(np.int16)
-        weights = _stack(self._weights).astype(np.float16) if self.keep_weights else None
-        for parts in (*self._experts, *self._weights):
-            parts.clear()
-        return experts, weights
-
-
 @contextmanager
-def capture(model: nn.Module, keep_weights: bool = True) -> Iterator[Recorder]:
+def capture(
+    model: nn.Module,
+    output: str | Path | None = None,
+    *,
+    keep_weights: bool = True,
+    every: int = 1,
+    phase: str = "train",
+    spec: ModelSpec | None = None,
+    picks: Picks | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Iterator[Recorder]:
     """Record the routing of every forward pass of `model` inside the block.
 
     Parameters
     ----------
     model
-        Any torch module whose routers follow the protocol of this file.
+        A torch module: a model of transformers 5.0 or later, one whose routers follow the protocol of this file, or any
+        whose experts are called with ``(hidden_states, top_k_index, top_k_weights)``.
+    output
+        Trace file that is written while the block runs, in bounded memory, and is complete when it is left, by an
+        exception too. Without it, `Recorder.take` and `Recorder.trace` give what was recorded.
     keep_weights
         Whether gate weights are kept beside expert ids.
+    every
+        Record one forward pass in so many.
+    phase
+        Phase of the recorded tokens: ``"train"``, ``"prefill"`` or ``"decode"``.
+    spec
+        The model, where it cannot be told from the module.
+    picks
+        Which modules of another kind of model to watch: ``picks(name, module)`` is None, or a function of the
+        arguments, keyword arguments and output of its forward pass that returns experts and weights [tokens, top_k].
+    origin
+        Facts to add to the origin of the trace.
 
     Raises
     ------
     InputError
-        If the model has no such routers, their layers are not 0..L-1, or one is being recorded already.
+        If no router is found, layers are not 0..L-1, or the model's own routers are being captured already.
     """
-    routers: list[Any] = [m for m in model.modules() if hasattr(m, "recorder") and hasattr(m, "layer")]
-    if not routers:
-        raise InputError(f"{type(model).__name__} has no routers to capture: modules with `layer` and `recorder`")
+    from moesim.capture.model import describe_model, origin_of
+
+    with ExitStack() as stack:
+        own: list[Any] = [m for m in model.modules() if hasattr(m, "recorder") and hasattr(m, "layer")]
+        if own and picks is None:
+            _check(model, own)
+            layers, experts = [list(range(len(own)))], [[0] * len(own)]
+        else:
+            towers = find_taps(model, picks)
+            layers = [[tap.layer for tap in tower] for tower in towers]
+            experts = [[tap.experts for tap in tower] for tower in towers]
+        recorder = Recorder(
+            experts,
+            keep_weights,
+            every=every,
+            describe=lambda top_k: spec or describe_model(model, layers, experts, top_k),
+            phase=phase,
+            origin=origin_of(model, every) | dict(origin or {}),
+        )
+        if own and picks is None:
+            for router in own:
+                router.recorder = recorder
+                stack.callback(setattr, router, "recorder", None)
+        else:
+            for row, tap in enumerate(tap for tower in towers for tap in tower):
+                stack.callback(tap.attach(_row(recorder, row)))
+        handle = model.register_forward_pre_hook(_shape_hook(recorder), with_kwargs=True)
+        stack.callback(handle.remove)
+        if output is not None:
+            from moesim.trace.spool import Spool
+
+            spool = stack.enter_context(Spool(output, recorder.origin))
+            recorder.send(spool.append)
+            # before the spool closes, and whatever ends the block: a pass that was cut short is left out
+            stack.push(lambda *_: recorder.finish())
+        yield recorder
+
+
+def _check(model: nn.Module, routers: list[Any]) -> None:
     if sorted(router.layer for router in routers) != list(range(len(routers))):
         raise InputError(f"{type(model).__name__}: layers of its {len(routers)} routers must be 0..{len(routers) - 1}")
     if any(router.recorder is not None for router in routers):
         raise InputError(f"{type(model).__name__} is being captured already: leave the other `capture` block first")
-    recorder = Recorder(len(routers), keep_weights)
-    for router in routers:
-        router.recorder = recorder
-    try:
-        yield recorder
-    finally:
-        for router in routers:
-            router.recorder = None
 
 
-def _stack(layers: list[list[Tensor]]) -> NDArray[Any]:
-    import torch
+def _row(recorder: Recorder, row: int) -> Record:
+    def record(experts: Tensor, weights: Tensor | None) -> None:
+        recorder.record(row, experts, weights)
 
-    # one copy to the host for all layers; bfloat16 has no numpy dtype, so weights pass through float32
-    stacked = torch.stack([torch.cat(parts) for parts in layers], dim=1)
-    return np.asarray((stacked.float() if stacked.is_floating_point() else stacked).cpu().numpy())
+    return record
+
+
+def _shape_hook(recorder: Recorder) -> Callable[[Any, Any, Any], None]:
+    """Return a hook that tells sequences apart: the first integers [sequences, length] among the arguments."""
+
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (kwargs.get("input_ids"), *args):
+            if getattr(value, "ndim", 0) == 2 and not value.is_floating_point():
+                recorder.note_shape(*value.shape)
+                return
+        embedded: Any = kwargs.get("inputs_embeds")
+        if getattr(embedded, "ndim", 0) == 3:
+            recorder.note_shape(*embedded.shape[:2])
+
+    return hook

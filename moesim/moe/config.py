@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from moesim.base.errors import FormatError, InputError
+from moesim.spec import Attention, ModelSpec
+
+MODEL_NAME = "moesim-bundled-moe"
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,29 @@ class MoeConfig:
         if not isinstance(values, dict) or set(values) != known:
             raise FormatError(path, "top level", f"expected exactly the keys {', '.join(sorted(known))}")
         return cls(**values)
+
+
+def spec_of(config: MoeConfig) -> ModelSpec:
+    """Return what the model is to the rest of moesim.
+
+    Raises
+    ------
+    InputError
+        If the configuration is that of the dense model.
+    """
+    if not config.experts:
+        raise InputError("a dense model has no experts, hence no routing trace")
+    return ModelSpec(
+        name=MODEL_NAME,
+        layer_ids=tuple(range(config.layers)),
+        num_hidden_layers=config.layers,
+        experts=config.experts,
+        top_k=config.top_k,
+        hidden=config.hidden,
+        intermediate=config.intermediate,
+        shared_experts=config.shared_experts,
+        shared_intermediate=config.shared_experts * config.intermediate,
+        attention=Attention(heads=config.heads, kv_heads=config.heads, head_dim=config.hidden // config.heads),
+        vocab=config.vocabulary,
+        tied_embeddings=True,
+    )

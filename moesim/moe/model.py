@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moesim.moe.config import MoeConfig
+from moesim.moe.config import MoeConfig, spec_of
 from moesim.moe.experts import Experts, FeedForward
 from moesim.moe.router import SigmoidBiasRouter, make_router
+from moesim.spec import ModelSpec
 
 ROTARY_BASE = 10_000.0
 
@@ -133,6 +134,11 @@ class MoeModel(nn.Module):
             x, extra = block(x, cos, sin, past)
             balance = balance + extra / len(self.blocks)
         return Output(nn.functional.linear(self.norm(x), self.embedding.weight), balance)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is to the rest of moesim; InputError for the dense model."""
+        return spec_of(self.config)
 
     def routers(self) -> list[SigmoidBiasRouter]:
         """Return the routers of the MoE layers in order; empty for the dense model."""

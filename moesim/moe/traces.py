@@ -12,43 +12,16 @@ import torch
 
 from moesim.base.errors import InputError, UnknownName
 from moesim.capture import Request, Work, capture
-from moesim.moe.config import MoeConfig
+from moesim.moe.config import MODEL_NAME, spec_of
 from moesim.moe.corpus import DOMAINS, PARTS, Document, read_corpus
 from moesim.moe.serve import serve
 from moesim.moe.tokenizer import END_ID, encode
 from moesim.moe.weights import BUNDLED, Bundle, load_model
-from moesim.spec import Attention, ModelSpec
+from moesim.spec import ModelSpec
 from moesim.trace import DECODE, PREFILL, Trace, TraceWriter
 
-MODEL_NAME = "moesim-bundled-moe"
 # Chunks of a trace that are handed to the writer; bounds memory.
 CHUNK_STEPS = 256
-
-
-def spec_of(config: MoeConfig) -> ModelSpec:
-    """Return what the model is to the rest of moesim.
-
-    Raises
-    ------
-    InputError
-        If the configuration is that of the dense model.
-    """
-    if not config.experts:
-        raise InputError("a dense model has no experts, hence no routing trace")
-    return ModelSpec(
-        name=MODEL_NAME,
-        layer_ids=tuple(range(config.layers)),
-        num_hidden_layers=config.layers,
-        experts=config.experts,
-        top_k=config.top_k,
-        hidden=config.hidden,
-        intermediate=config.intermediate,
-        shared_experts=config.shared_experts,
-        shared_intermediate=config.shared_experts * config.intermediate,
-        attention=Attention(heads=config.heads, kv_heads=config.heads, head_dim=config.hidden // config.heads),
-        vocab=config.vocabulary,
-        tied_embeddings=True,
-    )
 
 
 def make_requests(
@@ -125,7 +98,7 @@ def record_traffic(
     spec = spec_of(bundle.model.config)
     steps: list[list[Work]] = []
     first = 0
-    with capture(bundle.model, keep_weights) as recorder:
+    with capture(bundle.model, keep_weights=keep_weights) as recorder:
         for works in serve(bundle.model, requests, **serving):
             steps.append(works)
             if len(steps) == CHUNK_STEPS:

@@ -1,4 +1,4 @@
-"""What the capture hook costs on the bundled model; issue 7 asks for less than 5 % of a forward pass."""
+"""What capturing costs on the bundled model: less than 5 % of a forward pass, so that it can be left on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from moesim.capture import capture
+import moesim
 
-torch = pytest.importorskip("torch", reason="capture needs the extra gpu: pip install 'moesim[gpu]'")
+torch = pytest.importorskip("torch", reason="capture needs torch: pip install 'moesim[capture]'")
 
 
 @pytest.mark.bench
@@ -31,9 +31,11 @@ def test_overhead_of_the_hook_on_the_bundled_model(rows, length):
     off, on = [], []
     for _ in range(25):
         off.append(seconds())
-        with capture(net) as recorder:
+        with moesim.capture(net) as recorder:
             forward_s = seconds()
             start = time.process_time()
             recorder.take()
             on.append(forward_s + time.process_time() - start)
-    assert np.median(on) < 1.05 * np.median(off)
+    share = np.median(on) / np.median(off) - 1
+    print(f"\n{rows} x {length} tokens: forward {np.median(off) * 1e3:.1f} ms, with capture {share:+.1%}")
+    assert share < 0.05

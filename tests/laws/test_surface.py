@@ -25,6 +25,7 @@ def test_the_public_names_are_these_sorted_and_complete():
         "Plan",
         "Report",
         "Trace",
+        "capture",
         "compare",
         "simulate",
         "solve",
@@ -36,6 +37,15 @@ def test_every_public_name_resolves_and_is_documented(name: str):
     thing = getattr(moesim, name)
     assert thing.__doc__
     assert thing.__doc__.strip().splitlines()[0].endswith(".")
+
+
+def test_capture_is_one_thing_however_it_is_imported():
+    code = (
+        "import moesim, types; a = moesim.capture; import moesim.capture, moesim.capture.hooks; "
+        "assert a is moesim.capture and callable(a) and isinstance(a, types.ModuleType); "
+        "from moesim import capture; assert capture is a; from moesim.capture import Recorder, Batcher"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unknown_name_is_an_attribute_error():

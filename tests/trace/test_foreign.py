@@ -33,7 +33,7 @@ def name(request) -> str:
 
 
 def test_every_format_is_sampled_here():
-    assert set(TRACE_FORMATS.names()) - set(SAMPLES) == {"parquet", "npz"}
+    assert set(TRACE_FORMATS.names()) - set(SAMPLES) == {"parquet", "npz", "parts"}
 
 
 def test_the_routing_survives(name, tmp_path):

@@ -35,6 +35,7 @@ CONFIG = {
     "num_experts_per_tok": 2, "mlp_only_layers": [0, 3],
 }  # fmt: skip
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+OURS = {"parquet", "parts"}
 COMMANDS = re.search(r"```sh\n(moesim import .*?)```", DOCUMENT.read_text(), re.DOTALL)[1].splitlines()
 
 
@@ -87,12 +88,12 @@ def table(first: str) -> list[list[str]]:
 
 def test_there_is_a_command_and_a_row_for_every_format():
     named = [row[0].strip("` |") for row in table("format | file")]
-    assert sorted(named) == sorted(set(TRACE_FORMATS.names()) - {"parquet"})
+    assert sorted(named) == sorted(set(TRACE_FORMATS.names()) - OURS)
     assert len(COMMANDS) == len(named)
 
 
 def test_every_option_is_in_the_table_and_of_the_formats_it_names():
-    formats = set(TRACE_FORMATS.names()) - {"parquet"}
+    formats = set(TRACE_FORMATS.names()) - OURS
     said: dict[str, set[str]] = {}
     for options, where, _ in table("option | of"):
         others = set(re.findall(r"`([\w-]+)`", where))

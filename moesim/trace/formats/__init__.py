@@ -40,6 +40,7 @@ TRACE_FORMATS: Final[Registry[TraceFormat]] = Registry(
         "expert-selection": "moesim.trace.formats.expert_selection",
         "flame": "moesim.trace.formats.flame",
         "jsonl": "moesim.trace.formats.jsonl",
+        "parts": "moesim.trace.formats.parts",
     },
     "moesim.trace_formats",
 )
