@@ -217,7 +217,7 @@ def test_arrays_of_absurd_size_are_refused(path, lone, monkeypatch):
 
 def test_a_file_nobody_knows_and_a_format_nobody_knows(path, lone):
     path.write_text("hello")
-    with pytest.raises(FormatError, match=r"no trace format knows this file \(tried parquet, .*npz, .*jsonl\)"):
+    with pytest.raises(FormatError, match=r"no trace format knows this file \(tried parquet, .*npz, .*parts\)"):
         read_any(path)
     with pytest.raises(FormatError, match="not a complete npz file"):
         read_any(path, format="npz", model=small_spec())
