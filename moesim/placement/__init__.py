@@ -13,4 +13,5 @@ from moesim.placement.placement import EMPTY as EMPTY
 from moesim.placement.placement import Placement as Placement
 from moesim.placement.policies import POLICIES as POLICIES
 from moesim.placement.policies import nearest_table as nearest_table
+from moesim.placement.policies import table_of as table_of
 from moesim.placement.reference import dispatch_reference as dispatch_reference

@@ -125,7 +125,8 @@ def _sglang(case: _Case) -> Launch:
         case.refuse("file name", f"expected a name that ends in .json, got {case.path!r}")
     notes = case.known(architectures.SGLANG)
     notes += case.runs(
-        "takes the copy on the own GPU, else on the own node, else any", ("nearest", "uniform", "random")
+        "takes the copy on the own GPU, else on the own node, else any",
+        ("sglang", "nearest", "batch-lp", "uniform", "random"),
     )
     if case.copies and case.policy in ("uniform", "random"):
         backend, algorithm = "none", "dynamic"
@@ -133,12 +134,15 @@ def _sglang(case: _Case) -> Launch:
             "SGLang uses all copies evenly only without an all-to-all backend, and then every rank sees all tokens: "
             "the balance is as predicted, the traffic is not",
         )
+    elif case.copies and case.policy == "batch-lp":
+        backend, algorithm = "deepep", "lp"
+        notes += ("SGLang's lp dispatch is for DeepSeek models, and stops its linear program after a few iterations",)
     else:
         backend, algorithm = "deepep", "static"
         if case.policy == "nearest" and case.copies:
             notes += (
                 "of several copies on a node SGLang's ranks all take the first, and each rank shuffles the others for "
-                "itself, where `nearest` deals them out: expect less balance than predicted",
+                "itself, where `nearest` deals them out: expect less balance than predicted; policy `sglang` is exact",
             )
     if case.node is None:
         notes += ("on several nodes add --nnodes, with ranks in the order of the plan",)

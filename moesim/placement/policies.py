@@ -24,8 +24,10 @@ from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.base.registry import Registry
 from moesim.placement import choices
+from moesim.placement.fewest_active import fewest_active
 from moesim.placement.placement import Placement
-from moesim.placement.shares import node_shares
+from moesim.placement.sglang_table import sglang_table
+from moesim.placement.shares import batch_shares, node_shares
 from moesim.placement.token_aware import token_aware
 
 NEEDS_SUPPORT: Final = "needs engine support"
@@ -123,8 +125,11 @@ POLICIES: Registry[Policy] = Registry(
         "hash": "moesim.placement.policies:HASH",
         "nearest": "moesim.placement.policies:NEAREST",
         "random": "moesim.placement.policies:RANDOM",
+        "sglang": "moesim.placement.policies:SGLANG",
+        "batch-lp": "moesim.placement.policies:BATCH_LP",
         "shares": "moesim.placement.policies:SHARES",
         "token-aware": "moesim.placement.policies:TOKEN_AWARE",
+        "fewest-active": "moesim.placement.policies:FEWEST_ACTIVE",
     },
     "moesim.policies",
 )
@@ -162,6 +167,17 @@ def frozen(values: ArrayLike, dtype: DTypeLike) -> Array:
     array = np.ascontiguousarray(given, dtype=dtype).view()
     array.flags.writeable = False
     return array
+
+
+def table_of(policy: str, placement: Placement, node: Array) -> Array | None:
+    """Return the table of a policy int32 [layers, ranks, experts], None for policies without one.
+
+    Callers with many batches make it once; the answer goes to ``dispatch(..., table=...)``.
+    """
+    chosen = POLICIES.get(policy)
+    if not isinstance(chosen, TablePolicy):
+        return None
+    return frozen(chosen.table(placement, frozen(node, np.int32), list(range(placement.layers))), np.int32)
 
 
 def nearest_table(placement: Placement, node: Array, layers: slice | Sequence[int] = slice(None)) -> Array:
@@ -212,6 +228,14 @@ def _shares(batch: LayerBatch) -> tuple[Array, Array]:
     return node_shares(batch.routes, batch.group_ptr, batch.indptr, batch.rank, batch.node)
 
 
+def _batch_lp(batch: LayerBatch) -> tuple[Array, Array]:
+    return batch_shares(batch.routes, batch.group_ptr, batch.indptr, batch.rank, len(batch.node))
+
+
+def _fewest_active(batch: LayerBatch) -> Array:
+    return fewest_active(batch.routes, batch.indptr, batch.rank, batch.slot, len(batch.node))
+
+
 def _token_aware(batch: LayerBatch) -> Array:
     return token_aware(batch.routes, batch.group_ptr, batch.indptr, batch.rank, batch.slot, batch.node)
 
@@ -222,6 +246,12 @@ HASH: Final = TokenPolicy("vLLM", _hash)
 """Knuth hash of the token's row modulo the number of copies (vLLM 0.33)."""
 NEAREST: Final = TablePolicy("SGLang, static dispatch, which spreads less evenly", nearest_table)
 """One copy per source rank: own rank, else own node, else any (SGLang 0.5)."""
+SGLANG: Final = TablePolicy("SGLang, static dispatch", sglang_table)
+"""The same three steps with SGLang's own ties and shuffles, entry by entry (0.5.23)."""
+BATCH_LP: Final = SharePolicy("SGLang, lp dispatch (DeepSeek models), which solves it less exactly", _batch_lp)
+"""Shares that balance every batch as well as its copies allow, by a linear program; LPLB's aim, expected values."""
+FEWEST_ACTIVE: Final = TokenPolicy(NEEDS_SUPPORT, _fewest_active)
+"""One copy per expert and batch, the fewest active on the fullest rank (METRO's aim), for decode."""
 RANDOM: Final = TokenPolicy("SGLang, dynamic dispatch", _random)
 """A copy drawn for every pick: what ``uniform`` is the mean of."""
 SHARES: Final = SharePolicy(NEEDS_SUPPORT, _shares)

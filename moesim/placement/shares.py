@@ -1,4 +1,4 @@
-"""The ``shares`` policy: how much of an expert's work each source node gives to each copy, by a linear program."""
+"""Shares of copies by a linear program: for each source node (``shares``), or the same for all (``batch-lp``)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,21 @@ def node_shares(
     share[place, holder] = np.maximum(found, 0.0)
     sums = np.add.reduceat(share, indptr[:-1], axis=1)
     return share / sums[:, expert_of], source
+
+
+def batch_shares(routes: Array, group_ptr: Array, indptr: Array, rank: Array, ranks: int) -> tuple[Array, Array]:
+    """Return ``share`` float64 [1, holders], adding up to 1 per expert, and ``source`` int64 [ranks], all zero.
+
+    The shares make the load of the fullest rank as small as it can be, given the counts of the batch per expert, which
+    ranks all-reduce before they dispatch (DeepSeek's LPLB; SGLang's ``lp``). Where tokens come from does not matter.
+
+    Raises
+    ------
+    InputError
+        If the linear program has no answer.
+    """
+    everywhere = np.zeros(ranks, dtype=np.int32)
+    return node_shares(routes, group_ptr, indptr, rank, everywhere, traffic=0.0)
 
 
 def _counts(routes: Array, place: Array, nodes: int, experts: int) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import NETWORKS, Timing
-from moesim.placement import dispatch, nearest_table
+from moesim.placement import dispatch, table_of
 from moesim.simulate.inputs import Setup
 from moesim.simulate.work import Work
 from moesim.trace import DECODE
@@ -70,7 +70,7 @@ class Loader:
         self.setup = setup
         cluster, placement = setup.cluster, setup.placement
         self.network = NETWORKS.get(setup.costs.network)
-        self.table = nearest_table(placement, cluster.node) if setup.policy == "nearest" else None
+        self.table = table_of(setup.policy, placement, cluster.node)
         self.one_hot = np.zeros((cluster.ranks, cluster.nodes))
         self.one_hot[np.arange(cluster.ranks), cluster.node] = 1.0
         self.chunk = max(1, _CHUNK_ELEMENTS // cluster.ranks**2)

@@ -13,7 +13,7 @@ from moesim.base.arrays import Array, Sealed, seal
 from moesim.base.errors import InputError, UnknownName
 from moesim.costs import Costs, Timing, step_time
 from moesim.costs.closed_form import layer_clocks
-from moesim.placement import Flow, Placement, dispatch
+from moesim.placement import Flow, Placement, dispatch, table_of
 from moesim.trace import DECODE
 from moesim.trace.batching import Batches
 
@@ -148,12 +148,21 @@ def fixed_parts(batches: Batches, step: int, costs: Costs) -> Fixed:
     return Fixed(tokens, costs.attention_s(tokens, context, decode), costs.shared_s(tokens))
 
 
-def step_flow(batches: Batches, step: int, placement: Placement, costs: Costs, policy: str, seed: int = 0) -> Flow:
-    """Return where the tokens of a step go."""
+def step_flow(
+    batches: Batches,
+    step: int,
+    placement: Placement,
+    costs: Costs,
+    policy: str,
+    seed: int = 0,
+    table: Array | None = None,
+) -> Flow:
+    """Return where the tokens of a step go; ``table`` is that of a table policy, where it is made already."""
     cluster = costs.cluster
     return dispatch(
-        batches.routes(step), batches.homes(step), placement, cluster.node, cluster.landing, policy=policy, seed=seed
-    )
+        batches.routes(step), batches.homes(step), placement, cluster.node, cluster.landing, policy=policy, table=table,
+        seed=seed,
+    )  # fmt: skip
 
 
 def score(
@@ -171,8 +180,9 @@ def score(
     step_s, layer_s, balance, traffic_s, load_s = [], [], [], [], []
     windows = [batches] if isinstance(batches, Batches) else batches
     numbers = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
+    table = table_of(policy, placement, costs.cluster.node)
     for window, step in every_step(windows):
-        flow = step_flow(window, step, placement, costs, policy, seed)
+        flow = step_flow(window, step, placement, costs, policy, seed, table)
         fixed = fixed_parts(window, step, costs)
         sent, back = costs.dispatch(flow), costs.combine(flow)
         experts = costs.experts_s(flow.slot_tokens)

@@ -95,7 +95,7 @@ def test_ascend() -> None:
 @pytest.mark.parametrize("policy", POLICIES.names())
 def test_policies_that_an_engine_cannot_run_are_refused(format: str, policy: str) -> None:
     runs = {
-        "sglang": {"nearest", "uniform", "random"},
+        "sglang": {"sglang", "nearest", "batch-lp", "uniform", "random"},
         "trtllm": {"uniform", "random"},
         "vllm-ascend": {"uniform"},
     }.get(format, {"hash", "uniform", "random"})

@@ -21,7 +21,7 @@ import pytest
 from placement.worlds import random_placement
 
 from moesim.base.errors import FormatError
-from moesim.placement import Placement, architectures, fill_empty, nearest_table
+from moesim.placement import Placement, architectures, fill_empty, nearest_table, table_of
 from moesim.placement.export import export
 from moesim.placement.launch import launch_flags
 from moesim.spec import ModelSpec
@@ -85,6 +85,7 @@ WORLDS = [
 
 
 def test_every_rank_loads_the_planned_map(ask: Ask, tmp_path: Path) -> None:
+    # and the policy `sglang` is its static table, entry by entry
     made, cases = [], []
     for number, (layers, hidden, ranks, nodes, slots, experts) in enumerate(WORLDS):
         rng = np.random.default_rng(number)
@@ -93,17 +94,20 @@ def test_every_rank_loads_the_planned_map(ask: Ask, tmp_path: Path) -> None:
         placement = random_placement(rng, layers, ranks, slots, experts)
         placement = fill_empty(placement, rng.random((layers, experts))).for_model(spec)
         path = tmp_path / f"{number}.json"
-        for policy in ("nearest", "uniform"):
+        for policy in ("nearest", "sglang", "uniform"):
             export(placement, path, "sglang", spec=spec, policy=policy)
             made.append((placement, spec, nodes, policy))
             cases.append(a_case(placement, spec, str(path), policy, nodes))
     for (placement, spec, nodes, policy), ranks in zip(made, ask(cases), strict=True):
         assert len(ranks) == placement.ranks
+        node = np.arange(placement.ranks) // (placement.ranks // nodes)
+        exact = table_of("sglang", placement, node)
         for rank, loaded in enumerate(ranks):
             assert np.array_equal(np.array(loaded["map"])[list(spec.layer_ids)], placement.physical_to_logical)
             assert np.min(loaded["copies"]) >= 1
-            if policy == "nearest" or placement.replicas.max() == 1:
+            if policy != "uniform" or placement.replicas.max() == 1:
                 table = np.array(loaded["table"])[list(spec.layer_ids)]
+                assert np.array_equal(table, exact[:, rank])
                 held = np.take_along_axis(placement.physical_to_logical, table, axis=1)
                 assert np.array_equal(held, np.tile(np.arange(spec.experts), (spec.layers, 1)))
                 same_distance(placement, table, rank, nodes)
