@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from moesim.base.errors import MissingExtra
 from moesim.cli import load, screen
+from moesim.moe.routers import ROUTERS
 
 capture = typer.Typer(help="Record the routing of a model as a trace.", no_args_is_help=True)
 
@@ -19,25 +22,70 @@ def train(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; resumed if it holds a checkpoint.")
     ],
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON of the model. Default: the bundled model.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML or JSON with the tables `model` and `training`, or a model's JSON. Default: the bundled model.",
+        ),
     ] = None,
+    router: Annotated[str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(ROUTERS.names())}.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Experts that a token picks.")] = None,
+    capacity_factor: Annotated[
+        float | None, typer.Option(metavar="F", help="Picks an expert takes, in multiples of its even share.")
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Train the dense model of the same active size.")] = False,
     tokens: Annotated[int | None, typer.Option(metavar="N", help="Length of the run. Default: the recipe's.")] = None,
     minutes: Annotated[float | None, typer.Option(metavar="M", help="Wall-clock budget.")] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", help="Sequences of a batch.")] = None,
+    accumulate: Annotated[int | None, typer.Option(metavar="N", help="Parts a batch is run in, for memory.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(metavar="X", help="Peak of the schedule.")] = None,
+    balance_loss: Annotated[float | None, typer.Option(metavar="X", help="Coefficient of the balance loss.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--capture", metavar="FILE", help="Record the routing of training as a trace.")
+    ] = None,
+    capture_every: Annotated[int, typer.Option(metavar="N", help="Steps between two that are recorded.")] = 50,
+    weights: Annotated[bool, typer.Option("--weights", help="Record gate weights too.")] = False,
+    evaluate_every: Annotated[
+        int, typer.Option(metavar="N", help="Steps between evaluations of every domain; 0: at the end only.")
+    ] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="torch device.")] = "cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: torch's.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn.")] = 0,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything drawn. Default: the recipe's.")] = None,
 ) -> None:
-    """Train the bundled MoE model from scratch (extra `gpu`)."""
+    """Train the bundled MoE model from scratch (extra `gpu`).
+
+    With several processes, each holds a part of the experts (NCCL on GPUs, gloo on CPUs):
+    `torchrun --nproc-per-node 4 -m moesim train ...`.
+    """
+    if trace is not None:
+        load.writable(trace)
     torch = _torch()
     from moesim.moe.config import MoeConfig
-    from moesim.moe.train import Recipe
+    from moesim.moe.recipe import Recipe, read_settings
     from moesim.moe.train import train as run
 
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = Recipe(tokens=Recipe.tokens if tokens is None else tokens, minutes=minutes, seed=seed)
-    run(corpus, output, config=None if config is None else MoeConfig.read(config), recipe=recipe, device=device)
-    screen.say(f"wrote {output}")
+    model, recipe = (MoeConfig(), Recipe()) if config is None else read_settings(config)
+    model = replace(model, **_given(router=router, top_k=top_k, capacity_factor=capacity_factor))
+    recipe = replace(
+        recipe,
+        **_given(
+            tokens=tokens, minutes=minutes, rows=rows, accumulate=accumulate, learning_rate=learning_rate,
+            balance_loss=balance_loss, seed=seed,
+        ),
+    )  # fmt: skip
+    run(
+        corpus, output, config=model.dense() if dense else model, recipe=recipe, device=device, capture=trace,
+        capture_every=capture_every, keep_weights=weights, evaluate_every=evaluate_every,
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        screen.say(f"wrote {output}" + (f" and {trace}" if trace else ""))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Return what was given on the command line."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @capture.command("bundled")

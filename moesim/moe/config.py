@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from moesim.base.errors import FormatError, InputError
-from moesim.spec import Attention, ModelSpec
 
-MODEL_NAME = "moesim-bundled-moe"
+T = TypeVar("T")
+
+
+def checked(kind: type[T], values: Any, path: str | Path, place: str) -> T:
+    """Build a dataclass from a table of a file; keys that are not given take their defaults.
+
+    Raises
+    ------
+    FormatError
+        If a key is unknown or a value does not fit; names the key and what was expected.
+    """
+    known = sorted(field.name for field in fields(kind))  # type: ignore[arg-type]
+    if not isinstance(values, dict):
+        raise FormatError(path, place or "top level", f"expected a table of keys, found {type(values).__name__}")
+    where = f"{place}." if place else ""
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise FormatError(path, f"{where}{key}", f"unknown key: {hint}known ones are {', '.join(known)}")
+    try:
+        return TypeAdapter(kind).validate_python(values, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FormatError(path, f"{where}{key}", f"{first['msg']}, found {first['input']!r}") from None
+    except InputError as error:
+        raise FormatError(path, place, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -37,9 +67,14 @@ class MoeConfig:
     context
         Longest sequence in tokens.
     router
-        Name in `moesim.moe.router.ROUTERS`.
+        Name in `moesim.moe.routers.ROUTERS`.
     routed_scale
         Factor on the sum of the routed experts' outputs (DeepSeek-V3 uses 2.5).
+    groups, group_limit
+        Groups of experts and how many of them a token may pick from; read by routers that have groups.
+    capacity_factor
+        Picks that an expert takes of a sequence (in serving: of a forward pass), in multiples of its even share; the
+        rest is dropped. None is the router's own default, which but for ``switch`` (1.25) drops nothing.
     """
 
     vocabulary: int = 4096
@@ -53,12 +88,20 @@ class MoeConfig:
     context: int = 512
     router: str = "sigmoid-bias"
     routed_scale: float = 2.5
+    groups: int = 8
+    group_limit: int = 2
+    capacity_factor: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("vocabulary", "layers", "hidden", "heads", "intermediate", "context"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise InputError(f"hidden {self.hidden} must be heads {self.heads} times an even width")
         if self.experts and not 0 < self.top_k <= self.experts:
             raise InputError(f"top_k {self.top_k} must lie between 1 and experts {self.experts}")
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise InputError(f"capacity_factor {self.capacity_factor} must be above 0")
 
     def dense(self) -> MoeConfig:
         """Return the dense model of the same active size: one wide feed-forward part instead of the experts."""
@@ -71,44 +114,15 @@ class MoeConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> MoeConfig:
-        """Read a configuration written by `to_json`.
+        """Read a configuration written by `to_json`; keys that it lacks take their defaults.
 
         Raises
         ------
         FormatError
-            The file is not JSON or has unknown or missing keys.
+            The file is not JSON, has an unknown key, or a value that does not fit.
         """
         try:
             values = json.loads(Path(path).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise FormatError(path, "", f"expected a model configuration in JSON, found {error}") from None
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
-            raise FormatError(path, "top level", f"expected exactly the keys {', '.join(sorted(known))}")
-        return cls(**values)
-
-
-def spec_of(config: MoeConfig) -> ModelSpec:
-    """Return what the model is to the rest of moesim.
-
-    Raises
-    ------
-    InputError
-        If the configuration is that of the dense model.
-    """
-    if not config.experts:
-        raise InputError("a dense model has no experts, hence no routing trace")
-    return ModelSpec(
-        name=MODEL_NAME,
-        layer_ids=tuple(range(config.layers)),
-        num_hidden_layers=config.layers,
-        experts=config.experts,
-        top_k=config.top_k,
-        hidden=config.hidden,
-        intermediate=config.intermediate,
-        shared_experts=config.shared_experts,
-        shared_intermediate=config.shared_experts * config.intermediate,
-        attention=Attention(heads=config.heads, kv_heads=config.heads, head_dim=config.hidden // config.heads),
-        vocab=config.vocabulary,
-        tied_embeddings=True,
-    )
+        return checked(cls, values, path, "")

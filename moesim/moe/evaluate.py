@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from moesim.base.errors import MoesimError
 from moesim.moe.corpus import DOMAINS, Document, read_corpus
 from moesim.moe.data import streams
 from moesim.moe.model import MoeModel
+from moesim.moe.parallel import ALONE, Group
 from moesim.moe.weights import BUNDLED, load_model
 
 
@@ -36,6 +37,44 @@ def loss_of(model: MoeModel, stream: NDArray[np.int64]) -> float:
         total += float(nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum"))
         count += window.shape[1] - 1
     return total / count
+
+
+@torch.no_grad()
+def domain_losses(
+    model: MoeModel, streams_: Mapping[str, NDArray[np.int64]], *, windows: int, group: Group = ALONE, rows: int = 8
+) -> dict[str, float]:
+    """Return the mean loss (nats per token) of each domain on its first windows; processes share them.
+
+    Parameters
+    ----------
+    windows
+        Most windows of the model's context that are taken of a domain.
+    rows
+        Most sequences of one forward pass.
+    """
+    length, device = model.config.context, model.embedding.weight.device
+    was_training = model.training
+    model.eval()
+    result = {}
+    for domain, stream in streams_.items():
+        span = min(length, len(stream) - 1)
+        starts = list(range(0, len(stream) - span, span))[:windows]
+        # all processes must run the same number of passes; what fills up counts nothing
+        padded = starts + [starts[0]] * (-len(starts) % group.size)
+        counted = [i < len(starts) for i in range(len(padded))]
+        mine = list(zip(padded, counted, strict=True))[group.share(len(padded))]
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        for first in range(0, len(mine), rows):
+            part = mine[first : first + rows]
+            batch = torch.from_numpy(np.stack([stream[start : start + span + 1] for start, _ in part])).to(device)
+            logits = model(batch[:, :-1]).logits.float()
+            losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").double()
+            weight = torch.tensor([float(counts) for _, counts in part], dtype=torch.float64, device=device)
+            total += torch.stack([(losses.sum(1) * weight).sum(), weight.sum() * span])
+        total = group.mean(total)
+        result[domain] = round(float(total[0] / total[1]), 4)
+    model.train(was_training)
+    return result
 
 
 def unigram(streams_: Sequence[NDArray[np.int64]], vocabulary: int) -> NDArray[np.float64]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from moesim.base.errors import InputError
 from moesim.capture import Batcher, Request, Work
-from moesim.moe.model import Cache, MoeModel, Past
+from moesim.moe.cache import Cache, Past
+from moesim.moe.model import MoeModel
 from moesim.moe.tokenizer import END_ID
 
 

@@ -12,9 +12,9 @@ import torch
 
 from moesim.base.errors import InputError, UnknownName
 from moesim.capture import Request, Work, capture
-from moesim.moe.config import MODEL_NAME, spec_of
 from moesim.moe.corpus import DOMAINS, PARTS, Document, read_corpus
 from moesim.moe.serve import serve
+from moesim.moe.spec import MODEL_NAME, narrow, spec_of
 from moesim.moe.tokenizer import END_ID, encode
 from moesim.moe.weights import BUNDLED, Bundle, load_model
 from moesim.spec import ModelSpec
@@ -173,6 +173,7 @@ def capture_bundled(
         "captured_by": "moesim capture bundled",
         "model": MODEL_NAME,
         "weights_digest": bundle.digest,
+        "router": bundle.model.config.router,
         "part": part,
         "requests": len(requests),
         "prompt_tokens": list(prompt_tokens),
@@ -186,4 +187,4 @@ def capture_bundled(
     with TraceWriter(out, spec_of(bundle.model.config), origin, DOMAINS) as writer:
         for piece in record_traffic(bundle, requests, origin=origin, keep_weights=weights, **serving):
             writer.append(piece)
-    return Trace.read(out)
+    return narrow(out, bundle.model.config)

@@ -1,164 +1,33 @@
-"""Training the bundled model from scratch: `python -m moesim.moe.train --corpus DIR --out DIR --minutes 40`."""
+"""Training the bundled model from scratch, on one process or, under torchrun, on several."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
-from torch import nn
 
-from moesim.base.errors import InputError, MoesimError
-from moesim.base.files import atomic_path
+from moesim.base.errors import InputError
+from moesim.base.files import write_text
 from moesim.moe.config import MoeConfig
 from moesim.moe.corpus import DOMAINS, Document, read_corpus
 from moesim.moe.data import Batches, streams
+from moesim.moe.evaluate import domain_losses
 from moesim.moe.model import MoeModel
+from moesim.moe.parallel import Group, join
+from moesim.moe.recipe import Recipe
+from moesim.moe.record import StepRecorder
+from moesim.moe.run import Run
 from moesim.moe.tokenizer import load_tokenizer, train_tokenizer
 from moesim.moe.weights import save_model
 
 TOKENIZER_BYTES = 1_500_000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Parameters
-    ----------
-    tokens
-        Length of the run, and of the cosine schedule, unless `minutes` ends it first.
-    minutes
-        Wall-clock budget; the schedule then follows whichever of the two is further on.
-    rows
-        Sequences of a batch, a multiple of the number of domains.
-    learning_rate
-        Peak of the cosine schedule after `warmup` steps; it ends at a twentieth.
-    balance_rate
-        Step of the router biases for experts outside of the band `balance_low` to `balance_high`,
-        in multiples of the mean load; it falls with the learning rate, so that the routing settles.
-    balance_loss
-        Coefficient of the sequence-wise auxiliary balance loss.
-    """
-
-    tokens: int = 8_000_000
-    minutes: float | None = None
-    rows: int = 8
-    learning_rate: float = 3e-3
-    warmup: int = 50
-    weight_decay: float = 0.1
-    balance_rate: float = 1e-2
-    balance_low: float = 0.35
-    balance_high: float = 2.5
-    balance_loss: float = 6e-3
-    seed: int = 0
-    save_every: int = 50
-
-
-def cosine(progress: float) -> float:
-    """Fall from 1 to a twentieth along a cosine while `progress` runs from 0 to 1."""
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def make_optimizer(model: MoeModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; matrices but the embedding decay, norms do not."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() >= 2 and "embedding" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() < 2 or "embedding" in name]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-class Run:
-    """A training run that can stop after any step and go on from its checkpoint as if it had not."""
-
-    def __init__(self, config: MoeConfig, recipe: Recipe, batches: Batches, *, device: str = "cpu") -> None:
-        self.recipe, self.batches, self.device = recipe, batches, torch.device(device)
-        self.model = MoeModel(config).initialise(recipe.seed).to(self.device).train()
-        self.optimizer = make_optimizer(self.model, recipe)
-        self.step, self.elapsed_s = 0, 0.0
-        self.step_tokens = recipe.rows * config.context
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, by tokens or by the clock, whichever is further on."""
-        by_tokens = self.step * self.step_tokens / self.recipe.tokens
-        by_clock = self.elapsed_s / (60 * self.recipe.minutes) if self.recipe.minutes else 0.0
-        return max(by_tokens, by_clock)
-
-    def advance(self) -> dict[str, Any]:
-        """Take one step and return its metrics."""
-        start = time.perf_counter()
-        inputs, targets = (t.to(self.device) for t in self.batches[self.step])
-        decay = cosine(self.progress)
-        rate = self.recipe.learning_rate * min(1.0, (self.step + 1) / self.recipe.warmup) * decay
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits, balance = self.model(inputs)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        (loss + self.recipe.balance_loss * balance).backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for router in self.model.routers():
-            router.nudge(self.recipe.balance_rate * decay, low=self.recipe.balance_low, high=self.recipe.balance_high)
-        self.step += 1
-        wall_s = time.perf_counter() - start
-        self.elapsed_s += wall_s
-        loads = [router.load * router.load.numel() for router in self.model.routers()]
-        return {
-            "step": self.step,
-            "tokens": self.step * self.step_tokens,
-            "loss": round(loss.item(), 4),
-            "learning_rate": rate,
-            "gradient_norm": round(norm.item(), 4),
-            "max_over_mean": [round(load.max().item(), 3) for load in loads],
-            "min_over_mean": [round(load.min().item(), 3) for load in loads],
-            "tokens_per_s": round(self.step_tokens / wall_s, 1),
-            "elapsed_s": round(self.elapsed_s, 1),
-        }
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint atomically."""
-        with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "config": asdict(self.model.config),
-                    "recipe": asdict(self.recipe),
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "step": self.step,
-                    "elapsed_s": self.elapsed_s,
-                },
-                temporary,
-            )
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same model and recipe.
-
-        Raises
-        ------
-        InputError
-            The checkpoint was made with another configuration or recipe.
-        """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        for name, mine in (("config", asdict(self.model.config)), ("recipe", asdict(self.recipe))):
-            changed = [key for key, value in mine.items() if state[name].get(key) != value and key != "save_every"]
-            if changed:
-                raise InputError(f"{path}: made with another {name} ({', '.join(changed)}); delete it or restore those")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
 
 
 def ensure_tokenizer(documents: Sequence[Document], path: Path, vocabulary: int) -> Tokenizer:
@@ -180,11 +49,17 @@ def ensure_tokenizer(documents: Sequence[Document], path: Path, vocabulary: int)
 
 def train(
     corpus: str | Path, out: str | Path, *, config: MoeConfig | None = None, recipe: Recipe | None = None,
-    device: str = "cpu", quiet: bool = False,
+    device: str = "cpu", quiet: bool = False, capture: str | Path | None = None, capture_every: int = 50,
+    keep_weights: bool = False, evaluate_every: int = 0, evaluate_windows: int = 16,
 ) -> MoeModel:  # fmt: skip
-    """Train a model and write it to `out` (weights, tokenizer, `metrics.jsonl`, `checkpoint.pt`).
+    """Train a model and write it to `out`.
 
-    A checkpoint in `out` is resumed. Progress goes to stderr unless `quiet`.
+    Written are weights, tokenizer, `checkpoint.pt`, `metrics.jsonl` (a line a step: losses, balance and collapse of
+    every layer) and `evaluation.jsonl` (loss of each domain of the validation part). A checkpoint in `out` is resumed,
+    by whatever number of processes. Progress goes to stderr unless `quiet`.
+
+    Under torchrun each process takes an equal part of every batch and holds an equal part of the experts; rows travel
+    by all-to-all.
 
     Parameters
     ----------
@@ -194,77 +69,104 @@ def train(
         Folder of the run; a `tokenizer.json` found there is used, else one is learnt.
     device
         Torch device; on CUDA the forward pass runs in bfloat16 autocast.
+    capture
+        Trace file for the routing of every `capture_every`-th step, with gate weights if `keep_weights`.
+    evaluate_every
+        Steps between evaluations; 0 evaluates at the end only.
+    evaluate_windows
+        Sequences of each domain of the validation part that are evaluated.
+
+    Returns
+    -------
+    The model with all experts, on every process.
 
     Raises
     ------
     MoesimError
-        The corpus or the checkpoint does not fit.
+        The corpus, the checkpoint, or the number of processes does not fit.
     """
     config, recipe, out = config or MoeConfig(), recipe or Recipe(), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    documents = read_corpus(corpus, part="train")
-    tokenizer = ensure_tokenizer(documents, out / "tokenizer.json", config.vocabulary)
-    batches = Batches(streams(documents, tokenizer), rows=recipe.rows, length=config.context, seed=recipe.seed)
-    run = Run(config, recipe, batches, device=device)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        run.resume(checkpoint)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.1f}%"),
-        TimeRemainingColumn(),
-    )
-    with (
-        Progress(*columns, console=Console(stderr=True), disable=quiet) as bar,
-        (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as metrics,
-    ):
-        task = bar.add_task("training", total=1.0)
-        bar.update(task, completed=min(run.progress, 1.0))
-        while run.progress < 1.0:
-            record = run.advance()
-            metrics.write(json.dumps(record) + "\n")
-            if run.step % recipe.save_every == 0:
-                run.save(checkpoint)
-            bar.update(task, completed=min(run.progress, 1.0), description=f"training, loss {record['loss']:.3f}")
-    run.save(checkpoint)
-    model = run.model.eval()
-    save_model(model, tokenizer, out)
-    return model
+    with join(device) as (group, here):
+        documents = read_corpus(corpus)
+        run = _prepare(config, recipe, out, documents, group, here)
+        tokenizer = load_tokenizer(out / "tokenizer.json")
+        validation = streams([d for d in documents if d.part == "validation"], tokenizer)
+        console = Console(stderr=True, quiet=quiet or group.rank > 0)
+        if not validation:
+            console.print("the corpus has no validation part: nothing is evaluated")
+
+        def evaluate() -> None:
+            if validation:
+                losses = domain_losses(run.model, validation, windows=evaluate_windows, group=group)
+                mean = sum(losses.values()) / len(losses)
+                _write(evaluations, {"step": run.step, "loss": round(mean, 4), "domains": losses})
+
+        with ExitStack() as stack:
+            metrics, evaluations = (
+                stack.enter_context((out / name).open("a", encoding="utf-8", buffering=1)) if group.rank == 0 else None
+                for name in ("metrics.jsonl", "evaluation.jsonl")
+            )
+            recorder = capture and stack.enter_context(
+                StepRecorder(capture, run, every=capture_every, domains=tuple(DOMAINS), keep_weights=keep_weights)
+            )
+            bar = stack.enter_context(_progress(console))
+            task = bar.add_task("training", total=1.0)
+            bar.update(task, completed=min(run.progress, 1.0))
+            while run.progress < 1.0:
+                record = recorder.advance() if isinstance(recorder, StepRecorder) else run.advance()
+                _write(metrics, record)
+                if run.step % recipe.save_every == 0:
+                    run.save(out / "checkpoint.pt")
+                if evaluate_every and run.step % evaluate_every == 0 and run.progress < 1.0:
+                    evaluate()
+                bar.update(task, completed=min(run.progress, 1.0), description=f"training, loss {record['loss']:.3f}")
+            evaluate()
+        run.save(out / "checkpoint.pt")
+        model = MoeModel(config)
+        model.load_state_dict(run.whole_model())
+        if group.rank == 0:
+            save_model(model, tokenizer, out)
+        group.wait()
+    return model.to(here).eval()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m moesim.moe.train", description=__doc__)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder written by `python -m moesim.moe.corpus`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds a checkpoint")
-    parser.add_argument("--config", type=Path, help="JSON file of the model (default: the bundled model)")
-    parser.add_argument("--dense", action="store_true", help="train the dense model of the same active size")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--minutes", type=float, help="wall-clock budget")
-    parser.add_argument("--tokens", type=int, default=Recipe.tokens)
-    parser.add_argument("--rows", type=int, default=Recipe.rows, help="sequences of a batch")
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
-    parser.add_argument("--balance-rate", type=float, default=Recipe.balance_rate)
-    parser.add_argument("--balance-loss", type=float, default=Recipe.balance_loss)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    recipe = Recipe(
-        tokens=options.tokens, minutes=options.minutes, rows=options.rows, learning_rate=options.learning_rate,
-        balance_rate=options.balance_rate, balance_loss=options.balance_loss, seed=options.seed,
-    )  # fmt: skip
-    try:
-        config = MoeConfig.read(options.config) if options.config else MoeConfig()
-        train(options.corpus, options.out, config=config.dense() if options.dense else config, recipe=recipe,
-              device=options.device)  # fmt: skip
-    except MoesimError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+def _prepare(
+    config: MoeConfig, recipe: Recipe, out: Path, documents: Sequence[Document], group: Group, device: torch.device
+) -> Run:
+    training = [document for document in documents if document.part == "train"]
+    if not training:
+        raise InputError("the corpus has no part 'train'; make it again with `python -m moesim.moe.corpus`")
+    # the first process learns the tokenizer, the others read it
+    if group.rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        ensure_tokenizer(training, out / "tokenizer.json", config.vocabulary)
+    group.wait()
+    tokens = streams(training, load_tokenizer(out / "tokenizer.json"))
+    batches = Batches(tokens, rows=recipe.rows, length=config.context, seed=recipe.seed)
+    run = Run(config, recipe, batches, device=device, group=group)
+    if (out / "checkpoint.pt").exists():
+        run.resume(out / "checkpoint.pt")
+        if group.rank == 0:
+            _forget_after(out, run.step)
+    group.wait()
+    return run
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _forget_after(out: Path, step: int) -> None:
+    """Drop lines of steps that a stopped run took after its last checkpoint: they are taken again."""
+    for name in ("metrics.jsonl", "evaluation.jsonl"):
+        path = out / name
+        if path.exists():
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            # a line that was being written when the run was killed has no end
+            write_text(path, "".join(s for s in lines if s.endswith("\n") and json.loads(s)["step"] <= step))
+
+
+def _write(file: TextIO | None, record: dict[str, object]) -> None:
+    if file is not None:
+        file.write(json.dumps(record) + "\n")
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.1f}%"), TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=console.quiet)

@@ -95,6 +95,12 @@ def load_model(folder: str | Path = BUNDLED, *, device: str = "cpu") -> Bundle:
         raise FormatError(
             index, "tensors", f"do not match the model of {folder / 'config.json'}: {', '.join(missing[:3])}"
         )
+    for name, tensor in model.state_dict().items():
+        if tensor.shape != state[name].shape:
+            raise FormatError(
+                index, "tensors", f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)} "
+                f"by {folder / 'config.json'}"
+            )  # fmt: skip
     model.load_state_dict(state)
     digest = hashlib.sha256("".join(sha for _, sha in records).encode()).hexdigest()[:16]
     return Bundle(model.eval().to(device), load_tokenizer(folder / "tokenizer.json"), folder, digest)

@@ -17,12 +17,14 @@ A judge raises :class:`Verdict`, an AssertionError that says which law was broke
 from moesim.testing.files import check_format, check_topology
 from moesim.testing.laws import Verdict
 from moesim.testing.plugins import check_network, check_policy, check_solver, check_transport
+from moesim.testing.routers import check_router
 
 __all__ = [
     "Verdict",
     "check_format",
     "check_network",
     "check_policy",
+    "check_router",
     "check_solver",
     "check_topology",
     "check_transport",

@@ -60,7 +60,9 @@ def test_every_plug_in_group_is_on_the_page():
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "moesim").rglob("*.py"))
     groups = set(
-        re.findall(r'"(moesim\.(?:\w+_)?(?:solvers|policies|transports|networks|computes|formats|exports))"', code)
+        re.findall(
+            r'"(moesim\.(?:\w+_)?(?:solvers|policies|transports|networks|computes|formats|exports|routers))"', code
+        )
     )
     assert len(groups) >= 9
     assert groups == set(re.findall(r"`(moesim\.\w+)` \|", text))

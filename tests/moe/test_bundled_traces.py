@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moesim.moe.config import spec_of
 from moesim.moe.corpus import DOMAINS
+from moesim.moe.spec import spec_of
 from moesim.moe.weights import load_model
 from moesim.trace import DECODE, PREFILL, Trace, statistics
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import InputError
 from moesim.capture import Request
+from moesim.moe.cache import Cache, Past
 from moesim.moe.config import MoeConfig
-from moesim.moe.model import Cache, MoeModel, Past
+from moesim.moe.model import MoeModel
 from moesim.moe.serve import serve
 from moesim.moe.tokenizer import END_ID
 

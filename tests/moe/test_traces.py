@@ -8,9 +8,9 @@ import torch
 
 from moesim.base.errors import InputError, UnknownName
 from moesim.capture import capture
-from moesim.moe.config import spec_of
 from moesim.moe.corpus import DOMAINS, Document
 from moesim.moe.corpus.pack import write_corpus
+from moesim.moe.spec import spec_of
 from moesim.moe.tokenizer import END_ID, train_tokenizer
 from moesim.moe.traces import capture_bundled, make_requests, record_traffic
 from moesim.moe.weights import Bundle, load_model, save_model

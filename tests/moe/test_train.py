@@ -11,7 +11,9 @@ from moesim.base.errors import InputError
 from moesim.moe.corpus import DOMAINS, Document
 from moesim.moe.corpus.pack import write_corpus
 from moesim.moe.data import Batches
-from moesim.moe.train import Recipe, Run, train
+from moesim.moe.recipe import Recipe
+from moesim.moe.run import Run
+from moesim.moe.train import train
 from moesim.moe.weights import load_model
 
 RECIPE = Recipe(tokens=8 * 32 * 6, rows=8, warmup=2, save_every=2, seed=5)

@@ -65,8 +65,14 @@ def test_a_shard_that_the_index_forgot_is_missed(saved):
 
 
 def test_a_configuration_with_unknown_keys_is_refused(saved):
+    (saved / "config.json").write_text('{"layrs": 2}')
+    with pytest.raises(FormatError, match=r"config.json: layrs: unknown key: did you mean 'layers'"):
+        load_model(saved)
+
+
+def test_a_configuration_of_another_size_is_refused(saved):
     (saved / "config.json").write_text('{"layers": 2}')
-    with pytest.raises(FormatError, match="expected exactly the keys"):
+    with pytest.raises(FormatError, match=r"embedding.weight has shape \(300, 16\), expected \(4096, 128\)"):
         load_model(saved)
 
 
