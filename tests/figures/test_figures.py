@@ -58,6 +58,10 @@ def every_figure(dark: bool) -> dict[str, go.Figure]:
         "sensitivity": figures.sensitivity(1e-3, KNOBS, dark=dark),
         "placement_diff": figures.placement_diff(BEFORE, AFTER, 0, [0, 1], dark=dark),
         "stragglers": figures.stragglers([1e-3, 3e-3], [2e-3, 0], [0, 1], dark=dark),
+        "tradeoff": figures.tradeoff([1, 2], [4.0, 3.0], [0, 1], x_title="GPUs", y_title="step (ms)", dark=dark),
+        "lines": figures.lines(
+            {"a": ([1, 2], [3.0, 4.0])}, title="Lines", subtitle="one curve", x_title="GPUs", y_title="ms", dark=dark
+        ),
     }
 
 
