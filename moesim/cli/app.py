@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import demo, files, models, plans, sweep, validate
+from moesim.cli import demo, files, models, plans, serve, sweep, validate
 
 app = typer.Typer(
     name="moesim",
@@ -46,6 +46,7 @@ app.command("import", rich_help_panel=_SEE)(files.import_)
 app.command("solve", rich_help_panel=_DECIDE)(plans.solve)
 app.command("simulate", rich_help_panel=_DECIDE)(plans.simulate)
 app.command("compare", rich_help_panel=_DECIDE)(plans.compare)
+app.command("serve", rich_help_panel=_DECIDE)(serve.serve)
 app.command("sweep", rich_help_panel=_DECIDE)(sweep.sweep)
 app.command("export", rich_help_panel=_DECIDE)(files.export)
 app.command("validate", rich_help_panel=_SEE)(validate.validate)

@@ -83,6 +83,21 @@ def group(
     return Deployment(size=ranks).restrict(cluster(topology, sets, without, like, degrade))
 
 
+def split(whole: Cluster, first: int | None) -> list[Cluster]:
+    """Return the whole cluster, or its first ranks and the others.
+
+    Raises
+    ------
+    InputError
+        If nothing is left for the others.
+    """
+    if first is None:
+        return [whole]
+    if not 0 < first < whole.ranks:
+        raise InputError(f"--prefill-ranks: {first} of {whole.ranks} ranks leave none for answers; give fewer")
+    return [whole.restrict(range(first)), whole.restrict(range(first, whole.ranks))]
+
+
 def slots(given: int | None, routing: Trace, cluster: Cluster) -> int:
     """Return the slots a rank that were asked for, or the fewest that hold all experts, and one more."""
     from moesim.study import fewest_slots

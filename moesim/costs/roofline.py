@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -65,6 +66,7 @@ class Device:
     notes: tuple[str, ...]
 
     @classmethod
+    @lru_cache(maxsize=16)  # engines ask for it at every step
     def of(cls, cluster: Cluster, fp8: bool, fp4: bool = False, kernel: Kernel = DEEPGEMM) -> Device:
         """Take the datasheet figures of a cluster and what kernels reach of them."""
         families = [k.family(device) for device in cluster.device]

@@ -139,7 +139,7 @@ def read_arrivals(path: str | Path) -> Arrivals:
     order = np.argsort(at, kind="stable")
     order = order[usable[order]]
     left = len(rows) - len(order)
-    notes = (f"{left} of {len(rows)} requests without prompt or answer are left out",) if left else ()
+    notes: tuple[str, ...] = (f"{left} of {len(rows)} requests without prompt or answer are left out",) if left else ()
     if first.lstrip().startswith("{") and "hash_ids" in first:
         notes += ("prompts are computed whole: what a prefix cache would save (hash_ids) is not modelled",)
     return Arrivals(at[order] - at[order[0]], prompt[order], output[order], path.name, notes)

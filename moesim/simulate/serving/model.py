@@ -2,8 +2,8 @@
 
 The closed form prices a step from the tokens that are in it, under the placement that runs. Two things make an hour
 of traffic a matter of a minute: a step is priced on some layers, in turn, which stand for all; and steps of about the
-same make-up (tokens of prefill and decode, in all and on the fullest rank) share a few prices, renewed ever more rarely.
-Attention is always that of the step itself.
+same make-up (tokens of prefill and decode, in all and on the fullest rank) share a few prices, which are renewed ever
+more rarely. Attention is always that of the step itself.
 """
 
 from __future__ import annotations

@@ -134,7 +134,10 @@ class Pool:
             self.queue[rank].clear()
             self.kv[rank] = self.view.waiting[rank] = self.view.running[rank] = 0
         for request in sorted(again):
-            self.ledger.recomputed[request] += max(self.filled[request], self.held[request] * done[request])
+            # what was computed for it here, or elsewhere and sent here
+            elsewhere = self.target[request] * self.arrived_full[request]
+            here = max(self.filled[request], self.held[request] * done[request])
+            self.ledger.recomputed[request] += max(here, elsewhere)
             self.held[request] = self.filled[request] = 0
             self.submit(request)
 
@@ -201,16 +204,16 @@ class Pool:
             return None, []
         ids = self.decoding
         asked = np.array(chunks, dtype=np.int64).reshape(-1, 2)
-        request = np.concatenate([ids, asked[:, 0]])
+        who = np.concatenate([ids, asked[:, 0]])
         said = self.ledger.generated[ids]
         batch = StepBatch(
-            request=request,
-            home=self.home[request],
+            request=who,
+            home=self.home[who],
             # the token that is computed is the last one generated
             start=np.concatenate([said - 1, self.filled[asked[:, 0]]]),
             count=np.concatenate([np.ones(len(ids), np.int64), asked[:, 1]]),
             before=np.concatenate([self.held[ids], self.filled[asked[:, 0]]]),
-            answer=np.arange(len(request)) < len(ids),
+            answer=np.arange(len(who)) < len(ids),
         )
         return batch, chunks
 

@@ -94,7 +94,8 @@ class ServingReport(Sealed):
             quick = self.first_s - self.arrival_s <= self.slo_ttft_s
             rest = np.maximum(self.output - 1, 1)
             smooth = (self.finish_s - self.first_s) / rest <= self.slo_tpot_s
-        return self.finished & quick & smooth
+        good: Array = self.finished & quick & smooth
+        return good
 
     @property
     def tokens_per_s(self) -> float:
@@ -177,12 +178,12 @@ class ServingReport(Sealed):
         ]
         for name, used in self.utilisation.items():
             facts = self._pool(name)
-            out.append(
-                f"pool {name}: {facts['ranks']} ranks, {facts['steps']:,} steps of {show(facts['mean_step_s'], 'time')} and "
-                f"{facts['tokens_per_step']:,.0f} tokens, stepping {facts['stepping']:.0%} of the time; ranks compute "
-                f"{used.min():.0%} to {used.max():.0%} of it; {facts['mean_waiting']:.3g} requests wait "
-                f"(at most {facts['most_waiting']:,})"
-            )
+            size = f"{show(facts['mean_step_s'], 'time')} and {facts['tokens_per_step']:,.0f} tokens"
+            out += [
+                f"pool {name}: {facts['ranks']} ranks, {facts['steps']:,} steps of {size}, stepping "
+                f"{facts['stepping']:.0%} of the time; ranks compute {used.min():.0%} to {used.max():.0%} of it; "
+                f"{facts['mean_waiting']:.3g} requests wait (at most {facts['most_waiting']:,})"
+            ]
         if self.preempted or self.rejected.any():
             out.append(
                 f"{self.preempted:,} preemptions ({int(self.recomputed.sum()):,} tokens computed again), "
