@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moesim.base.errors import InputError
 from moesim.moe.config import MoeConfig
+from moesim.moe.kernels import usable
 from moesim.moe.parallel import ALONE, Group
 
 
@@ -44,7 +45,10 @@ def grouped_swiglu(x: Tensor, counts: list[int], gate_up: Tensor, down: Tensor) 
 
 
 class Experts(nn.Module):
-    """The routed and shared experts of one layer; of several ranks, each holds its share of the routed ones."""
+    """The routed and shared experts of one layer; of several ranks, each holds its share of the routed ones.
+
+    On a GPU Triton computes the routed ones (`moesim.moe.kernels`), elsewhere PyTorch.
+    """
 
     def __init__(self, config: MoeConfig, group: Group = ALONE) -> None:
         super().__init__()
@@ -66,6 +70,11 @@ class Experts(nn.Module):
         experts, weights
             Picks and what their outputs are multiplied by `[tokens, K]`; -1 picks nothing.
         """
+        if self.group.size == 1 and usable(x):
+            from moesim.moe.kernels.mlp import experts as by_kernels
+
+            beside: Tensor = self.shared(x)
+            return beside + by_kernels(x, experts, weights, self.gate_up, self.down)
         chosen = experts.flatten()
         order = torch.argsort(chosen, stable=True)
         # picks of nobody come first
@@ -89,7 +98,14 @@ class Experts(nn.Module):
         # rows came by rank, then expert; the product wants all rows of an expert together, ranks in order as in one
         # batch
         owner = torch.arange(arriving.shape[1], device=rows.device).repeat(self.group.size)
-        order = torch.argsort(owner.repeat_interleave(arriving.flatten()), stable=True)
+        owner = owner.repeat_interleave(arriving.flatten())
+        if usable(rows):
+            from moesim.moe.kernels.mlp import experts as by_kernels
+
+            out = by_kernels(rows, owner[:, None], torch.ones_like(owner[:, None], dtype=torch.float32),
+                             self.gate_up, self.down)  # fmt: skip
+            return self.group.exchange(out, receive, send)
+        order = torch.argsort(owner, stable=True)
         out = grouped_swiglu(rows[order], arriving.sum(0).tolist(), self.gate_up, self.down)
         # combine: back into the order of arrival, and home
         back = torch.empty_like(order)
