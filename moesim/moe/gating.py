@@ -68,7 +68,7 @@ def pick_torch(
     gates = torch.sigmoid(wide) if sigmoid else torch.softmax(wide, dim=-1)
     score = gates.detach() if bias is None else gates.detach() + bias
     if limit < groups:
-        inside = score.unflatten(-1, (groups, -1))
+        inside = score.view(*score.shape[:-1], groups, -1)
         worth = inside.topk(min(2, inside.shape[-1]), dim=-1).values.sum(-1)
         # a stable sort: the smaller index wins a tie, on every device
         best = worth.sort(dim=-1, descending=True, stable=True).indices[..., :limit]

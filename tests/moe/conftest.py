@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,6 +10,13 @@ import pytest
 if TYPE_CHECKING:
     from moesim.moe.config import MoeConfig
     from moesim.moe.model import MoeModel
+
+if find_spec("torch") and find_spec("triton"):
+    import torch
+
+    if not torch.cuda.is_available():
+        # device code runs on the CPU; read by Triton when a kernel is defined, so it must be set before that
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 NEEDS_NO_TORCH = {"test_corpus.py"}
 

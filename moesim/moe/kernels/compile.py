@@ -58,25 +58,27 @@ class Job:
 
 def jobs() -> Iterator[Job]:
     """Yield every kernel with every tile that the tuning may try, in bfloat16 (and fp8 where that is the kernel)."""
-    flags = {"GATHER": False, "TOP_K": 1, "WIDEN": False, "EVEN_D": True, "EVEN_N": True}
+    flags: dict[str, Any] = {"GATHER": False, "TOP_K": 1, "WIDEN": False, "EVEN_D": True, "EVEN_N": True}
     for tile in (*FEW, *MANY):
-        level = {"LEVEL": (tile.rows // SMALLEST).bit_length() - 1}
+        level: dict[str, Any] = {"LEVEL": (tile.rows // SMALLEST).bit_length() - 1}
         shape = tile.meta() | level
         if tile.rows * tile.columns <= 128 * 128:
-            swiglu = {"SWIGLU": True, "DEEP": False}
+            swiglu: dict[str, Any] = {"SWIGLU": True, "DEEP": False}
             yield Job("gate-up", "gemm.grouped", flags | swiglu | {"KEEP": False} | shape, tile)
             yield Job("gate-up, kept", "gemm.grouped", flags | swiglu | {"KEEP": True} | shape, tile)
-        plain = {"SWIGLU": False, "KEEP": False}
+        plain: dict[str, Any] = {"SWIGLU": False, "KEEP": False}
         yield Job("down", "gemm.grouped", flags | plain | {"DEEP": False} | shape, tile)
         yield Job("to inputs", "gemm.grouped", flags | plain | {"DEEP": True} | shape, tile)
     for tile in GRADIENT:
-        meta = {name: tile.meta()[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "GROUP")}
-        yield Job("to weights", "gemm.weight_gradient", {"WIDEN": False} | meta, tile)
+        shape = {name: tile.meta()[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "GROUP")}
+        yield Job("to weights", "gemm.weight_gradient", {"WIDEN": False} | shape, tile)
     for tile in FP8_TILES:
-        meta = {name: value for name, value in tile.meta().items() if name != "BOX"}
-        meta |= {"LEVEL": (tile.rows // SMALLEST).bit_length() - 1, "EVEN_D": True, "EVEN_N": True}
-        for swiglu in (True, False):
-            yield Job("gate-up fp8" if swiglu else "down fp8", "fp8.grouped_fp8", meta | {"SWIGLU": swiglu}, tile, "fp8e4nv")
+        meta: dict[str, Any] = {name: value for name, value in tile.meta().items() if name != "BOX"}
+        meta = meta | {"LEVEL": (tile.rows // SMALLEST).bit_length() - 1, "EVEN_D": True, "EVEN_N": True}
+        for gated in (True, False):
+            yield Job(
+                "gate-up fp8" if gated else "down fp8", "fp8.grouped_fp8", meta | {"SWIGLU": gated}, tile, "fp8e4nv"
+            )
     one = Tile(0, 0, 0)
     yield Job("histogram", "group.histogram", {"PICKS": 128, "EXPERTS": 256, "E": 256}, one)
     yield Job("scatter", "group.scatter", {"PICKS": 128, "E": 256}, one)
@@ -96,15 +98,19 @@ def build(job: Job, capability: int) -> Built:
     """Compile one kernel and read what it needs."""
     module, name = job.function.split(".")
     function = getattr({"gemm": gemm, "fp8": fp8, "group": group, "move": move, "topk": topk}[module], name)
+    # the axis that a matrix is contiguous along has stride 1, which Triton makes a constant
+    constants = dict(job.constants)
+    if job.function == "gemm.grouped":
+        constants["stride_d" if constants["DEEP"] else "stride_n"] = 1
     signature, aligned = {}, {}
     for number, argument in enumerate(function.arg_names):
-        if argument in job.constants:
+        if argument in constants:
             signature[argument] = "constexpr"
             continue
         signature[argument] = _type_of(argument, job)
         if argument not in {"P", "E", "bound", "ROWS", "SPREAD", "picks", "chunks", "scale", "stride"}:
             aligned[(number,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constexprs=job.constants, attrs=aligned)
+    source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": job.tile.warps, "num_stages": job.tile.stages}
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilt = _resources(built.asm["cubin"])
@@ -138,7 +144,9 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
     registers, stack = re.search(r"REG:(\d+)", done.stdout), re.search(r"STACK:(\d+)", done.stdout)
     return int(registers[1]) if registers else -1, int(stack[1]) if stack else -1
 
@@ -153,9 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--capability", type=int, default=90, help="90 is Hopper (default), 80 A100, 100 B200")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", help="kernels whose name contains this")
+    parser.add_argument("--first", action="store_true", help="only the first tile of each kernel")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     wanted = [(job, options.capability) for job in jobs() if options.only is None or options.only in job.name]
+    if options.first:
+        wanted = list({job.name: (job, capability) for job, capability in reversed(wanted)}.values())
     with ProcessPoolExecutor(options.workers) as pool:
         rows = list(pool.map(_build, wanted))
     if options.json:
@@ -164,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in rows:
             flag = "" if row.fits else "  DOES NOT FIT"
             sys.stdout.write(
-                f"{row.kernel:20} {row.registers:4} registers {row.spilt_bytes:5} B stack {row.shared_bytes:7} B shared "
-                f"{row.products:8} {row.tile}{flag}\n"
+                f"{row.kernel:20} {row.registers:4} registers {row.spilt_bytes:5} B stack "
+                f"{row.shared_bytes:7} B shared {row.products:8} {row.tile}{flag}\n"
             )
     return 0 if all(row.fits for row in rows) else 1
 

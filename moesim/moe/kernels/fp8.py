@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from moesim.moe.kernels import gemm
+from moesim.moe.kernels import gemm, interpreted
 from moesim.moe.kernels.grouping import SMALLEST, Grouping
 from moesim.moe.kernels.jit import fp8 as jit
 from moesim.moe.kernels.move import permute, quantise_rows, quantise_weights, unpermute
@@ -23,7 +23,7 @@ _NAMES: Final = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "GROUP", "PERSISTENT")
 INTERPRETED: Final = Tile(16, 32, 128)
 plain = triton.heuristics(_HEURISTICS)(jit.grouped_fp8)
 tuned = triton.autotune(
-    [INTERPRETED.config(_NAMES)] if gemm.interpreted() else candidates(FP8_TILES, _NAMES),
+    [INTERPRETED.config(_NAMES)] if interpreted() else candidates(FP8_TILES, _NAMES),
     key=["D", "N", "ROWS", "SPREAD", "SWIGLU"], prune_configs_by={"early_config_prune": prune}, do_bench=bench,
 )(plain)  # fmt: skip
 
@@ -47,7 +47,7 @@ def supported(device: torch.device) -> bool:
 
 def to_fp8(gate_up: Tensor, down: Tensor) -> Fp8Weights:
     """Quantise experts: `gate_up` [E, hidden, 2 intermediate] and `down` [E, intermediate, hidden]."""
-    halves = gate_up.unflatten(-1, (2, gate_up.shape[-1] // 2)).permute(0, 2, 3, 1)
+    halves = gate_up.view(*gate_up.shape[:2], 2, -1).permute(0, 2, 3, 1)
     return Fp8Weights(*quantise_weights(halves), *quantise_weights(down.transpose(1, 2)[:, None]))
 
 

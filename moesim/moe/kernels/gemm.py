@@ -24,9 +24,9 @@ plain = triton.heuristics(_HEURISTICS)(jit.grouped)
 tuned = triton.autotune(
     candidates((*FEW, *MANY), _NAMES), key=_KEY, prune_configs_by={"early_config_prune": prune}, do_bench=bench
 )(plain)
-tuned_gradient = triton.autotune(
-    candidates(GRADIENT, _NAMES[:4]), key=["D", "N", "ROWS"], do_bench=bench
-)(jit.weight_gradient)
+tuned_gradient = triton.autotune(candidates(GRADIENT, _NAMES[:4]), key=["D", "N", "ROWS"], do_bench=bench)(
+    jit.weight_gradient
+)
 
 
 def grouped(

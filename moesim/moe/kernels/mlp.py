@@ -17,9 +17,7 @@ GATHER_ROWS: Final = 64
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, grouping: Grouping
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, grouping: Grouping) -> Tensor:
         rows = permute(x, grouping)
         act, before = grouped(rows, gate_up, grouping, swiglu=True, keep=True)
         y, _ = grouped(act, down, grouping)
@@ -66,7 +64,7 @@ def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: T
     x, weights = x.contiguous(), weights.contiguous()
     tracked = (x, weights, gate_up, down)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tracked):
-        result: Tensor = _Experts.apply(x, weights, gate_up, down, grouping)
+        result: Tensor = _Experts.apply(x, weights, gate_up, down, grouping)  # type: ignore[no-untyped-call]
         return result
     few = grouping.rows < GATHER_ROWS * grouping.experts
     rows = x if few else permute(x, grouping)

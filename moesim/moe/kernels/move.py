@@ -101,7 +101,7 @@ def quantise_weights(w: Tensor) -> tuple[Tensor, Tensor]:
     n, d = w.shape[-2:]
     tall, deep = -(-n // SCALE_BLOCK), -(-d // SCALE_BLOCK)
     padded = torch.nn.functional.pad(w.float(), (0, deep * SCALE_BLOCK - d, 0, tall * SCALE_BLOCK - n))
-    tiles = padded.unflatten(-1, (deep, SCALE_BLOCK)).unflatten(-3, (tall, SCALE_BLOCK))
+    tiles = padded.view(*w.shape[:-2], tall, SCALE_BLOCK, deep, SCALE_BLOCK)
     scales = tiles.abs().amax(dim=(-3, -1)).clamp(min=1e-12) / FP8_LIMIT
     narrow = (tiles / scales[..., :, None, :, None]).flatten(-4, -3).flatten(-2, -1)
     return narrow[..., :n, :d].clamp(-FP8_LIMIT, FP8_LIMIT).to(FP8).contiguous(), scales.contiguous()

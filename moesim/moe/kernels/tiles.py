@@ -58,7 +58,7 @@ FEW: Final = (
     Tile(16, 128, 64, 4, 6),
     Tile(16, 128, 128, 4, 4),
     Tile(16, 128, 128, 8, 4, box=True),
-    Tile(16, 128, 128, 4, 5, box=True, persistent=True),
+    Tile(16, 128, 128, 4, 3, box=True, persistent=True),
     Tile(32, 64, 128, 4, 4),
     Tile(32, 128, 64, 4, 5),
     Tile(32, 128, 128, 4, 4, box=True),

@@ -49,7 +49,9 @@ def pick(
     groups: int = 1, limit: int = 1, scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Choose experts as `moesim.moe.gating.pick` says it, in one pass over the logits `[T, E]`."""
-    chosen, weights = _Pick.apply(logits.contiguous(), bias, top_k, sigmoid, normalise, groups, limit, scale)
+    chosen, weights = _Pick.apply(  # type: ignore[no-untyped-call]
+        logits.contiguous(), bias, top_k, sigmoid, normalise, groups, limit, scale
+    )
     return chosen, weights
 
 

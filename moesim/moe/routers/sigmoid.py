@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from moesim.moe.config import MoeConfig
+from moesim.moe.gating import pick
+from moesim.moe.kernels import usable
 from moesim.moe.routers import losses
 from moesim.moe.routers.base import Context, Gate, Router, Routing
 
@@ -34,7 +36,10 @@ class SigmoidBiasRouter(Router):
 
     def decide(self, hidden: Tensor, context: Context) -> Routing:
         """Pick the largest gates plus bias."""
-        gates = torch.sigmoid(self.gate(hidden))
+        logits = self.gate(hidden)
+        if not self.training and usable(logits):
+            return Routing(*self._fused(logits), {})
+        gates = torch.sigmoid(logits)
         experts = torch.topk(self.allowed(gates.detach() + self.bias), self.top_k, dim=-1).indices
         picked = gates.gather(-1, experts)
         weights = self.scale * picked / (picked.sum(-1, keepdim=True) + 1e-9)
@@ -42,6 +47,14 @@ class SigmoidBiasRouter(Router):
             return Routing(experts, weights, {})
         probabilities = gates / gates.sum(-1, keepdim=True)
         return Routing(experts, weights, {"balance": losses.sequence_balance(probabilities, experts)})
+
+    def _fused(self, logits: Tensor, groups: int = 1, limit: int = 1) -> tuple[Tensor, Tensor]:
+        """Return the same choice, made by one kernel on the device."""
+        flat, shape = logits.flatten(0, -2), logits.shape[:-1]
+        experts, weights = pick(
+            flat, self.top_k, sigmoid=True, bias=self.bias, groups=groups, limit=limit, scale=self.scale
+        )
+        return experts.view(*shape, -1), weights.view(*shape, -1)
 
     @torch.no_grad()
     def _balance(self, share: Tensor, rate: float, low: float, high: float) -> None:
@@ -62,6 +75,9 @@ class LossFreeRouter(SigmoidBiasRouter):
     def __init__(self, config: MoeConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.groups, self.limit = config.groups, config.group_limit
+
+    def _fused(self, logits: Tensor, groups: int = 1, limit: int = 1) -> tuple[Tensor, Tensor]:
+        return super()._fused(logits, self.groups, self.limit)
 
     def allowed(self, scores: Tensor) -> Tensor:
         """Keep the experts of the best groups."""

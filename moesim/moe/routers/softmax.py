@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from moesim.moe.config import MoeConfig
+from moesim.moe.gating import pick
+from moesim.moe.kernels import usable
 from moesim.moe.routers import losses
 from moesim.moe.routers.base import Context, Gate, Router, Routing
 
@@ -17,6 +21,9 @@ class SoftmaxTopkRouter(Router):
     from its experts.
     """
 
+    # Whether the weights of the picks sum to 1.
+    normalised: ClassVar[bool] = False
+
     def __init__(self, config: MoeConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.gate = Gate(config)
@@ -24,6 +31,10 @@ class SoftmaxTopkRouter(Router):
     def decide(self, hidden: Tensor, context: Context) -> Routing:
         """Pick the largest probabilities."""
         logits = self.gate(hidden)
+        if not self.training and usable(logits):
+            shape = logits.shape[:-1]
+            chosen, weights = pick(logits.flatten(0, -2), self.picks_here, normalise=self.normalised, scale=self.scale)
+            return Routing(chosen.view(*shape, -1), weights.view(*shape, -1), {})
         probabilities = torch.softmax(logits, dim=-1)
         picked, experts = torch.topk(probabilities, self.picks_here, dim=-1)
         return Routing(experts, self.scale * self.weigh(picked), self._losses(logits, probabilities, experts))
@@ -48,6 +59,8 @@ class TopkSoftmaxRouter(SoftmaxTopkRouter):
 
     The same as renormalising the probabilities of the picks after a softmax over all experts.
     """
+
+    normalised = True
 
     def weigh(self, picked: Tensor) -> Tensor:
         """Renormalise."""

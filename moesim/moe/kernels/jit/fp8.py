@@ -47,7 +47,7 @@ def grouped_fp8(
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if SWIGLU:
             up_total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for number in range(0, deep):
+        for number in range(deep):
             d = number * BLOCK_D + depth
             if EVEN_D:
                 part = tl.load(x_at)
