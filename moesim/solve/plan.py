@@ -46,6 +46,8 @@ class Plan(Sealed):
         Digests and ids of everything it was made from: trace, origin, steps, requests, batches, cluster, model.
     notes
         What a reader must know.
+    terms
+        What was asked beside speed and what came of it: objective, constraints, windows, migration.
     """
 
     placement: Placement
@@ -61,6 +63,7 @@ class Plan(Sealed):
     wall_s: float = 0.0
     inputs: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers = {"layers": self.placement.layers}
@@ -75,6 +78,7 @@ class Plan(Sealed):
             raise InputError(f"Plan: score {self.score_s} s is below the bound {self.bound_s} s that nothing can beat")
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
+        object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         object.__setattr__(self, "notes", tuple(self.notes))
 
     @property
@@ -97,7 +101,7 @@ class Plan(Sealed):
         return f"Plan({self.solver!r}, {self.placement!r}, score {self.score_s:.6g} s, gap {self.gap:.3g})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "options": dict(self.options), "inputs": dict(self.inputs)}
+        return {**self.__dict__, **{name: dict(getattr(self, name)) for name in ("options", "inputs", "terms")}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(
@@ -105,6 +109,7 @@ class Plan(Sealed):
                 **state,
                 "options": MappingProxyType(state["options"]),
                 "inputs": MappingProxyType(state["inputs"]),
+                "terms": MappingProxyType(state["terms"]),
             }
         )
 
@@ -124,6 +129,7 @@ class Plan(Sealed):
             "seed": self.seed,
             "wall_s": self.wall_s,
             "inputs": dict(self.inputs),
+            "terms": dict(self.terms),
             "notes": list(self.notes),
             "layer_score_s": self.layer_score_s.tolist(),
             "layer_bound_s": self.layer_bound_s.tolist(),
@@ -193,6 +199,7 @@ class Plan(Sealed):
                 wall_s=file.wall_s,
                 inputs=file.inputs,
                 notes=tuple(file.notes),
+                terms=file.terms,
             )
         except (InputError, ValueError) as error:
             raise FormatError(path, "placement", str(error)) from None
@@ -222,6 +229,7 @@ class _File(BaseModel):
     seed: int
     wall_s: float
     inputs: dict[str, Any]
+    terms: dict[str, Any] = Field(default_factory=dict)
     notes: list[str]
     layer_score_s: list[float]
     layer_bound_s: list[float]

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
-from moesim.placement import POLICIES, Placement
+from moesim.placement import EMPTY, POLICIES, Placement
 from moesim.solve.bounds import step_bound
-from moesim.solve.budget import share_slots
-from moesim.solve.conform import conform
 from moesim.solve.constraints import Constraints
+from moesim.solve.limits import holders
+from moesim.solve.memory import check_memory
 from moesim.solve.objective import Objective, score
 from moesim.solve.plan import Plan
 from moesim.solve.problem import SOLVERS, Problem, complete_options
 from moesim.solve.progress import Stop, Watcher
+from moesim.solve.terms import report, respecting, with_budget
 from moesim.solve.windows import check_way, domain_windows, joined, time_windows
-from moesim.spec import BF16, ModelSpec
+from moesim.spec import ModelSpec
 from moesim.trace import PHASES, PREFILL, Trace
 from moesim.trace.batching import Batches, make_batches
-
-RESERVED_MEMORY: Final = 0.1
-"""Share of a GPU's memory kept free of weights for KV cache, activations and buffers; engines ask for far more."""
 
 
 def solve(
@@ -47,7 +47,8 @@ def solve(
     windows: str = "time",
     objective: Objective | None = None,
     constraints: Constraints | None = None,
-    previous: Placement | None = None,
+    previous: Placement | ArrayLike | None = None,
+    horizon_s: float | None = None,
     seed: int = 0,
     deadline_s: float = 60.0,
     jobs: int | None = None,
@@ -84,7 +85,10 @@ def solve(
     constraints
         What the placement must respect beside slots and memory.
     previous
-        Placement that runs now: a candidate for solvers that look at it.
+        Placement that runs now, or its experts [layers, ranks, slots], of which some may be nowhere since ranks were
+        lost. Like ranks are renumbered so that few experts move, and to stay is a candidate of ``moesim``.
+    horizon_s
+        Seconds of serving in which a move must pay off, layer by layer; None takes moves to be free.
     seed, deadline_s, jobs
         Source of all randomness; seconds of wall clock; threads (all cores by default).
     watch, stop
@@ -116,8 +120,9 @@ def solve(
     costs = _costs(costs, spec, group, transport)
     _check_slots(slots_per_rank, spec, group)
     check_memory(spec, group, slots_per_rank)
-    if previous is not None:
-        _check_previous(previous, spec, group, slots_per_rank)
+    running = None if previous is None else _running(previous, spec, group, slots_per_rank)
+    if horizon_s is not None and (running is None or not horizon_s > 0):
+        raise InputError(f"solve: a horizon needs the placement that runs, and more than 0 s, got {horizon_s}")
     if not deadline_s > 0:
         raise InputError(f"solve: deadline_s must be more than 0, got {deadline_s}")
     problem = Problem(
@@ -127,8 +132,9 @@ def solve(
         slots_per_rank=slots_per_rank,
         costs=costs,
         policy=policy,
-        previous=previous,
-        running=None if previous is None else previous.experts,
+        previous=None if running is None or _lacking(running, spec) else Placement(running, spec.experts),
+        running=running,
+        horizon_s=math.inf if horizon_s is None else horizon_s,
         objective=objective or Objective(),
         constraints=constraints or Constraints(),
         seed=seed,
@@ -140,7 +146,7 @@ def solve(
         watch=watch,
         stop=stop,
     )
-    problem = _with_budget(problem)
+    problem = with_budget(problem)
     if problem.limits.strict:
         _ = problem.start  # what cannot be is told before the solver runs
     placement = respecting(verified(function(problem), problem, solver), problem, solver).for_model(spec)
@@ -149,6 +155,7 @@ def solve(
         problem.note(f"stopped on request after {time.monotonic() - started:.0f} s: the best placement until then")
     problem.tell("done", scored.mean_s, 1.0)
     bound = step_bound(problem.batches, group, costs, slots_per_rank)
+    terms = report(placement, scored, problem)
     return Plan(
         placement=placement,
         policy=policy,
@@ -162,6 +169,7 @@ def solve(
         seed=seed,
         wall_s=time.monotonic() - started,
         inputs=_inputs(batches, group, costs, problem),
+        terms=terms,
         notes=tuple(dict.fromkeys([*problem.notes, *costs.notes])),
     )
 
@@ -187,64 +195,6 @@ def verified(experts: Any, problem: Problem, solver: str) -> Placement:
         raise InputError(f"solver {solver!r} returned no valid placement: {error}") from None
 
 
-def respecting(placement: Placement, problem: Problem, solver: str) -> Placement:
-    """Return a placement with the constraints respected, changed as little as that takes.
-
-    Raises
-    ------
-    Infeasible
-        If it is proven that no placement respects them.
-    InputError
-        If none was found that does.
-    """
-    limits = problem.limits
-    if not limits.strict:
-        return placement
-    experts, changed = conform(problem.permitted(placement.experts) if solver == "moesim" else placement.experts,
-                               limits, problem.loads, jobs=problem.jobs)  # fmt: skip
-    if changed:
-        problem.note(f"{solver}: {changed} of {problem.layers} layers were changed to respect the constraints")
-    if broken := limits.breaches(experts):
-        raise InputError(f"solver {solver!r}: the answer breaks a constraint: {broken[0]}; report it")
-    return Placement(experts, problem.experts)
-
-
-def _with_budget(problem: Problem) -> Problem:
-    budget = problem.constraints.slot_budget
-    if budget is None:
-        return problem
-    counts = share_slots(problem, budget)
-    problem.note(
-        f"slot budget: {counts.sum()} of {budget} slots a rank used, {counts.min()} to {counts.max()} in a layer; "
-        "engines that hold as many slots in every layer cannot load this plan"
-    )
-    given = problem.constraints.rank_slots
-    most = np.full(problem.ranks, problem.slots_per_rank) if given is None else np.array(given)
-    return dataclasses.replace(problem, room=np.minimum(counts[:, None], most))
-
-
-def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
-    """Check that the weights fit every rank.
-
-    Raises
-    ------
-    Infeasible
-        If experts, the other weights (bf16, a whole copy on each rank) and the reserve exceed a rank's memory.
-    """
-    experts = spec.layers * slots_per_rank * spec.expert_bytes
-    others = (spec.parameters() - spec.layers * spec.experts * spec.expert_parameters) * BF16
-    room = cluster.memory_bytes * (1 - RESERVED_MEMORY)
-    if (room < experts + others).any():
-        rank = int(np.argmin(cluster.memory_bytes))
-        most = int((room[rank] - others) // (spec.layers * spec.expert_bytes))
-        advice = f"use at most {most} slots per rank" if most > 0 else "use GPUs with more memory"
-        raise Infeasible(
-            f"memory: {slots_per_rank} slots per rank in {spec.layers} layers need {experts / 1e9:.1f} GB of experts "
-            f"beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} has "
-            f"{cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
-        )
-
-
 def _check_slots(slots_per_rank: int, spec: ModelSpec, cluster: Cluster) -> None:
     if slots_per_rank < 1:
         raise InputError(f"slots_per_rank: expected at least 1, got {slots_per_rank}")
@@ -256,14 +206,24 @@ def _check_slots(slots_per_rank: int, spec: ModelSpec, cluster: Cluster) -> None
         )
 
 
-def _check_previous(previous: Placement, spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
-    found = (previous.layers, previous.ranks, previous.slots_per_rank, previous.num_experts)
-    wanted = (spec.layers, cluster.ranks, slots_per_rank, spec.experts)
-    if found != wanted:
+def _running(previous: Placement | ArrayLike, spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> Array:
+    """Return the experts that run, int32 [layers, ranks, slots]; fewer slots a rank are filled up with empty ones."""
+    found = previous.experts if isinstance(previous, Placement) else np.asarray(previous)
+    experts = previous.num_experts if isinstance(previous, Placement) else spec.experts
+    shape = found.shape if found.ndim == 3 else (0, 0, 0)
+    if (*shape[:2], experts) != (spec.layers, cluster.ranks, spec.experts) or shape[2] > slots_per_rank:
         raise InputError(
-            f"previous placement: has (layers, ranks, slots per rank, experts) {found}, the problem has {wanted}; "
-            "give the placement that runs on these ranks"
+            f"previous placement: has (layers, ranks, slots per rank, experts) {(*shape, experts)}, the problem has "
+            f"{(spec.layers, cluster.ranks, slots_per_rank, spec.experts)}; give the placement that runs on these ranks"
         )
+    if not np.issubdtype(found.dtype, np.integer) or found.min() < EMPTY or found.max() >= experts:
+        raise InputError(f"previous placement: expected experts in 0..{experts - 1}, or {EMPTY} for an empty slot")
+    return np.pad(found, ((0, 0), (0, 0), (0, slots_per_rank - shape[2])), constant_values=EMPTY).astype(np.int32)
+
+
+def _lacking(running: Array, spec: ModelSpec) -> bool:
+    """Return whether an expert is nowhere."""
+    return not bool(holders(running, spec.experts).any(axis=2).all())
 
 
 def _steps(
@@ -332,7 +292,4 @@ def _inputs(batches: Batches, cluster: Cluster, costs: Costs, problem: Problem) 
         "costs": costs.digest,
         "model": costs.spec.name,
         "previous": problem.previous.digest if problem.previous is not None else None,
-        "windows": len(problem.batches),
-        "objective": problem.objective.to_dict(),
-        "constraints": problem.constraints.to_dict(),
     }

@@ -13,18 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
-from moesim.base.errors import UnknownName
+from moesim.base.errors import InputError, UnknownName
 from moesim.base.registry import Registry
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
+from moesim.placement.rounds import keep_slots, schedule
 from moesim.solve.conform import conform, seated
 from moesim.solve.constraints import Constraints
 from moesim.solve.limits import Limits, holders, limits_of
 from moesim.solve.loads import count_loads
-from moesim.solve.objective import Objective, Score
+from moesim.solve.moving import Move, price
+from moesim.solve.objective import Objective, Score, score
 from moesim.solve.packing import balance
 from moesim.solve.progress import Progress, Stop, Watcher
+from moesim.solve.relabel import relabel
 from moesim.spec import ModelSpec
 from moesim.trace.batching import Batches
 
@@ -51,8 +54,8 @@ class Problem:
         Placement that runs now, if any.
     running
         The same as an array [layers, ranks, slots]; experts may be nowhere in it, when ranks were lost.
-    horizon_steps
-        Steps over which a move must pay off; infinite: moves cost nothing.
+    horizon_s
+        Seconds of serving in which a move must pay off; infinite: moves cost nothing.
     room
         Slots that each rank may fill, int64 [layers, ranks]; by default as the constraints say.
     seed, deadline_s
@@ -77,7 +80,7 @@ class Problem:
     policy: str = "nearest"
     previous: Placement | None = None
     running: Array | None = None
-    horizon_steps: float = math.inf
+    horizon_s: float = math.inf
     room: Array | None = None
     seed: int = 0
     deadline_s: float = 60.0
@@ -143,7 +146,7 @@ class Problem:
     def worth(self, scores: Sequence[Score], placements: Sequence[Placement]) -> Array:
         """Return what is to be small, seconds a step of each placement and layer, float64 [placements, layers].
 
-        The objective, and the price of hot experts that are not spread.
+        The objective, the price of hot experts that are not spread, and what the move costs over the horizon.
         """
         return np.array([self._layers(score, placed) for score, placed in zip(scores, placements, strict=True)])
 
@@ -157,7 +160,29 @@ class Problem:
         if limits.hot.size and not limits.hard:
             lonely = (~limits.spread(placement.has)).sum(axis=1)
             seconds = seconds * (1 + limits.price * lonely)
+        if self.running is not None and np.isfinite(self.horizon_s):
+            # seconds of moving for each second served, until the horizon
+            seconds = seconds + self.move(placement).layer_s * (self.stay_s / self.horizon_s)
         return seconds
+
+    @cached_property
+    def stay_s(self) -> float:
+        """Mean seconds of a step if nothing moves, or as little as must."""
+        stay = self.previous or Placement(self.start, self.experts)
+        return score(self.batches, stay, self.costs, self.policy, self.seed).mean_s
+
+    def move(self, placement: Placement) -> Move:
+        """Return what it costs to get to a placement from the one that runs."""
+        if self.running is None:
+            raise InputError("move: nothing runs yet; give the previous placement")
+        return price(schedule(self.running, placement, self.cluster.node), self.cluster, self.spec.expert_bytes)
+
+    def relabelled(self, placement: Placement) -> Placement:
+        """Return a placement with like ranks renumbered so that the fewest experts move, and slots kept."""
+        if self.running is None:
+            return placement
+        experts = relabel(placement.experts, self.limits.was, self.cluster, self.limits.room)
+        return keep_slots(self.running, Placement(experts, self.experts))
 
     def seconds_left(self) -> float:
         """Return the wall-clock seconds until the deadline, which is now where a stop was asked for."""

@@ -17,8 +17,8 @@ from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.simulate import Report, simulate
 from moesim.solve.loads import count_loads
+from moesim.solve.memory import check_memory
 from moesim.solve.packing import balance
-from moesim.solve.planning import check_memory
 from moesim.spec import ModelSpec
 from moesim.study.windows import costs_of, fewest_slots, steps_of
 from moesim.trace import Batches, Trace

@@ -97,7 +97,9 @@ def test_the_running_placement_is_a_candidate(trace: Trace, cluster: Cluster) ->
     again = plan_of(trace, cluster, effort=0, previous=good.placement)
     assert again.score_s <= good.score_s
     with pytest.raises(InputError, match=r"previous placement: has .layers, ranks, slots per rank, experts."):
-        plan_of(trace, cluster, slots_per_rank=4, previous=good.placement)
+        plan_of(trace, cluster, slots_per_rank=2, previous=good.placement)
+    # what runs on fewer slots can be extended
+    assert plan_of(trace, cluster, slots_per_rank=4, effort=0, previous=good.placement).placement.slots_per_rank == 4
 
 
 def test_plans_survive_writing_reading_and_pickling(trace: Trace, cluster: Cluster, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def moesim(problem: Problem) -> Array:
         Weight of the compute time: more than 1 trades traffic for balance. 0: the effort is shared by searches with
         the weights `WEIGHTS`; of their placements the fastest that is as balanced as EPLB's is taken, layer by layer.
     """
-    candidates = [Placement(problem.permitted(one.experts), problem.experts) for one in baseline_candidates(problem)]
+    candidates = [permitted(problem, one) for one in baseline_candidates(problem)]
     scores = [_score(problem, candidate) for candidate in candidates]
     start = mixed(candidates, scores, values=problem.worth(scores, candidates))
     best_s = min(one.mean_s for one in scores)
@@ -59,7 +59,9 @@ def moesim(problem: Problem) -> Array:
     eplb = scores[list(BASELINES).index("eplb")]
     _remark_on_copies(problem)
     weights = [float(problem.options["balance"])] if problem.options["balance"] else WEIGHTS
-    found = [Placement(slots, problem.experts) for slots in improve(problem, start, weights, best_s)]
+    found = [
+        permitted(problem, Placement(slots, problem.experts)) for slots in improve(problem, start, weights, best_s)
+    ]
     reached = [_score(problem, placement) for placement in found]
     least = eplb.balance.mean(axis=0)
     choice = mixed(found, reached, least, problem.worth(reached, found))
@@ -75,6 +77,11 @@ def moesim(problem: Problem) -> Array:
     return (
         candidates[whole].experts if values[whole] < problem.whole_worth(_score(problem, best), best) else best_layers
     )
+
+
+def permitted(problem: Problem, placement: Placement) -> Placement:
+    """Return a candidate in which the fewest experts move, and that respects the constraints."""
+    return Placement(problem.permitted(problem.relabelled(placement).experts), problem.experts)
 
 
 def _remark_on_copies(problem: Problem) -> None:

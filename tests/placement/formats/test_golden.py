@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from moesim.placement import Placement, migration
-from moesim.placement.formats.schedule import read_migration, write_migration
+from moesim.placement import Placement
+from moesim.placement.formats.schedule import read_schedule, write_schedule
+from moesim.placement.rounds import schedule
 from moesim.spec import ModelSpec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -94,10 +95,7 @@ class TestAscend:
 
 def test_a_migration_lists_its_copies_layer_by_layer(tmp_path: Path) -> None:
     running = Placement([[[0, 1, 2, 3, 4], [5, 6, 7, 0, 1]]] * 2, 8).for_model(SPEC)
-    write_migration(migration(running, PLACEMENT), tmp_path / "m.json")
+    write_schedule(schedule(running.experts, PLACEMENT), tmp_path / "m.json")
     assert (tmp_path / "m.json").read_bytes() == (GOLDEN / "migration.json").read_bytes()
-    moves = read_migration(GOLDEN / "migration.json")
-    reached = running.has.copy()
-    reached[moves.layer, moves.expert, moves.target] = True
-    assert (reached | ~PLACEMENT.has).all()
-    assert running.has[moves.layer, moves.expert, moves.source].all()
+    reached = Placement(read_schedule(GOLDEN / "migration.json").run(running.experts), 8)
+    assert (reached.has == PLACEMENT.has).all()

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import MoesimError
-from moesim.placement import PLACEMENT_FORMATS, Placement, fill_empty, migration
+from moesim.placement import PLACEMENT_FORMATS, Placement, fill_empty
 from moesim.placement.export import export
-from moesim.placement.formats.schedule import read_migration, write_migration
+from moesim.placement.formats.schedule import read_schedule, write_schedule
+from moesim.placement.rounds import schedule
 from moesim.spec import ModelSpec
 
 from ..worlds import random_placement
@@ -55,11 +56,11 @@ def test_read_of_write_of_a_migration(data: st.DataObject, tmp_path: Path) -> No
     running, _ = data.draw(placements())
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     planned = random_placement(rng, running.layers, running.ranks, running.slots_per_rank, running.num_experts)
-    moves = migration(running, planned)
-    write_migration(moves, tmp_path / "m.json")
-    read = read_migration(tmp_path / "m.json")
-    assert (read.layers, read.ranks) == (moves.layers, moves.ranks)
-    for column in ("layer", "expert", "source", "target"):
+    moves = schedule(running.experts, planned, staging=data.draw(st.sampled_from([None, 1])))
+    write_schedule(moves, tmp_path / "m.json")
+    read = read_schedule(tmp_path / "m.json")
+    assert (read.layers, read.ranks, read.slots) == (moves.layers, moves.ranks, moves.slots)
+    for column in ("commit", "round", "layer", "expert", "source", "target", "slot"):
         assert np.array_equal(getattr(read, column), getattr(moves, column))
 
 
@@ -141,9 +142,9 @@ def test_changed_text(
 @FUZZ
 def test_a_changed_migration(draw: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "m.json"
-    write_migration(migration(Placement([[[0], [1]]], 2), Placement([[[1], [0]]], 2)), path)
+    write_schedule(schedule([[[0], [1]]], Placement([[[1], [0]]], 2)), path)
     path.write_text(json.dumps(change_one(json.loads(path.read_text()), draw.draw)))
-    says_so_in_one_line(lambda: read_migration(path))
+    says_so_in_one_line(lambda: read_schedule(path))
 
 
 @pytest.mark.parametrize("name", TEXT)

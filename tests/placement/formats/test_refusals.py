@@ -10,7 +10,7 @@ import pytest
 
 from moesim.base.errors import FormatError, InputError
 from moesim.placement import EMPTY, PLACEMENT_FORMATS, Placement
-from moesim.placement.formats.schedule import read_migration
+from moesim.placement.formats.schedule import read_schedule
 from moesim.spec import ModelSpec
 
 SPEC = ModelSpec("four", (1, 2), 3, experts=4, top_k=2, hidden=8, intermediate=8)
@@ -163,18 +163,26 @@ def test_lines_of_a_table_may_stand_in_any_order(tmp_path: Path) -> None:
     assert Placement.read(tmp_path / "e.csv").experts.tolist() == [[[0], [1]]]
 
 
+# commit, round, layer, expert, source, target, slot
 @pytest.mark.parametrize(("moves", "message"), [
-    ([(0, 0, 1, 1)], "moves.0: rank 1 sends to itself"),
-    ([(2, 0, 0, 1)], "moves.0: expected a layer below 2 and ranks below 2"),
-    ([(0, 0, 0, 2)], "moves.0: expected a layer below 2 and ranks below 2"),
-    ([(1, 0, 0, 1), (0, 0, 0, 1)], "moves.1: layer 0 comes after a later one"),
-    ([(0, 0, 0, 1), (0, 0, 0, 1)], "moves.1: rank 1 receives expert 0 twice"),
-    ([(0, -1, 0, 1)], "moves.0.expert: "),
-    ([(0, 10**12, 0, 1)], "moves: "),
+    ([(0, 0, 0, 0, 1, 1, 0)], "moves.0: rank 1 sends to itself"),
+    ([(0, 0, 2, 0, 0, 1, 0)], "moves.0: expected a layer below 2, ranks below 3 and a slot below 2"),
+    ([(0, 0, 0, 0, 0, 3, 0)], "moves.0: expected a layer below 2, ranks below 3"),
+    ([(0, 0, 0, 0, 0, 1, 2)], "moves.0: expected a layer below 2, ranks below 3 and a slot below 2"),
+    ([(0, 0, 1, 0, 0, 1, 0), (1, 0, 0, 0, 0, 1, 0)], "moves.1: layer 0 comes after a later one"),
+    ([(0, 0, 0, 0, 0, 1, 0), (0, 0, 1, 0, 0, 1, 0)], "moves.1: commit 0 is of layer 0"),
+    ([(0, 1, 0, 0, 0, 1, 0), (0, 0, 0, 1, 0, 1, 1)], "moves.1: commit 0, round 0 comes after a later one"),
+    ([(0, 0, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, 1, 1)], "moves.1: rank 1 receives expert 0 twice"),
+    ([(0, 0, 0, 0, 0, 1, 0), (0, 1, 0, 1, 0, 1, 0)], "moves.1: slot 0 of rank 1 is filled twice"),
+    ([(0, 0, 0, 0, 0, 1, 0), (0, 0, 0, 1, 2, 1, 1)], "moves.1: rank 1 meets ranks 0 and 2 in one round"),
+    ([(0, 0, 0, -1, 0, 1, 0)], "moves.0.expert: "),
+    ([(0, 0, 0, 0, -2, 1, 0)], "moves.0.source: "),
+    ([(0, 0, 0, 10**12, 0, 1, 0)], "moves: "),
 ])  # fmt: skip
 def test_a_migration(moves: list[tuple[int, ...]], message: str, tmp_path: Path) -> None:
-    named = [dict(zip(("layer", "expert", "source", "target"), move, strict=True)) for move in moves]
-    data = {"schema_version": "moesim.migration/1", "layers": 2, "ranks": 2, "moves": named}
+    names = ("commit", "round", "layer", "expert", "source", "target", "slot")
+    named = [dict(zip(names, move, strict=True)) for move in moves]
+    data = {"schema_version": "moesim.migration/2", "layers": 2, "ranks": 3, "slots": 2, "moves": named}
     (tmp_path / "m.json").write_text(json.dumps(data))
     with pytest.raises(FormatError, match=message):
-        read_migration(tmp_path / "m.json")
+        read_schedule(tmp_path / "m.json")

@@ -1,0 +1,41 @@
+"""Whether the weights fit the memory of every rank."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from moesim.base.errors import Infeasible
+from moesim.cluster import Cluster
+from moesim.spec import BF16, ModelSpec
+
+RESERVED_MEMORY: Final = 0.1
+"""Share of a GPU's memory kept free of weights for KV cache, activations and buffers; engines ask for far more."""
+
+
+def other_weights(spec: ModelSpec) -> float:
+    """Return the bytes of all weights but the routed experts', of which every rank holds a whole copy in bf16."""
+    return (spec.parameters() - spec.layers * spec.experts * spec.expert_parameters) * BF16
+
+
+def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
+    """Check that the weights fit every rank.
+
+    Raises
+    ------
+    Infeasible
+        If experts, the other weights (bf16, a whole copy on each rank) and the reserve exceed a rank's memory.
+    """
+    experts = spec.layers * slots_per_rank * spec.expert_bytes
+    others = other_weights(spec)
+    room = cluster.memory_bytes * (1 - RESERVED_MEMORY)
+    if (room < experts + others).any():
+        rank = int(np.argmin(cluster.memory_bytes))
+        most = int((room[rank] - others) // (spec.layers * spec.expert_bytes))
+        advice = f"use at most {most} slots per rank" if most > 0 else "use GPUs with more memory"
+        raise Infeasible(
+            f"memory: {slots_per_rank} slots per rank in {spec.layers} layers need {experts / 1e9:.1f} GB of experts "
+            f"beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} has "
+            f"{cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
+        )

@@ -1,0 +1,173 @@
+"""How much of a re-plan a few moves recover when the traffic has drifted, and when the move has paid off."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.base.errors import InputError
+from moesim.cluster import Cluster
+from moesim.solve import Constraints, Plan, solve
+from moesim.solve.moving import break_even_s
+from moesim.solve.objective import score
+from moesim.spec import ModelSpec
+from moesim.study.windows import costs_of, steps_of
+from moesim.trace import Trace
+
+BUDGETS: Final = (4, 8, 16, 32)
+"""Moves a layer that are tried between staying and a whole re-plan."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to drift, judged on held-out traffic after it.
+
+    Parameters
+    ----------
+    moves
+        Moves that a layer was allowed, None for any number, 0 for staying.
+    most_moves_of_a_layer, move_bytes, move_s
+        What it took: experts received in the layer that moves most, bytes and seconds of all layers.
+    step_s, balance
+        Mean seconds of a step; mean over largest load of a rank, mean over steps and layers.
+    recovered
+        Part of what the whole re-plan gains over staying, in step time.
+    break_even_s
+        Seconds of serving after which the move has paid off, None where it never does.
+    """
+
+    moves: int | None
+    most_moves_of_a_layer: int
+    move_bytes: float
+    move_s: float
+    step_s: float
+    balance: float
+    recovered: float
+    break_even_s: float | None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What :func:`recover` found: facts of the drift, and rows from staying to the whole re-plan."""
+
+    facts: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data with stable keys."""
+        return {"schema": 1, **self.facts, "rows": [dataclasses.asdict(row) for row in self.rows]}
+
+
+def drifted(trace: Trace, share: float, seed: int = 0) -> tuple[Trace, Trace]:
+    """Return traffic before and after a drift: the first half of the domains, and a mix with ``share`` of the others.
+
+    Requests go whole to one of the two; the request order is the seed's.
+
+    Raises
+    ------
+    InputError
+        If the trace has one domain only, or the share is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"drift: expected a share above 0 and at most 1, got {share}")
+    held = [code for code in range(len(trace.domains)) if (trace.domain == code).any()]
+    if len(held) < 2:
+        raise InputError(f"drift: the trace of {trace.spec.name} has one domain; import it with domains")
+    rng = np.random.default_rng(seed)
+    old = np.isin(trace.domain, held[: len(held) // 2])
+    requests, first = np.unique(trace.request, return_index=True)
+    was = old[first]
+    order = rng.permutation(len(requests))
+    mine = order[was[order]]
+    theirs = order[~was[order]]
+    size = np.bincount(np.searchsorted(requests, trace.request), minlength=len(requests))
+    # of the old domains one half runs before, and as much of the other half after as the share asks for
+    half = np.searchsorted(np.cumsum(size[mine]), size[mine].sum() / 2)
+    wanted = size[theirs].sum() * (1 - share) / share
+    kept = mine[half:][: np.searchsorted(np.cumsum(size[mine[half:]]), wanted, side="right")]
+    after = np.concatenate([theirs, kept])
+    return (
+        trace.select(np.isin(trace.request, requests[mine[:half]])),
+        trace.select(np.isin(trace.request, requests[after])),
+    )
+
+
+def recover(
+    trace: Trace,
+    cluster: Cluster,
+    *,
+    slots_per_rank: int,
+    share: float = 0.5,
+    budgets: Sequence[int] = BUDGETS,
+    policy: str = "nearest",
+    transport: str | None = None,
+    dims: ModelSpec | None = None,
+    tokens_per_rank: int | None = None,
+    phase: str | None = None,
+    seed: int = 0,
+    deadline_s: float = 60.0,
+    progress: Callable[[str], None] | None = None,
+) -> Recovery:
+    """Plan before a drift, answer it with different numbers of moves, judge on traffic after it.
+
+    The plan before is fitted to the first half of the domains. After the drift, half of the requests are what planners
+    see, the other half judges. See :func:`drifted` for the drift.
+
+    Raises
+    ------
+    InputError
+        If there are no domains to drift between.
+    """
+    say = progress or (lambda _line: None)
+    before, after = drifted(trace, share, seed)
+    fit_trace, judge_trace = after.split(0.5, by="request", seed=seed)
+    size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "seed": seed}
+    old, fitted, judged = (steps_of(part, cluster, **size) for part in (before, fit_trace, judge_trace))
+    costs = costs_of(judged, cluster, dims=dims, transport=transport)
+    common: dict[str, Any] = {
+        "slots_per_rank": slots_per_rank, "policy": policy, "dims": dims, "costs": costs, "seed": seed,
+        "deadline_s": deadline_s,
+    }  # fmt: skip
+    say("planning before the drift")
+    running = solve(old, cluster, **common)
+    plans: list[tuple[int | None, Plan]] = []
+    for budget in [*budgets, None]:
+        say(f"planning after it with {'any number of' if budget is None else budget} moves a layer")
+        limits = Constraints(most_moves=budget)
+        plans.append((budget, solve(fitted, cluster, previous=running.placement, constraints=limits, **common)))
+    say("judging")
+    stay = score(judged, running.placement, costs, policy, seed)
+    judgements = [score(judged, plan.placement, costs, policy, seed) for _, plan in plans]
+    gain = stay.mean_s - judgements[-1].mean_s
+    rows = [Row(0, 0, 0.0, 0.0, stay.mean_s, float(stay.balance.mean()), 0.0, None)]
+    for (budget, plan), found in zip(plans, judgements, strict=True):
+        move = plan.terms["migration"]
+        rows.append(
+            Row(
+                moves=budget,
+                most_moves_of_a_layer=move["most_moves_of_a_layer"],
+                move_bytes=move["bytes"],
+                move_s=move["move_s"],
+                step_s=found.mean_s,
+                balance=float(found.balance.mean()),
+                recovered=(stay.mean_s - found.mean_s) / gain if gain > 0 else 0.0,
+                break_even_s=break_even_s(move["move_s"], stay.mean_s, found.mean_s),
+            )
+        )
+    facts = {
+        "model": costs.spec.name,
+        "topology": cluster.name,
+        "slots_per_rank": slots_per_rank,
+        "policy": policy,
+        "transport": costs.transport,
+        "share": share,
+        "tokens_per_rank": judged.tokens_per_rank,
+        "tokens": {"before": before.tokens, "fitted": fit_trace.tokens, "judged": judge_trace.tokens},
+        "seed": seed,
+        "notes": [f"before {note}" for note in old.notes] + [f"judged {note}" for note in judged.notes],
+    }
+    return Recovery(facts, tuple(rows))
