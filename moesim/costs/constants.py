@@ -105,6 +105,13 @@ NVLINK_COMBINE_HIDDEN_S: Final = Constant(
 # -- rates beside the links ----------------------------------------------------------------------------------------
 NIC_MESSAGE_S: Final = Constant(1 / 330e6, "datasheet", "ConnectX-7: 330 million messages a second")
 NORMAL_SMS: Final = Constant(24, "measured", "SMs of the kernels in the DeepEP test settings (README rows)")
+LL_SM_SHARE: Final = Constant(
+    0.9,
+    "assumed",
+    "part of the SMs that low-latency kernels hold while they send and receive; between, traffic takes none (DeepEP "
+    "README: hook-based overlap does not occupy any SM)",
+)
+ONE_SIDED_SMS: Final = Constant(32, "assumed", "SMs of one-sided kernels while they run, as NCCL's channels")
 CHANNEL_BANDWIDTH: Final = Constant(
     17.6e9, "measured", f"bytes/s one SM forwards: 4096 tokens on 12 SMs in 754 us, {_NORMAL_ROWS}"
 )

@@ -76,6 +76,10 @@ class Transfer(Sealed):
         Seconds [L, R] a rank still needs after its last byte arrived (copy out of the receive buffer).
     everyone
         Whether a rank waits for a word (count or flag) of every rank, also of those that send it nothing.
+    sm_share
+        Share of a rank's SMs that the kernels hold while they run, 0 to below 1.
+    background
+        Whether bytes move without kernels, which then run for the floor and the receive pass alone.
     """
 
     legs: tuple[Array, ...]
@@ -90,6 +94,8 @@ class Transfer(Sealed):
     drain_s: Array | None = None
     everyone: bool = True
     hidden_s: float = 0.0
+    sm_share: float = 0.0
+    background: bool = False
 
     def __post_init__(self) -> None:
         if not self.legs:
@@ -114,6 +120,8 @@ class Transfer(Sealed):
             raise InputError(f"Transfer: floors must be finite and not negative, got {self.floor_s} s")
         if not 0 <= self.hidden_s <= self.floor_s:
             raise InputError(f"Transfer.hidden_s: expected 0 to floor_s ({self.floor_s} s), got {self.hidden_s} s")
+        if not 0 <= self.sm_share < 1:
+            raise InputError(f"Transfer.sm_share: expected 0 to below 1, got {self.sm_share}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -154,6 +162,8 @@ class Timing(Sealed):
         The part of ``arrive_s`` after the last byte [L]: the receive pass of the fullest rank, charged to all.
     senders, everyone
         As in :class:`Transfer`.
+    taken
+        Share of a rank's compute that the exchange takes while it runs [L].
     """
 
     arrive_s: Array
@@ -165,6 +175,7 @@ class Timing(Sealed):
     drain_s: Array
     senders: Array
     everyone: bool = True
+    taken: Array | None = None
     makespan_s: Array = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,6 +189,7 @@ class Timing(Sealed):
         seal(self, "floor_s", self.floor_s, np.float64, ("layers",), sizes)
         seal(self, "drain_s", self.drain_s, np.float64, ("layers",), sizes)
         seal(self, "senders", self.senders, np.bool_, ("layers", "ranks", "to"), sizes)
+        seal(self, "taken", np.zeros(layers) if self.taken is None else self.taken, np.float64, ("layers",), sizes)
         seal(self, "makespan_s", self.arrive_s.max(axis=1), np.float64, ("layers",), sizes)
 
 

@@ -22,7 +22,7 @@ def exchange_end(
     start
         Clocks at the beginning ``[R]``.
     arrive, own, word, everyone, sends
-        One exchange of a :class:`~moesim.simulate.work.Work`: ``[R]`` twice, seconds, flag, ``[R, R]``.
+        One exchange of a :class:`~moesim.simulate.work.Work`: ``[R]`` twice, seconds, flag, ``[R, R / 8]`` bits.
     """
     R = len(start)
     first, last = start.min(), start.max()
@@ -35,5 +35,15 @@ def exchange_end(
     for sender in range(R):
         begin, alone = start[sender], own[sender]
         for rank in range(R):
-            if sends[sender, rank]:
+            if sends[sender, rank >> 3] >> (7 - (rank & 7)) & 1:
                 end[rank] = max(end[rank], begin + min(alone, arrive[rank]))
+
+
+@compiled
+def slowed(start: Array, end: Array, begun: Array, over: Array, share: float) -> None:
+    """Delay ``end [R]`` of work that began at ``start`` and runs slower by ``share`` from ``begun`` to ``over``."""
+    for rank in range(len(start)):
+        both = max(start[rank], begun[rank])
+        work, window = end[rank] - both, over[rank] - both
+        if work > 0.0 and window > 0.0:
+            end[rank] += share * min(work / (1.0 - share), window)

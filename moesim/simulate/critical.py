@@ -72,7 +72,8 @@ def _walk(
                     cause, payer = first, rank
                 for other in range(R):
                     alone = min(own[m, way, layer, other], late)
-                    if cause < 0 and sends[m, way, layer, other, rank] and begin[other] + alone == done:
+                    bit = sends[m, way, layer, other, rank >> 3] >> (7 - (rank & 7)) & 1
+                    if cause < 0 and bit and begin[other] + alone == done:
                         cause, payer = other, other
                 if cause < 0 and everyone[way]:
                     cause = payer = begin.argmax()

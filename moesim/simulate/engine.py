@@ -16,7 +16,7 @@ import simpy
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
-from moesim.simulate.clocks import exchange_end
+from moesim.simulate.clocks import exchange_end, slowed
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule
 from moesim.simulate.work import Timeline, Work, empty_timeline
@@ -37,6 +37,9 @@ class Stream:
         self.turn = simpy.Resource(env)
         self.free_s = np.zeros(ranks)
         self.last = -1
+        # what runs now: beginnings and ends, and for exchanges the share of compute they take; the last two of those
+        self.running: tuple[Array, Array] | None = None
+        self.taking: list[tuple[Array, Array, float]] = []
 
 
 class Engine:
@@ -56,7 +59,9 @@ class Engine:
         M, L, R = work.shape
         self.start_s, self.end_s, self.previous = empty_timeline(M, L, R)
         streams = {name: Stream(self.env, R) for name in sorted(set(schedule.stream.values()))}
+        self.streams = list(streams.values())
         self.stream = [streams[schedule.stream[phase]] for phase in PHASES]
+        self.taken: Array = np.asarray(work.taken)
 
     def run(self) -> Timeline:
         """Run all micro-batches to their end."""
@@ -85,11 +90,11 @@ class Engine:
         together = self.stream[SHARED] is self.stream[ATTENTION]
         with self.stream[ATTENTION].turn.request() as turn:
             yield turn
-            yield self._begin(m, ATTENTION, layer, ready)
+            yield from self._run(m, ATTENTION, layer, ready)
             if early:
                 gated.succeed()
             if together:
-                yield self._begin(m, SHARED, layer, self.end_s[m, ATTENTION, layer])
+                yield from self._run(m, SHARED, layer, self.end_s[m, ATTENTION, layer])
         if not together:
             yield from self._turn(m, SHARED, layer, self.end_s[m, ATTENTION, layer])
         if not early:
@@ -98,10 +103,22 @@ class Engine:
     def _turn(self, m: int, phase: int, layer: int, ready: Array) -> Iterator[Any]:
         with self.stream[phase].turn.request() as turn:
             yield turn
-            yield self._begin(m, phase, layer, ready)
+            yield from self._run(m, phase, layer, ready)
 
-    def _begin(self, m: int, phase: int, layer: int, ready: Array) -> simpy.Event:
-        """Write the clocks of one phase and return the event at which its last rank ends it."""
+    def _run(self, m: int, phase: int, layer: int, ready: Array) -> Iterator[Any]:
+        """Run one phase until its last rank ends it."""
+        self._begin(m, phase, layer, ready)
+        end = self.end_s[m, phase, layer]
+        # the vectors are the truth: rounding may put the last end a hair before the clock of simpy
+        yield self.env.timeout(max(0.0, float(end.max()) - self.env.now))
+        if not self.schedule.contends:
+            return
+        # an exchange that began meanwhile may have slowed it
+        while self.env.now + (rest := float(end.max()) - self.env.now) > self.env.now:
+            yield self.env.timeout(rest)
+
+    def _begin(self, m: int, phase: int, layer: int, ready: Array) -> None:
+        """Write the clocks of one phase."""
         work, stream = self.work, self.stream[phase]
         start, end = self.start_s[m, phase, layer], self.end_s[m, phase, layer]
         np.maximum(ready, stream.free_s, out=start)
@@ -110,12 +127,24 @@ class Engine:
             at = m, way, layer
             times = work.arrive_s[at], work.own_s[at], work.word_s[at]
             exchange_end(start, *times, work.everyone[way], work.sends[at], end)
+            self._take(stream, start, end, float(self.taken[at]))
         else:
             np.add(start, work.compute_s(phase)[m, layer], out=end)
+            if self.schedule.contends:
+                for begun, over, share in (taking for other in self.streams for taking in other.taking):
+                    slowed(start, end, begun, over, share)
+                stream.running = start, end
         self.previous[m, phase, layer] = stream.last
         stream.free_s, stream.last = end, self._code(m, phase, layer)
-        # the vectors are the truth: rounding may put the last end a hair before the clock of simpy
-        return self.env.timeout(max(0.0, float(end.max()) - self.env.now))
+
+    def _take(self, stream: Stream, start: Array, end: Array, share: float) -> None:
+        """Slow what computes beside an exchange."""
+        if not (self.schedule.contends and share):
+            return
+        for other in self.streams:
+            if other is not stream and other.running is not None:
+                slowed(*other.running, start, end, share)
+        stream.taking = [*stream.taking[-1:], (start, end, share)]
 
     def _code(self, m: int, phase: int, layer: int) -> int:
         return (m * len(PHASES) + phase) * self.work.shape[1] + layer

@@ -102,10 +102,10 @@ def prepare(
     if schedule is None:
         schedule = "shared-overlap" if costs.shared_expert == "overlap" else "sequential"
     schedule = get_schedule(schedule)
-    if schedule.micro_batches > 1:
+    if schedule.contends:
         notes.append(
-            f"{schedule.name}: what communication kernels take from compute while both run (SMs, memory bandwidth) "
-            "is not subtracted"
+            f"{schedule.name}: communication kernels take their SMs from compute while both run; memory bandwidth "
+            "that they share is not subtracted"
         )
     seen, remark = seen_steps(batches, getattr(plan, "inputs", None))
     notes += [*([remark] if remark else []), *costs.notes]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from moesim.base.arrays import Array
 from moesim.costs import NETWORKS, Timing
 from moesim.placement import dispatch, table_of
 from moesim.simulate.inputs import Setup
-from moesim.simulate.work import Work
+from moesim.simulate.work import Work, pack
 from moesim.trace import DECODE
 
 _CHUNK_ELEMENTS = 4_000_000
@@ -42,6 +43,15 @@ class Load:
     slot_tokens: Array
     link_bytes: Array
     binding: Array
+    node_bytes: Array
+
+
+class _Chunk(NamedTuple):
+    """Some layers of a micro-batch: what :class:`Load` needs of them."""
+
+    slot_tokens: Array
+    timings: tuple[Timing, ...]
+    sends: tuple[Array, Array]
     node_bytes: Array
 
 
@@ -93,7 +103,7 @@ class Loader:
         tokens = np.bincount(home, minlength=R).astype(np.float64)
         context = np.bincount(home, weights=position + 1.0, minlength=R)
         chunks = [self._layers(routes, home, slice(a, min(a + self.chunk, L))) for a in range(0, L, self.chunk)]
-        slot_tokens, timings, node_bytes = zip(*chunks, strict=True)
+        slot_tokens, timings, packed, node_bytes = zip(*chunks, strict=True)
         slots = np.concatenate(slot_tokens)
 
         def whole(name: str) -> Array:
@@ -102,6 +112,7 @@ class Loader:
             both.flags.writeable = False  # nobody else holds it: Work need not copy
             return both
 
+        sends = np.stack([np.concatenate([bits[way] for bits in packed]) for way in (0, 1)])[None]
         work = Work(
             attention_s=_every_layer(costs.attention_s(tokens, context, decode), L),
             shared_s=_every_layer(costs.shared_s(tokens), L),
@@ -109,12 +120,13 @@ class Loader:
             arrive_s=whole("arrive_s"),
             own_s=whole("own_s") + whole("drain_s")[..., None],
             word_s=whole("floor_s"),
-            sends=whole("senders"),
+            sends=sends,
+            taken=whole("taken"),
             everyone=(timings[0][0].everyone, timings[0][1].everyone),
         )
         return Load(work, slots, whole("link_bytes").sum(axis=(0, 1, 2)), whole("binding"), sum(node_bytes))
 
-    def _layers(self, routes: Array, home: Array, layers: slice) -> tuple[Array, tuple[Timing, Timing], Array]:
+    def _layers(self, routes: Array, home: Array, layers: slice) -> _Chunk:
         setup, cluster = self.setup, self.setup.cluster
         flow = dispatch(
             routes,
@@ -130,7 +142,16 @@ class Loader:
         there, back = setup.costs.transfer(flow, "dispatch"), setup.costs.transfer(flow, "combine")
         pairs = np.sum([leg.sum(axis=0) for leg in (*there.legs, *back.legs)], axis=0)
         node_bytes = self.one_hot.T @ pairs @ self.one_hot
-        return flow.slot_tokens, (self.network(there, cluster), self.network(back, cluster)), node_bytes
+        timings = self.network(there, cluster), self.network(back, cluster)
+        packed = pack(timings[0].senders), pack(timings[1].senders)
+        # of what is per pair of ranks only the bits are kept: the rest is let go with the layers
+        return _Chunk(flow.slot_tokens, tuple(map(_slim, timings)), packed, node_bytes)
+
+
+def _slim(timing: Timing) -> Timing:
+    """Return a timing without its flags per pair of ranks, which may be most of the memory."""
+    L, R = timing.arrive_s.shape
+    return replace(timing, senders=np.broadcast_to(np.False_, (L, R, R)))
 
 
 def _every_layer(seconds: Array, L: int) -> Array:
@@ -139,7 +160,7 @@ def _every_layer(seconds: Array, L: int) -> Array:
 
 def _join(parts: list[Load]) -> Load:
     """Return micro-batches as one load."""
-    names = ("attention_s", "shared_s", "experts_s", "arrive_s", "own_s", "word_s", "sends")
+    names = ("attention_s", "shared_s", "experts_s", "arrive_s", "own_s", "word_s", "sends", "taken")
     joined = {name: np.concatenate([getattr(part.work, name) for part in parts]) for name in names}
     return Load(
         Work(**joined, everyone=parts[0].work.everyone),

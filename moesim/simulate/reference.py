@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import simpy
 
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
@@ -44,6 +45,10 @@ class _Reference:
         self.message = {(op, sender, rank): self.env.event() for op, sender in every for rank in range(R)}
         self.drained = {key: self.env.event() for key in every}
         self.opened: set[Op] = set()
+        # what exchanges take of each rank's compute now, and an event for every change of it
+        self.sends, self.taken = work.senders(), np.asarray(work.taken)
+        self.takes = [0.0] * R
+        self.change = [self.env.event() for _ in range(R)]
 
     def run(self) -> Timeline:
         M, L, R = self.work.shape
@@ -63,11 +68,30 @@ class _Reference:
             m, phase, layer = op
             if phase in (DISPATCH, COMBINE):
                 self._send(op, rank)
+                share = float(self.taken[m, int(phase == COMBINE), layer]) if self.schedule.contends else 0.0
+                self._take(rank, share)
                 yield self.env.all_of([self.drained[op, rank], *self._inbound(op, rank)])
+                self._take(rank, -share)
             else:
-                yield self.env.timeout(self.work.compute_s(phase)[m, layer, rank])
+                yield from self._compute(rank, float(self.work.compute_s(phase)[m, layer, rank]))
             self.end_s[(*op, rank)] = self.env.now
             self.ended[op, rank].succeed()
+
+    def _take(self, rank: int, share: float) -> None:
+        if share:
+            self.takes[rank] += share
+            self.change[rank].succeed()
+            self.change[rank] = self.env.event()
+
+    def _compute(self, rank: int, left_s: float) -> Iterator[Any]:
+        """Compute, slower while an exchange takes its share."""
+        while True:
+            begin, rate = self.env.now, 1.0 - self.takes[rank]
+            done = self.env.timeout(left_s / rate)
+            yield done | self.change[rank] if self.schedule.contends else done
+            if done.processed:
+                return
+            left_s = max(left_s - (self.env.now - begin) * rate, 0.0)
 
     def _needs(self, op: Op) -> list[Op]:
         m, phase, layer = op
@@ -80,7 +104,7 @@ class _Reference:
         at = m, int(phase == COMBINE), layer
         arrive_s, own_s, word_s = self.work.arrive_s[at], self.work.own_s[at], self.work.word_s[at]
         for other in range(len(arrive_s)):
-            bytes_s = own_s[rank] if self.work.sends[at][rank, other] else 0.0
+            bytes_s = own_s[rank] if self.sends[at][rank, other] else 0.0
             heard_s = word_s if self.work.everyone[at[1]] else 0.0
             self._later(self.message[op, rank, other], min(max(bytes_s, heard_s), arrive_s[other]))
         if op not in self.opened:
@@ -91,7 +115,7 @@ class _Reference:
     def _inbound(self, op: Op, rank: int) -> list[simpy.Event]:
         m, phase, layer = op
         way = int(phase == COMBINE)
-        senders = self.work.sends[m, way, layer, :, rank] | self.work.everyone[way]
+        senders = self.sends[m, way, layer, :, rank] | self.work.everyone[way]
         return [self.message[op, int(other), rank] for other in senders.nonzero()[0]]
 
     def _later(self, event: simpy.Event, delay_s: float) -> None:

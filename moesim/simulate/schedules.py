@@ -52,6 +52,11 @@ class Schedule:
         return (type(self), (self.name, dict(self.stream), self.micro_batches, self.dispatch_after))
 
     @property
+    def contends(self) -> bool:
+        """Whether compute of one micro-batch runs while another's exchange takes SMs from it."""
+        return self.micro_batches > 1
+
+    @property
     def needs(self) -> tuple[tuple[int, ...], ...]:
         """Phases of the same layer that each phase waits for, by code; attention waits for the layer before."""
         needs = {ATTENTION: (), SHARED: (ATTENTION,), EXPERTS: (DISPATCH,), COMBINE: (EXPERTS,)}

@@ -31,10 +31,15 @@ class Work(Sealed):
     word_s
         Seconds ``[M, 2, L]`` until an empty message is there.
     sends
-        Whether the row has bytes for the column ``[M, 2, L, R, R]``: home to expert, then expert to home.
+        Whether the row has bytes for the column: home to expert, then expert to home. Given as flags
+        ``[M, 2, L, R, R]``, kept with eight columns a byte ``[M, 2, L, R, R / 8]`` (:func:`pack`); ``senders()`` are
+        the flags.
     everyone
         Whether a rank waits for a word (a count, a flag) of every rank in dispatch and in combine, also of those
         that send it nothing.
+    taken
+        Share ``[M, 2, L]`` of a rank's compute that an exchange takes while it runs; it counts in schedules that
+        let batches overlap.
     """
 
     attention_s: Array
@@ -45,6 +50,7 @@ class Work(Sealed):
     word_s: Array
     sends: Array
     everyone: tuple[bool, bool] = (False, False)
+    taken: Array | None = None
 
     def __post_init__(self) -> None:
         axes = ("micro-batches", "layers", "ranks")
@@ -57,7 +63,16 @@ class Work(Sealed):
         for name in ("arrive_s", "own_s"):
             seal(self, name, self._whole(name), np.float64, (*both, "ranks"), sizes)
         seal(self, "word_s", self._whole("word_s"), np.float64, both, sizes)
-        seal(self, "sends", self._whole("sends"), np.bool_, (*both, "ranks", "ranks"), sizes)
+        if self.sends.dtype == np.bool_:
+            if self.sends.shape[-1] != R:
+                raise InputError(f"Work.sends: expected {R} ranks, got {self.sends.shape[-1]}")
+            object.__setattr__(self, "sends", pack(self.sends))
+        bits = (*both, "ranks", "bytes of 8 ranks")
+        seal(self, "sends", self._whole("sends"), np.uint8, bits, sizes | {bits[-1]: (R + 7) // 8})
+        taken = np.zeros((M, 2, L)) if self.taken is None else self.taken
+        seal(self, "taken", taken, np.float64, both, sizes)
+        if not ((taken >= 0) & (taken < 1)).all():
+            raise InputError("Work.taken: expected shares from 0 to below 1")
         for name in ("attention_s", "shared_s", "experts_s", "arrive_s", "own_s", "word_s"):
             values = getattr(self, name)
             if not (np.isfinite(values).all() and (values >= 0).all()):
@@ -72,9 +87,18 @@ class Work(Sealed):
         M, L, R = self.experts_s.shape
         return M, L, R
 
+    def senders(self) -> Array:
+        """Return the flags of ``sends`` ``[M, 2, L, R, R]``."""
+        return np.unpackbits(self.sends, axis=-1, count=self.shape[2]).astype(bool)
+
     def compute_s(self, phase: int) -> Array:
         """Return the durations ``[M, L, R]`` of a phase that computes."""
         return {ATTENTION: self.attention_s, SHARED: self.shared_s, EXPERTS: self.experts_s}[phase]
+
+
+def pack(flags: Array) -> Array:
+    """Return flags ``[..., R]`` with eight of them a byte, the first in its highest bit."""
+    return np.packbits(flags, axis=-1)
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,14 @@ def timing(transfer: Transfer, cluster: Cluster, arrive: Array, farthest: Array,
     engines = np.maximum.reduce([*transfer.out_s, *transfer.in_s])
     busiest, slowest = link_time.argmax(axis=1), engines.argmax(axis=1)
     by_link = link_time.max(axis=1) >= engines.max(axis=1)
+    arrive = np.maximum(arrive - hidden, 0.0) + (overhead + drain)[:, None]
+    taken = np.full(len(drain), transfer.sm_share)
+    if transfer.background:
+        # beside bytes that move by themselves kernels run for the floor and the receive pass
+        whole = arrive.max(axis=1)
+        taken *= np.divide(transfer.floor_s + drain, whole, out=np.ones_like(whole), where=whole > 0)
     return Timing(
-        arrive_s=frozen(np.maximum(arrive - hidden, 0.0) + (overhead + drain)[:, None]),
+        arrive_s=frozen(arrive),
         own_s=frozen(np.maximum(alone - hidden, 0.0) + overhead[:, None]),
         link_bytes=frozen(link_bytes),
         link_time_s=frozen(link_time),
@@ -72,4 +78,5 @@ def timing(transfer: Transfer, cluster: Cluster, arrive: Array, farthest: Array,
         drain_s=drain,
         senders=transfer.senders,
         everyone=transfer.everyone,
+        taken=taken,
     )

@@ -10,7 +10,7 @@ from moesim.base.errors import InputError
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
 from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
-from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
+from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, sm_share, split_rows
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -57,6 +57,7 @@ def allgather(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dire
         out_s=engine.out_s,
         in_s=engine.in_s,
         drain_s=engine.drain_s,
+        sm_share=sm_share(cluster, k.COLLECTIVE_CHANNELS.value),
     )
 
 
@@ -98,6 +99,7 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         "share of NVLink": k.ONE_SIDED_SHARE,
         "loss with ranks": k.ONE_SIDED_SPREAD,
         "doubling of ranks": k.ONE_SIDED_DOUBLING_S,
+        "SMs": k.ONE_SIDED_SMS,
     }
     if reads_s:
         used |= {"read of a result": k.ONE_SIDED_READ_S, "reads hidden": k.NVLINK_COMBINE_HIDDEN_S}
@@ -112,4 +114,5 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         out_s=(leg.sum(axis=2) * rate,),
         in_s=(leg.sum(axis=1) * rate,),
         hidden_s=min(hidden, net),
+        sm_share=sm_share(cluster, k.ONE_SIDED_SMS.value),
     )

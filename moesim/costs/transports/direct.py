@@ -9,7 +9,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
-from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, split_rows
+from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, sm_share, split_rows
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -44,6 +44,7 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         "NIC message": k.NIC_MESSAGE_S,
         "expert": k.LL_EXPERT_S,
         "floors of Blackwell": k.BLACKWELL_FLOORS,
+        "SMs while its kernels run": k.LL_SM_SHARE,
     }
     leg = clear_diagonal(leg)
     own = split_rows(leg, cluster)
@@ -71,6 +72,8 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         out_s=(out_s,),
         in_s=(in_s,),
         drain_s=drain,
+        sm_share=k.LL_SM_SHARE.value,
+        background=True,
     )
 
 
@@ -94,6 +97,7 @@ def rank_dedup(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dir
         out_s=engine.out_s,
         in_s=engine.in_s,
         drain_s=engine.drain_s,
+        sm_share=sm_share(cluster, k.COLLECTIVE_CHANNELS.value),
     )
 
 

@@ -10,7 +10,7 @@ from moesim.base.arrays import Array
 from moesim.cluster.kernels import compiled
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
-from moesim.costs.transports.parts import cited, frozen, net_floor
+from moesim.costs.transports.parts import cited, frozen, net_floor, sm_share
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -91,6 +91,7 @@ def hierarchical(
         own_bytes=own,
         out_s=engines[0],
         in_s=engines[1],
+        sm_share=sm_share(cluster, sms),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.costs.constants import FLOOR_PATH_S, Constant
+from moesim.costs.constants import FLOOR_PATH_S, SMS, Constant, family
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -41,6 +41,12 @@ def net_floor(floor: Constant) -> float:
     the kernel faster.
     """
     return max(floor.value - FLOOR_PATH_S.value, 0.0)
+
+
+def sm_share(cluster: Cluster, sms: float) -> float:
+    """Return the share of the SMs that kernels of so many SMs hold, on the device with fewest; at most 0.9."""
+    fewest = min(SMS.get(family(device), 132) for device in set(cluster.device))
+    return min(sms / fewest, 0.9)
 
 
 def cited(transport: str, used: Mapping[str, Constant]) -> dict[str, str]:
