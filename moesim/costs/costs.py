@@ -12,7 +12,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, digest
 from moesim.base.errors import InputError
-from moesim.costs import attention
+from moesim.costs import attention, outside
 from moesim.costs.roofline import Device, mlp_s, uses_fp4, uses_fp8
 from moesim.costs.types import (
     COMPUTES,
@@ -49,6 +49,8 @@ class Costs:
         Its name in ``COMPUTES``, with the path of its table where it has one.
     shared_expert
         ``"sequential"``: after the gate, before dispatch; ``"overlap"``: on its own stream beside dispatch.
+    attention_tp
+        Consecutive ranks that share attention (tensor parallel); 1: every rank attends to its own tokens.
     """
 
     spec: ModelSpec
@@ -58,6 +60,7 @@ class Costs:
     compute: Compute
     compute_name: str
     shared_expert: Shared = "sequential"
+    attention_tp: int = 1
     _device: Device = field(init=False, repr=False)
     _transport_sources: Mapping[str, str] = field(init=False, repr=False)
 
@@ -72,6 +75,11 @@ class Costs:
         NETWORKS.get(self.network)
         if self.shared_expert not in ("sequential", "overlap"):
             raise InputError(f"shared_expert: expected 'sequential' or 'overlap', got {self.shared_expert!r}")
+        if self.attention_tp < 1 or self.cluster.ranks % self.attention_tp:
+            raise InputError(
+                f"attention_tp: {self.attention_tp} does not divide the {self.cluster.ranks} ranks of "
+                f"{self.cluster.name}; choose a divisor"
+            )
         object.__setattr__(self, "_device", Device.of(self.cluster, uses_fp8(self.spec), uses_fp4(self.spec)))
 
     @classmethod
@@ -84,6 +92,7 @@ class Costs:
         compute: str | Path = "roofline",
         shared_expert: Shared = "sequential",
         decode: bool = False,
+        attention_tp: int = 1,
     ) -> Costs:
         """Return the usual costs.
 
@@ -93,6 +102,8 @@ class Costs:
             Name of a transport; None takes ``direct`` in decode and ``hierarchical`` otherwise, as serving engines do.
         compute
             Name of a compute model, or the path of a kernel cost table.
+        attention_tp
+            Consecutive ranks that share attention.
 
         Raises
         ------
@@ -106,7 +117,7 @@ class Costs:
             name, path = "table", name
         model = COMPUTES.get(name)(spec, cluster, path)
         chosen = transport or ("direct" if decode else "hierarchical")
-        return cls(spec, cluster, chosen, network, model, path or name, shared_expert)
+        return cls(spec, cluster, chosen, network, model, path or name, shared_expert, attention_tp)
 
     def with_transport(self, transport: str) -> Costs:
         """Return the same costs with another transport."""
@@ -116,7 +127,7 @@ class Costs:
     def sources(self) -> Mapping[str, str]:
         """Constant -> "measured|datasheet|derived|assumed: value, source", of the cluster and of every model used."""
         merged = dict(self.cluster.sources)
-        for part in (self._transport_sources, self.compute.sources, attention.SOURCES):
+        for part in (self._transport_sources, self.compute.sources, attention.SOURCES, outside.SOURCES):
             merged.update(part)
         return merged
 
@@ -126,7 +137,11 @@ class Costs:
         extra: list[str] = []
         if self.spec.attention is None:
             extra.append(f"attention of {self.spec.name} is not known: only its gate is priced")
-        extra.append("left out: dense layers, embeddings and head, sampling, host time, power throttling")
+        if outside.dense_layers(self.spec) and not self.spec.dense_intermediate:
+            extra.append(f"dense layers of {self.spec.name}: their width is not known, only attention is priced")
+        if not self.spec.vocab:
+            extra.append(f"output head of {self.spec.name} is not known: not priced")
+        extra.append("left out: sampling, host time, power throttling")
         return (*self.compute.notes, *extra)
 
     @cached_property
@@ -134,7 +149,7 @@ class Costs:
         """16 hex digits over everything that changes a result."""
         # a table counts by its content, wherever it lies
         compute = getattr(self.compute, "digest", self.compute_name)
-        names = (self.transport, self.network, compute, self.shared_expert)
+        names = (self.transport, self.network, compute, self.shared_expert, self.attention_tp)
         return digest(self.spec, self.cluster.digest, names)
 
     def experts_s(self, slot_tokens: Array) -> Array:
@@ -143,7 +158,11 @@ class Costs:
 
     def attention_s(self, tokens: Array, context: Array, decode: bool) -> Array:
         """Return the seconds of attention and gate of one layer [..., R]; see ``costs.attention``."""
-        return attention.attention_s(tokens, context, decode, self.cluster, self.spec)
+        return attention.attention_s(tokens, context, decode, self.cluster, self.spec, self.attention_tp)
+
+    def outside_s(self, tokens: Array, context: Array, logits: Array, decode: bool) -> Array:
+        """Return the seconds of each rank outside the MoE layers [R]; see ``costs.outside``."""
+        return outside.outside_s(tokens, context, logits, decode, self.cluster, self.spec, self.attention_tp)
 
     def shared_s(self, tokens: Array) -> Array:
         """Return the seconds of the shared experts on each rank [..., R]; zero where the model has none."""

@@ -14,17 +14,28 @@ if TYPE_CHECKING:
     from moesim.simulate.run import simulate as simulate
     from moesim.simulate.schedules import SCHEDULES as SCHEDULES
     from moesim.simulate.schedules import Schedule as Schedule
+    from moesim.simulate.training import Training as Training
 
 # imported when first used: looking at a report needs no engine
 _HOME = {
     "SCHEDULES": "moesim.simulate.schedules",
     "Schedule": "moesim.simulate.schedules",
+    "Training": "moesim.simulate.training",
     "chrome_trace": "moesim.simulate.chrome",
     "simulate": "moesim.simulate.run",
     "write_chrome_trace": "moesim.simulate.chrome",
 }
 
-__all__ = ["SCHEDULES", "Bottleneck", "Report", "Schedule", "chrome_trace", "simulate", "write_chrome_trace"]
+__all__ = [
+    "SCHEDULES",
+    "Bottleneck",
+    "Report",
+    "Schedule",
+    "Training",
+    "chrome_trace",
+    "simulate",
+    "write_chrome_trace",
+]
 
 
 def __getattr__(name: str) -> Any:

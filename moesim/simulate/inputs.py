@@ -13,9 +13,11 @@ from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
+from moesim.simulate.jitter import check_jitter
 from moesim.simulate.schedules import Schedule, get_schedule
+from moesim.simulate.training import Training
 from moesim.spec import ModelSpec
-from moesim.trace import DECODE, PHASES, Batches, Trace, make_batches
+from moesim.trace import DECODE, PHASES, TRAIN, Batches, Trace, make_batches
 
 DEFAULT_POLICY: Final = "nearest"
 
@@ -33,6 +35,8 @@ class Setup:
     seen: Array
     notes: tuple[str, ...]
     seed: int
+    jitter: float = 0.0
+    training: Training | None = None
 
 
 def prepare(
@@ -51,6 +55,8 @@ def prepare(
     costs: Costs | None,
     max_steps: int | None,
     seed: int,
+    jitter: float = 0.0,
+    training: Training | None = None,
 ) -> Setup:
     """Return the setup of a simulation; see :func:`moesim.simulate.simulate` for the arguments.
 
@@ -77,7 +83,10 @@ def prepare(
     if costs is None:
         transport = transport or getattr(plan, "transport", None)
         decode = bool((batches.phase == DECODE).all())
-        costs = Costs.default(spec, group, transport=transport, network=network or "bottleneck", decode=decode)
+        tp = deployment.attention_tp if deployment else 1
+        costs = Costs.default(
+            spec, group, transport=transport, network=network or "bottleneck", decode=decode, attention_tp=tp
+        )
     else:
         _check_costs(costs, spec, group, transport, network)
         if dims is not None and costs.spec != spec:
@@ -85,14 +94,14 @@ def prepare(
                 f"simulate: the costs are for {costs.spec.name}, the dimensions of {dims.name} are asked for; "
                 "give one of the two"
             )
+        if deployment is not None and deployment.attention_tp != costs.attention_tp:
+            raise InputError(
+                f"simulate: the costs are for attention_tp {costs.attention_tp}, the deployment has "
+                f"{deployment.attention_tp}; give Costs.default the same"
+            )
         planned = getattr(plan, "transport", None) or costs.transport
         if planned != costs.transport:
             notes.append(f"the plan was made for transport {planned}; simulated under {costs.transport}")
-    if deployment is not None and deployment.attention_tp > 1:
-        notes.append(
-            f"attention tensor parallelism of {deployment.attention_tp} is not modelled: every rank attends to its own "
-            "tokens"
-        )
     if costs.spec.name != batches.trace.spec.name:
         theirs = dims.name if dims is not None else costs.spec.name
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")
@@ -109,7 +118,23 @@ def prepare(
         )
     seen, remark = seen_steps(batches, getattr(plan, "inputs", None))
     notes += [*([remark] if remark else []), *costs.notes]
-    return Setup(batches, group, placement, policy, costs, schedule, seen, _unique(notes), seed)
+    notes += _training_notes(batches, training)
+    return Setup(
+        batches, group, placement, policy, costs, schedule, seen, _unique(notes), seed, check_jitter(jitter), training
+    )
+
+
+def _training_notes(batches: Batches, training: Training | None) -> list[str]:
+    """Return what to know of a training step, and refuse what the trace cannot give."""
+    if training is None:
+        train = bool((batches.phase == TRAIN).any())
+        return ["train steps: the forward pass only; ask for training to add the backward pass"] if train else []
+    if training.drop == "probs" and training.capacity_factor is not None and batches.trace.weights is None:
+        raise InputError(
+            "simulate: dropping by probs needs gate weights, which the trace did not record; "
+            "drop by position or record them"
+        )
+    return ["training: forward and backward pass; optimizer and gradients of dense weights are left out"]
 
 
 def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Array, str]:

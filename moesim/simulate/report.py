@@ -109,6 +109,11 @@ class Report(Sealed):
         What a reader must know before trusting the numbers: resampled batches, replayed dimensions, assumptions.
     sources
         Constant to where it comes from.
+    outside_s
+        Seconds of each step outside its MoE layers ``[S]``, of the slowest rank: dense layers, embeddings, output
+        head. They are not part of ``step_s``.
+    dropped
+        Token-expert pairs beyond the capacity of their expert, sum over steps.
     """
 
     facts: Mapping[str, Any]
@@ -129,6 +134,8 @@ class Report(Sealed):
     spans: Array | None = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    outside_s: Array | None = None
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         seal(self, "step_s", self.step_s, np.float64, ("steps",))
@@ -136,6 +143,8 @@ class Report(Sealed):
             raise InputError("Report.step_s: expected at least one step, got none")
         L, R = np.shape(self.tokens)
         sizes = {"steps": len(self.step_s), "links": len(self.link_name), "layers": L, "ranks": R}
+        outside = np.zeros(len(self.step_s)) if self.outside_s is None else self.outside_s
+        seal(self, "outside_s", outside, np.float64, ("steps",), sizes)
         seal(self, "step_tokens", self.step_tokens, np.int64, ("steps",), sizes)
         seal(self, "seen", self.seen, np.bool_, ("steps",), sizes)
         seal(self, "rank_node", self.rank_node, np.int32, ("ranks",), sizes)
@@ -183,8 +192,23 @@ class Report(Sealed):
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens that the whole group processes in a second."""
+        """Tokens that the whole group takes through the MoE layers in a second."""
         return float(self.step_tokens.sum() / self.step_s.sum())
+
+    @property
+    def model_step_s(self) -> float:
+        """Mean seconds of a step of the whole model: its MoE layers and what stands outside them."""
+        return float((self.step_s + self.outside_s).mean())
+
+    @property
+    def model_tokens_per_s(self) -> float:
+        """Tokens that the whole group processes in a second, all of the model counted."""
+        return float(self.step_tokens.sum() / (self.step_s + self.outside_s).sum())
+
+    @property
+    def tokens_per_s_per_gpu(self) -> float:
+        """Tokens of the whole model a second and GPU."""
+        return self.model_tokens_per_s / len(self.rank_node)
 
     @property
     def all_to_all_s(self) -> float:
@@ -254,6 +278,10 @@ class Report(Sealed):
             "attention_s": self.attention_s,
             "wait_s": self.mean_wait_s,
             "tokens_per_s": self.tokens_per_s,
+            "model_step_s": self.model_step_s,
+            "model_tokens_per_s": self.model_tokens_per_s,
+            "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu,
+            "dropped": self.dropped,
             "imbalance": self.imbalance,
             "batch_imbalance": self.batch_imbalance,
             "cross_node_bytes": self.cross_node_bytes,

@@ -16,6 +16,7 @@ from moesim.simulate.reference import run_reference
 from moesim.simulate.report import Report
 from moesim.simulate.schedules import Schedule
 from moesim.simulate.tally import Tally
+from moesim.simulate.training import Training
 from moesim.simulate.work import Timeline, Work
 from moesim.spec import ModelSpec
 from moesim.trace import Batches, Trace
@@ -46,6 +47,8 @@ def simulate(
     spans: bool | Sequence[int] = False,
     max_steps: int | None = None,
     seed: int = 0,
+    jitter: float = 0.0,
+    training: Training | None = None,
 ) -> Report:
     """Return what the steps of a trace cost on a cluster under a placement.
 
@@ -77,7 +80,11 @@ def simulate(
     spans
         Whether to keep the interval of every phase on every rank: of all steps, or of those listed.
     seed
-        For batching and for policies that draw.
+        For batching, for policies that draw and for jitter.
+    jitter
+        Coefficient of variation of the time of every compute phase on every rank, 0 to 1.
+    training
+        Adds the backward pass, and drops picks beyond an expert's capacity.
 
     Raises
     ------
@@ -103,6 +110,8 @@ def simulate(
         costs=costs,
         max_steps=max_steps,
         seed=seed,
+        jitter=jitter,
+        training=training,
     )
     steps = len(setup.batches)
     wanted = set(range(steps)) if spans is True else {int(step) for step in spans or ()}

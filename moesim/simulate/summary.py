@@ -27,6 +27,8 @@ def summary(report: Report) -> str:
              f"p99 {show(report.p99_step_s, 'time')}"),
         _row("throughput", f"{_count(report.tokens_per_s)} tokens/s",
              f"{_count(report.tokens_per_s / len(report.rank_node))} a rank"),
+        _row("whole model", show(report.model_step_s, "time"),
+             f"a step; {_count(report.tokens_per_s_per_gpu)} tokens/s a GPU"),
         _row("  all-to-all", show(report.all_to_all_s, "time"), _share(report.all_to_all_s, step)),
         _row("  experts", show(report.compute_s, "time"), _share(report.compute_s, step)),
         _row("  attention", show(report.attention_s, "time"), _share(report.attention_s, step)),

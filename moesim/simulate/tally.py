@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from moesim.simulate.inputs import Setup
 from moesim.simulate.loads import Load
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.report import SPAN, Bottleneck, Report, max_over_mean
+from moesim.simulate.training import SOURCES as TRAINING_SOURCES
 from moesim.simulate.work import Timeline, Work
 from moesim.trace import PHASES as TRACE_PHASES
 
@@ -45,24 +47,29 @@ class Tally:
         self.floor_s = np.zeros((2, L))
         self.node_bytes = np.zeros((cluster.nodes, cluster.nodes))
         self.spans: list[Array] = []
+        self.outside_s: list[float] = []
+        self.dropped = 0
 
     def add(self, step: int, load: Load, timeline: Timeline, *, spans: bool) -> None:
         """Add one step."""
         busy_s, wait_s = split(load.work, timeline)
         self.step_s.append(timeline.step_s)
-        self.busy_s += busy_s.sum(axis=0)
-        self.wait_s += wait_s.sum(axis=(0, 1))
-        self.critical_s += critical_path(load.work, timeline, self.setup.schedule)
+        self.outside_s.append(float(load.outside_s.max()))
+        self.dropped += load.dropped
+        L = len(self.wait_s)
+        self.busy_s += folded(busy_s.sum(axis=0), L)
+        self.wait_s += folded(wait_s.sum(axis=(0, 1)), L)
+        self.critical_s += folded(critical_path(load.work, timeline, self.setup.schedule), L)
         self.slot_tokens += load.slot_tokens
         self.imbalances.append(float(max_over_mean(load.slot_tokens.sum(axis=-1)).mean()))
         self.link_bytes += load.link_bytes
-        way, layer = np.indices(self.floor_s.shape)
+        way, layer = (np.asarray(index) for index in np.indices(load.binding.shape[1:]))
         for m in range(len(load.binding)):
-            self.binding[way, layer, load.binding[m]] += 1
-        self.floor_s += load.work.word_s.sum(axis=0)
+            np.add.at(self.binding, (way, layer_of(layer, L), load.binding[m]), 1)
+        self.floor_s += folded(load.work.word_s.sum(axis=0)[..., None], L)[..., 0]
         self.node_bytes += load.node_bytes
         if spans:
-            self.spans.append(_spans(step, timeline, wait_s))
+            self.spans.append(_spans(step, timeline, wait_s, L))
 
     def report(self) -> Report:
         """Return the report of all steps added."""
@@ -85,7 +92,9 @@ class Tally:
             rank_node=setup.cluster.node,
             spans=np.concatenate(self.spans) if self.spans else None,
             notes=setup.notes,
-            sources=dict(setup.costs.sources),
+            sources=dict(setup.costs.sources) | (TRAINING_SOURCES if setup.training else {}),
+            outside_s=np.array(self.outside_s),
+            dropped=self.dropped,
         )
 
     def _bottleneck(self) -> Bottleneck:
@@ -135,13 +144,24 @@ def split(work: Work, timeline: Timeline) -> tuple[Array, Array]:
     return busy_s, wait_s
 
 
-def _spans(step: int, timeline: Timeline, wait_s: Array) -> Array:
+def layer_of(index: Array, L: int) -> Array:
+    """Return the layer of each stage of a step: forward through all, and where it trains back again."""
+    return np.where(index < L, index, 2 * L - 1 - index)
+
+
+def folded(values: Array, L: int) -> Array:
+    """Return ``[..., L, R]`` of forward and backward stages ``[..., L or 2 L, R]`` together."""
+    return values if values.shape[-2] == L else values[..., :L, :] + values[..., : -L - 1 : -1, :]
+
+
+def _spans(step: int, timeline: Timeline, wait_s: Array, L: int) -> Array:
     """Return the intervals of one step, in order of micro-batch, phase, layer and rank."""
     spans = np.zeros(timeline.start_s.shape, dtype=SPAN)
     spans["step"] = step
     for axis, name in enumerate(("micro_batch", "phase", "layer", "rank")):
         others = [other for other in range(4) if other != axis]
         spans[name] = np.expand_dims(np.arange(spans.shape[axis]), others)
+    spans["layer"] = layer_of(spans["layer"], L)
     spans["start_s"], spans["stop_s"], spans["wait_s"] = timeline.start_s, timeline.end_s, wait_s
     flat: Array = spans.ravel()
     return flat[flat["stop_s"] > flat["start_s"]]
@@ -164,6 +184,9 @@ def _facts(setup: Setup, engine: str) -> dict[str, Any]:
         "schedule": setup.schedule.name,
         "engine": engine,
         "seed": setup.seed,
+        "jitter": setup.jitter,
+        "attention_tp": costs.attention_tp,
+        "training": None if setup.training is None else dataclasses.asdict(setup.training),
         "layer_ids": list(costs.spec.layer_ids),
         "digests": {
             "trace": batches.trace.digest,

@@ -98,6 +98,15 @@ class Batches(Sealed):
         """Return the positions of one step's tokens in their requests, int32 [n]."""
         return np.asarray(self.trace.position[self._rows(step)])
 
+    def requests(self, step: int) -> Array:
+        """Return the requests of one step's tokens, int32 [n]."""
+        return np.asarray(self.trace.request[self._rows(step)])
+
+    def weights(self, step: int) -> Array | None:
+        """Return the gate weights of one step's tokens, float16 [n, layers, top_k], None where not recorded."""
+        found = self.trace.weights
+        return None if found is None else np.asarray(found[self._rows(step)])
+
     def take(self, steps: slice) -> Batches:
         """Return a run of consecutive steps, e.g. ``take(slice(0, 4))``."""
         first, last, stride = steps.indices(len(self))

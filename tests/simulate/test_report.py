@@ -82,7 +82,8 @@ def test_plain_data_is_json_with_stable_keys() -> None:
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert list(data) == [
         "schema", "model", "topology", "policy", "layer_ids", "steps", "tokens", "step_s", "p50_step_s", "p99_step_s",
-        "all_to_all_s", "compute_s", "attention_s", "wait_s", "tokens_per_s", "imbalance", "batch_imbalance",
+        "all_to_all_s", "compute_s", "attention_s", "wait_s", "tokens_per_s", "model_step_s",
+            "model_tokens_per_s", "tokens_per_s_per_gpu", "dropped", "imbalance", "batch_imbalance",
         "cross_node_bytes", "bottleneck", "seen_steps", "step_times_s", "layers", "links", "notes", "sources",
     ]  # fmt: skip
     assert data["links"][0] == {"name": "b->a", "utilisation": 0.5}

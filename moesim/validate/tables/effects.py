@@ -35,7 +35,15 @@ _DECODE_CONTEXT: Final = 2000
 def effects(rows: Sequence[Row]) -> Iterator[Case | Skip]:
     """Score the rows whose deployment is described well enough to be simulated; the null sees no effect."""
     for row in rows:
+        if row["id"] in _THROUGHPUT:
+            label, tokens, predict = _THROUGHPUT[row["id"]]
+            yield Case(
+                f"{_TABLE} throughput", role_of(row), f"{row['id']} {label}, tokens/s a node", float(row["value"]),
+                8 * tokens / predict(), _peak_tokens_per_s(),
+            )  # fmt: skip
         case = _CASES.get(row["id"])
+        if case is None and row["id"] in _THROUGHPUT:
+            continue
         if case is None:
             yield Skip(_TABLE, "figure, context, or a deployment that is not described")
             continue
@@ -43,9 +51,12 @@ def effects(rows: Sequence[Row]) -> Iterator[Case | Skip]:
         yield Case(_TABLE, role_of(row), f"{row['id']} {label}", measured(row), predict(), 1.0)
 
 
-def _step_s(nodes: int, tokens: int, context: int, decode: bool, placed: str, schedule: str) -> float:
-    """Return seconds of a step of a few DeepSeek-V3 layers on nodes of 8 H100."""
-    where = machine("h100", nodes, 8)
+@lru_cache(maxsize=64)
+def _step_s(
+    nodes: int, tokens: int, context: int, decode: bool, placed: str, schedule: str, device: str = "h100"
+) -> float:
+    """Return seconds of a step of DeepSeek-V3 on nodes of 8 GPUs: a few layers stand for all 58."""
+    where = machine(device, nodes, 8)
     spec, routes, popularity = _batch(where.ranks, tokens, 0.0 if placed == "even" else _sigma())
     count = len(routes)
     trace = Trace(
@@ -61,14 +72,17 @@ def _step_s(nodes: int, tokens: int, context: int, decode: bool, placed: str, sc
     placement = _placement(where, spec, popularity, placed)
     transport = "direct" if decode else "hierarchical"
     report = simulate(trace, where, placement, policy="hash", transport=transport, schedule=schedule)
-    return float(np.sum(report.step_s))
+    full = ModelSpec.preset("deepseek-v3")
+    outside_s = report.model_step_s - report.mean_step_s
+    return report.steps * (report.mean_step_s * full.layers / _LAYERS + outside_s)
 
 
 @lru_cache(maxsize=8)
 def _batch(ranks: int, tokens: int, sigma: float) -> tuple[ModelSpec, Array, Array]:
     """Return the model, routes [tokens, picks] drawn from a log-normal popularity, and that popularity."""
     full = ModelSpec.preset("deepseek-v3")
-    spec = dataclasses.replace(full, layer_ids=tuple(range(_LAYERS)), num_hidden_layers=_LAYERS)
+    dense = full.num_hidden_layers - full.layers
+    spec = dataclasses.replace(full, layer_ids=tuple(range(dense, dense + _LAYERS)), num_hidden_layers=dense + _LAYERS)
     rng = np.random.default_rng(0)
     logit = (sigma * rng.standard_normal(spec.experts)).astype(np.float32)
     parts = []
@@ -108,8 +122,14 @@ def _prefill(placed: str, schedule: str) -> float:
     return _step_s(nodes, tokens, context, False, placed, schedule)
 
 
-def _decode(tokens: int, placed: str, schedule: str) -> float:
-    return _step_s(9, tokens, _DECODE_CONTEXT, True, placed, schedule)
+def _decode(tokens: int, placed: str, schedule: str, context: int = _DECODE_CONTEXT) -> float:
+    return _step_s(9, tokens, context, True, placed, schedule)
+
+
+def _peak_tokens_per_s() -> float:
+    """Return tokens a second of eight Hopper GPUs that do nothing but multiply at peak."""
+    flops = float(machine("h100", 1, 8).flops_fp8[0])
+    return 8 * flops / (2 * ModelSpec.preset("deepseek-v3").parameters(active=True))
 
 
 def _barrier() -> float:
@@ -160,5 +180,27 @@ _CASES: Final[dict[str, tuple[str, Callable[[Row], float], Callable[[], float]]]
         _value,
         lambda: _decode(32, "eplb", "sequential") / _decode(32, "eplb", "two-batch"),
     ),
+    "E14": (
+        "decode EP72, batch 128, context 4000, two batches over one, throughput",
+        lambda row: float(row["ratio_vs_baseline"]),
+        lambda: _decode(128, "eplb", "sequential", 4000) / _decode(128, "eplb", "two-batch", 4000),
+    ),
     "E81": ("idle rank over busy rank at a barrier, time", lambda _: 1.0, _barrier),
 }
+
+_THROUGHPUT: Final[dict[str, tuple[str, int, Callable[[], float]]]] = {
+    "E02": ("prefill EP32, balanced, two batches", _PREFILL[1], lambda: _prefill("even", "two-batch")),
+    "E03": (
+        "prefill EP32, balanced, two batches, H800",
+        _PREFILL[1],
+        lambda: _step_s(4, _PREFILL[1], _PREFILL[2], False, "even", "two-batch", "h800"),
+    ),
+    "E05": ("decode EP72, batch 256, two batches", 256, lambda: _decode(256, "eplb", "two-batch")),
+    "E07": (
+        "decode EP128, batch 128, balanced, two batches, H800",
+        128,
+        lambda: _step_s(16, 128, 4096, True, "even", "two-batch", "h800"),
+    ),
+    "E14": ("decode EP72, batch 128, context 4000, two batches", 128, lambda: _decode(128, "eplb", "two-batch", 4000)),
+}
+"""Whole-model tokens a second of rows whose deployment is described: label, tokens of a rank, seconds of its step."""

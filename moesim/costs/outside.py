@@ -1,0 +1,58 @@
+"""What a step needs outside its MoE layers: dense decoder layers, embedding look-up, output head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.costs import constants as k
+from moesim.costs.attention import attention_s
+from moesim.costs.roofline import Device, mlp_s, uses_fp8
+from moesim.spec import BF16, ModelSpec
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+_HEAD_KERNELS: Final = 3  # last norm, head, argmax or softmax
+
+SOURCES: Final = {
+    "outside: output head": f"assumed: bf16 on every rank for its own tokens, share of peak {k.GEMM_SHARE.value:g}",
+    "outside: dense layers": "assumed: attention and a dense MLP by the constants of the experts' roofline",
+}
+
+
+def dense_layers(spec: ModelSpec) -> int:
+    """Return how many decoder layers are dense."""
+    return spec.num_hidden_layers - spec.layers
+
+
+def outside_s(
+    tokens: Array, context: Array, logits: Array, decode: bool, cluster: Cluster, spec: ModelSpec, attention_tp: int = 1
+) -> Array:
+    """Return the seconds of a forward pass outside its MoE layers on each rank [R].
+
+    Parameters
+    ----------
+    tokens, context, decode, attention_tp
+        As in :func:`moesim.costs.attention.attention_s` [R].
+    logits
+        Tokens of each rank that need the output head [R].
+    """
+    tokens, logits = np.asarray(tokens, np.float64), np.asarray(logits, np.float64)
+    seconds = np.zeros(cluster.ranks)
+    count = dense_layers(spec)
+    if count:
+        layer = attention_s(tokens, context, decode, cluster, spec, attention_tp)
+        if spec.dense_intermediate:
+            device = Device.of(cluster, uses_fp8(spec))
+            layer = layer + mlp_s(tokens[:, None], device, spec, spec.dense_intermediate, permuted=False)
+        seconds = seconds + count * layer
+    if spec.vocab:
+        plain = Device.of(cluster, fp8=False)
+        weights = np.where(logits > 0, spec.vocab * spec.hidden * BF16, 0.0)
+        moved = tokens * spec.hidden * BF16 * 2 + logits * spec.vocab * BF16 + weights
+        busy = np.maximum(2.0 * logits * spec.vocab * spec.hidden / plain.flops, moved / plain.hbm)
+        seconds = seconds + (busy + _HEAD_KERNELS * k.LAUNCH_S.value) / cluster.speed
+    return np.asarray(seconds)
