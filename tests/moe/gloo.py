@@ -1,0 +1,99 @@
+"""Training on several gloo processes: `python gloo.py SIZE FOLDER` forks them; what they found is written to FOLDER."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moesim.moe.config import MoeConfig
+from moesim.moe.corpus import DOMAINS
+from moesim.moe.data import Batches
+from moesim.moe.evaluate import domain_losses
+from moesim.moe.parallel import Group, join
+from moesim.moe.recipe import Recipe
+from moesim.moe.record import StepRecorder
+from moesim.moe.run import Run
+
+CONFIG = MoeConfig(
+    vocabulary=300, layers=2, hidden=16, heads=2, experts=8, top_k=2, intermediate=8, context=16, groups=4
+)
+RECIPE = Recipe(tokens=10**6, rows=8, warmup=2, seed=5, balance_loss=0.05, balance_low=0.9, balance_high=1.1)
+ROUTERS = ("topk-softmax", "noisy-topk", "switch", "sigmoid-bias", "deepseek-v3", "expert-choice", "hash")
+STEPS = 4
+
+
+def batches(one_word: bool = False) -> Batches:
+    rng = np.random.default_rng(0)
+    streams = {domain: np.full(200, 7) if one_word else rng.integers(0, 300, 200) for domain in DOMAINS}
+    return Batches(streams, rows=8, length=16, seed=5)
+
+
+def scenario(group: Group, folder: Path) -> dict:
+    """Train with every router, with parts, from and to checkpoints, and record; return what came out."""
+    found = {}
+    for router in ROUTERS:
+        run = Run(replace(CONFIG, router=router), RECIPE, batches(), group=group)
+        metrics = [run.advance() for _ in range(STEPS)]
+        found[router] = {"metrics": metrics, "model": run.whole_model()}
+    # every token is the same, so that all of a layer's rows go to one expert of one process
+    run = Run(replace(CONFIG, router="hash", top_k=1), RECIPE, batches(one_word=True), group=group)
+    found["one expert"] = {"metrics": [run.advance() for _ in range(2)], "model": run.whole_model()}
+
+    run = Run(CONFIG, replace(RECIPE, accumulate=2), batches(), group=group)
+    found["parts"] = {"metrics": [run.advance() for _ in range(STEPS)], "model": run.whole_model()}
+
+    with StepRecorder(folder / f"of-{group.size}.parquet", Run(CONFIG, RECIPE, batches(), group=group), every=2,
+                      domains=DOMAINS, keep_weights=True) as recorder:  # fmt: skip
+        for _ in range(3):
+            recorder.advance()
+    run = recorder.run
+    run.save(folder / f"of-{group.size}.pt")
+    tokens = {domain: np.random.default_rng(i).integers(0, 300, 70) for i, domain in enumerate(DOMAINS)}
+    found["evaluation"] = domain_losses(run.model, tokens, windows=5, group=group, rows=2)
+
+    whole = [run.advance()["loss"] for _ in range(2)]
+    resumed = Run(CONFIG, RECIPE, batches(), group=group)
+    resumed.resume(folder / f"of-{group.size}.pt")
+    found["went on"] = whole, [resumed.advance()["loss"] for _ in range(2)]
+    same = (torch.equal(a, b) for a, b in zip(run.model.parameters(), resumed.model.parameters(), strict=True))
+    found["bit-equal"] = all(same)
+    if group.size > 1:
+        # written by one process, before these were started
+        other = Run(CONFIG, RECIPE, batches(), group=group)
+        other.resume(folder / "of-1.pt")
+        found["from one process"] = [other.advance()["loss"] for _ in range(2)]
+    return found
+
+
+def main(size: int, folder: Path) -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                torch.set_num_threads(1)
+                with join("cpu") as (group, _):
+                    found = scenario(group, folder)
+                torch.save(found, folder / f"found-{size}-{rank}.pt")
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2])))
