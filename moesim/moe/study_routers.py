@@ -45,7 +45,7 @@ MODEL = MoeConfig(
 )  # fmt: skip
 """The bundled architecture at a size that a CPU trains in a minute or two."""
 
-RECIPE = Recipe(tokens=600_000, rows=8, balance_loss=1e-2, warmup=30)
+RECIPE = Recipe(tokens=400_000, rows=8, balance_loss=1e-2, warmup=30)
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dense": ({"router": "dense"}, {}),
@@ -73,12 +73,12 @@ def windows_of(tokens: Mapping[str, NDArray[np.int64]], count: int, length: int)
 
 
 @torch.inference_mode()
-def whole_loss(model: MoeModel, windows: NDArray[np.int64], rows: int) -> tuple[float, Trace]:
-    """Return the loss on whole sequences (nats per token) and the routing, a step for each `rows` sequences."""
+def whole_loss(model: MoeModel, windows: NDArray[np.int64], ranks: int) -> tuple[float, Trace]:
+    """Return the loss on whole sequences (nats per token), and the routing: a step is one sequence on each rank."""
     total, length = 0.0, windows.shape[1] - 1
     with capture(model, keep_weights=False) as recorder:
-        for first in range(0, len(windows), rows):
-            batch = torch.from_numpy(windows[first : first + rows])
+        for first in range(0, len(windows), ranks):
+            batch = torch.from_numpy(windows[first : first + ranks])
             logits = model(batch[:, :-1]).logits
             total += float(nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
         routes, _ = recorder.take()
@@ -89,7 +89,8 @@ def whole_loss(model: MoeModel, windows: NDArray[np.int64], rows: int) -> tuple[
     trace = Trace(
         replace(spec, top_k=most) if narrow else spec,
         routes[..., :most] if narrow else routes,
-        step=number // rows,
+        step=number // ranks,
+        source=number % ranks,
         request=number,
         position=np.tile(np.arange(length), len(windows)),
         domain=number % len(DOMAINS),
@@ -112,15 +113,14 @@ def decoded_loss(model: MoeModel, windows: NDArray[np.int64]) -> float:
     return total / (rows * length)
 
 
-def measure(model: MoeModel, windows: NDArray[np.int64], topology: str, rows: int) -> dict[str, Any]:
+def measure(model: MoeModel, windows: NDArray[np.int64], topology: str) -> dict[str, Any]:
     """Return the figures of one trained model, see the columns of `moesim.moe.study_page`."""
-    loss, trace = whole_loss(model, windows, rows)
+    cluster = Cluster.read(topology)
+    loss, trace = whole_loss(model, windows, cluster.ranks)
     few = windows[: 8 * len(DOMAINS)]
     config = model.config
-    assert trace.routes is not None
-    picks = (trace.routes >= 0).sum(-1)
+    picks = (np.asarray(trace.routes) >= 0).sum(-1)
     asked = config.top_k if config.router == "expert-choice" else trace.spec.top_k
-    cluster = Cluster.read(topology)
     slots = -(-config.experts // cluster.ranks)
     plan = solve(trace, cluster, slots_per_rank=slots, solver="contiguous", seed=0)
     report = simulate(trace, cluster, plan, transport="hierarchical", dims=ModelSpec.preset("deepseek-v3"))
@@ -130,7 +130,7 @@ def measure(model: MoeModel, windows: NDArray[np.int64], topology: str, rows: in
     return {
         "router": config.router,
         "loss": loss,
-        "loss_few": whole_loss(model, few, rows)[0],
+        "loss_few": whole_loss(model, few, cluster.ranks)[0],
         "loss_decoded": decoded_loss(model, few),
         "picks": float(picks.mean()),
         "dropped": float((picks == 0).mean()) if config.router == "expert-choice" else float(1 - picks.mean() / asked),
@@ -184,7 +184,7 @@ def study(
                     sys.stderr.write(f"{name}, seed {seed}: step {run.step}, loss {losses['loss']}\n")
             model = run.model.eval()
             save_model(model, tokenizer, out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
-            found = measure(model, measured, topology, RECIPE.rows)
+            found = measure(model, measured, topology)
             rows.append({"name": name, "seed": seed, "tokens": tokens, "topology": topology, **found})
             write_text(path, json.dumps(rows, indent=1) + "\n")
     rows = [row for row in rows if row["tokens"] == tokens]

@@ -30,7 +30,7 @@ def alone(folder) -> dict:
     return scenario(ALONE, folder)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 4])
 def together(request, alone, folder) -> tuple[int, list[dict]]:
     size = request.param
     script = [sys.executable, str(Path(__file__).with_name("gloo.py")), str(size), str(folder)]
