@@ -92,6 +92,9 @@ class Experts(nn.Module):
             return grouped_swiglu(rows, counts.tolist(), self.gate_up, self.down)
         # dispatch: rows are sorted by expert, hence by the rank that holds it
         arriving = self.group.counts(counts)
+        if torch.is_autocast_enabled(rows.device.type):
+            # the products would round the rows anyway: do it before they travel
+            rows = rows.to(torch.get_autocast_dtype(rows.device.type))
         send = counts.view(self.group.size, -1).sum(1).tolist()
         receive = arriving.sum(1).tolist()
         rows = self.group.exchange(rows, send, receive)

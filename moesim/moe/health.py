@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -10,6 +11,22 @@ from moesim.moe.routers.base import Router
 
 DEAD = 0.05
 """An expert below this share of the mean load is called dead."""
+
+
+COLLAPSED = 0.25
+"""A layer with this share of dead experts is called collapsed."""
+
+
+def collapse(metrics: Mapping[str, Any], warmup: int) -> str:
+    """Return a warning if a layer has collapsed once twice the warm-up is over, else an empty string."""
+    dead: list[float] = metrics["dead"]
+    if metrics["step"] < 2 * warmup or max(dead, default=0.0) < COLLAPSED:
+        return ""
+    layer = dead.index(max(dead))
+    return (
+        f"step {metrics['step']}: layer {layer} collapses: {dead[layer]:.0%} of its experts have below {DEAD:.0%} of "
+        "the mean load; raise balance_loss or balance_rate, or lower the learning rate"
+    )
 
 
 def health(routers: Sequence[Router]) -> dict[str, list[float]]:

@@ -19,6 +19,7 @@ from moesim.moe.config import MoeConfig
 from moesim.moe.corpus import DOMAINS, Document, read_corpus
 from moesim.moe.data import Batches, streams
 from moesim.moe.evaluate import domain_losses
+from moesim.moe.health import collapse
 from moesim.moe.model import MoeModel
 from moesim.moe.parallel import Group, join
 from moesim.moe.recipe import Recipe
@@ -100,6 +101,7 @@ def train(
                 losses = domain_losses(run.model, validation, windows=evaluate_windows, group=group)
                 mean = sum(losses.values()) / len(losses)
                 _write(evaluations, {"step": run.step, "loss": round(mean, 4), "domains": losses})
+                console.print(f"step {run.step}: validation loss {mean:.3f}, mean of {len(losses)} domains")
 
         with ExitStack() as stack:
             metrics, evaluations = (
@@ -110,6 +112,7 @@ def train(
                 StepRecorder(capture, run, every=capture_every, domains=tuple(DOMAINS), keep_weights=keep_weights)
             )
             bar = stack.enter_context(_progress(console))
+            collapsed = ""
             task = bar.add_task("training", total=1.0)
             bar.update(task, completed=min(run.progress, 1.0))
             while run.progress < 1.0:
@@ -119,6 +122,8 @@ def train(
                     run.save(out / "checkpoint.pt")
                 if evaluate_every and run.step % evaluate_every == 0 and run.progress < 1.0:
                     evaluate()
+                if not collapsed and (collapsed := collapse(record, recipe.warmup)):
+                    console.print(collapsed)
                 bar.update(task, completed=min(run.progress, 1.0), description=f"training, loss {record['loss']:.3f}")
             evaluate()
         run.save(out / "checkpoint.pt")

@@ -54,6 +54,18 @@ def scenario(group: Group, folder: Path) -> dict:
             recorder.advance()
     run = recorder.run
     run.save(folder / f"of-{group.size}.pt")
+    # as on a GPU: rows travel in bfloat16, and gradients come back so
+    inputs, targets = batches()[0]
+    run.model.eval()
+    own = slice(run.rows.start, run.rows.stop)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = run.model(inputs[own]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets[own].flatten())
+    loss.backward()
+    found["bfloat16"] = group.mean(torch.stack([loss, run._finish_gradients() * torch.ones(())]).detach()).tolist()
+    run.optimizer.zero_grad()
+    run.model.train()
+
     tokens = {domain: np.random.default_rng(i).integers(0, 300, 70) for i, domain in enumerate(DOMAINS)}
     found["evaluation"] = domain_losses(run.model, tokens, windows=5, group=group, rows=2)
 

@@ -100,6 +100,11 @@ def test_the_trace_of_training_knows_which_process_held_a_token(alone, together,
     assert (mine.routes == theirs.routes).mean() > 0.99
 
 
+def test_rows_travel_in_the_precision_of_the_products(alone, together):
+    _, everybody = together
+    assert everybody[0]["bfloat16"] == pytest.approx(alone["bfloat16"], rel=2e-2)
+
+
 def test_experts_must_divide_into_processes():
     with pytest.raises(InputError, match="3 processes do not divide 8 experts"):
         Experts(CONFIG, Group(0, 3))

@@ -20,7 +20,7 @@ from moesim.moe.config import MoeConfig
 from moesim.moe.corpus import DOMAINS, Document
 from moesim.moe.corpus.pack import write_corpus
 from moesim.moe.data import Batches
-from moesim.moe.health import health
+from moesim.moe.health import collapse, health
 from moesim.moe.recipe import Recipe, read_settings
 from moesim.moe.run import Run
 from moesim.moe.train import train
@@ -76,6 +76,7 @@ def test_a_run_leaves_metrics_evaluation_weights_and_a_trace(corpus):
     assert [line["step"] for line in evaluations] == [2, 4, 6]
     assert set(evaluations[0]["domains"]) == set(DOMAINS)
     assert evaluations[-1]["loss"] < evaluations[0]["loss"]
+    assert f"step 6: validation loss {evaluations[-1]['loss']:.3f}" in done.stderr
     trace = Trace.read(corpus / "training.parquet")
     assert np.unique(trace.step).tolist() == [0, 2, 4]
     assert (trace.phase == TRAIN).all()
@@ -171,6 +172,8 @@ def test_collapse_shows_in_the_metrics(config):
     assert min(healthy["entropy"]) > 0.9
     assert min(collapsed["dead"]) == 6 / 8
     assert max(collapsed["entropy"]) < 0.5
+    assert collapse(healthy, RECIPE.warmup) == ""
+    assert "75% of its experts have below 5% of the mean load; raise balance_loss" in collapse(collapsed, RECIPE.warmup)
     assert health(run.model.routers())["max_over_mean"] == collapsed["max_over_mean"]
 
 
