@@ -6,12 +6,14 @@ The file is JSON::
      "intermediate": 2048, "kernel": "triton grouped gemm", "provenance": {"driver": "...", "library": "..."},
      "rows": [{"tokens_per_expert": 16, "active_experts": 8, "seconds": 1.43e-4}, ...]}
 
-Rows form a full grid. Between grid points the logarithm of the time is linear in the logarithms of both axes.
+Rows form a full grid. Between grid points the logarithm of the time is linear in the logarithms of both axes. A file
+of ``"kind": "moesim-kernel-tables"`` holds several under ``"tables"``, one a shape and dtype of one device; a shape
+that it lacks is predicted from those of the same dtype (`moesim.costs.transfer`), and the notes say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -23,7 +25,8 @@ from moesim.base.arrays import Array, digest
 from moesim.base.errors import FormatError, InputError
 from moesim.costs.constants import family
 from moesim.costs.roofline import uses_fp8
-from moesim.spec import ModelSpec
+from moesim.costs.transfer import Rows, TransferCompute, columns, fit, leave_out
+from moesim.spec import BF16, FP8_BLOCK, ModelSpec
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -85,8 +88,31 @@ class KernelTable(_Strict):
         return np.array(m), np.array(a, np.float64), seconds
 
 
+class KernelTables(_Strict):
+    """Several kernel cost tables, as `moesim profile` writes them."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    kind: Literal["moesim-kernel-tables"]
+    processors: Annotated[int, Field(ge=1)] = 132
+    tables: Annotated[list[KernelTable], Field(min_length=1)]
+
+
 def read_table(path: str | Path) -> KernelTable:
-    """Read and check a kernel cost table.
+    """Read and check a file of one kernel cost table.
+
+    Raises
+    ------
+    FormatError
+        Names the file, the place in it, what was expected and found.
+    """
+    held = read_tables(path)
+    if len(held.tables) != 1:
+        raise FormatError(path, "tables", f"expected one kernel cost table, found {len(held.tables)}")
+    return held.tables[0]
+
+
+def read_tables(path: str | Path) -> KernelTables:
+    """Read and check a file of one kernel cost table or of several.
 
     Raises
     ------
@@ -98,18 +124,34 @@ def read_table(path: str | Path) -> KernelTable:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise FormatError(path, "", f"cannot be read: {reason}; give the path of a kernel cost table") from None
+    several = '"moesim-kernel-tables"' in text
     try:
-        table = KernelTable.model_validate_json(text)
+        if several:
+            held = KernelTables.model_validate_json(text)
+        else:
+            one = KernelTable.model_validate_json(text)
+            held = KernelTables.model_construct(
+                schema_version=1, kind="moesim-kernel-tables", processors=132, tables=[one]
+            )
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         found = "" if first["type"] in ("missing", "json_invalid") else f", got {first['input']!r:.60}"
         raise FormatError(path, place, f"{first['msg'][:1].lower()}{first['msg'][1:]}{found}") from None
-    try:
-        table.grid()
-    except InputError as error:
-        raise FormatError(path, "rows", str(error)) from None
-    return table
+    seen = set[tuple[str, int, int]]()
+    for number, table in enumerate(held.tables):
+        place = f"tables.{number}.rows" if several else "rows"
+        try:
+            table.grid()
+        except InputError as error:
+            raise FormatError(path, place, str(error)) from None
+        key = table.dtype, table.hidden, table.intermediate
+        if key in seen or table.device != held.tables[0].device:
+            raise FormatError(
+                path, f"tables.{number}", "expected one device, and one table a shape and dtype; write the others apart"
+            )
+        seen.add(key)
+    return held
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,37 +209,83 @@ def _place(value: Array, axis: Array) -> tuple[Array, Array]:
     return cell, (inside - np.log(axis[cell])) / width
 
 
-def table(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> TableCompute:
-    """Build the compute model of a kernel table.
-
-    Raises
-    ------
-    InputError
-        If no path is given, or the table is of another shape or dtype than the model, or of another device.
-    FormatError
-        If the file is not a kernel cost table.
-    """
-    if path is None:
-        raise InputError("compute model table: give the path of a kernel cost table instead of its name")
-    held = read_table(path)
-    wanted = {"hidden": spec.hidden, "intermediate": spec.intermediate}
-    for name, value in wanted.items():
+def _refuse_shape(path: str | Path, held: KernelTable, spec: ModelSpec) -> None:
+    for name, value in (("hidden", spec.hidden), ("intermediate", spec.intermediate)):
         if getattr(held, name) != value:
             raise FormatError(
                 path, name, f"expected {value} ({spec.name}), got {getattr(held, name)}; measure this shape"
             )
+
+
+def rows_of(tables: Sequence[KernelTable]) -> Rows:
+    """Return the rows of several tables as columns."""
+    return columns(
+        [
+            (t.hidden, t.intermediate, [(r.tokens_per_expert, r.active_experts, r.seconds) for r in t.rows])
+            for t in tables
+        ]
+    )
+
+
+def _predicted(
+    tables: Sequence[KernelTable], spec: ModelSpec, path: str | Path, processors: int, notes: tuple[str, ...]
+) -> TransferCompute:
+    rows = rows_of(tables)
+    element = FP8_BLOCK if uses_fp8(spec) else BF16
+    errors = leave_out(rows, element, processors)
+    mean = sum(count * error for count, error, _ in errors.values()) / len(rows.seconds)
+    shapes = ", ".join(f"{h} x {i}" for h, i in rows.shapes)
+    note = (
+        f"expert compute of {spec.name} ({spec.hidden} x {spec.intermediate}) was not measured: predicted from "
+        f"{shapes} on {tables[0].device}; each of those, left out, is predicted with a mean error of {mean:.1%}"
+    )
+    made = ", ".join(f"{key} {value}" for key, value in sorted(tables[0].provenance.items()))
+    return TransferCompute(
+        fit(rows, element, processors), float(rows.tokens.max()), float(rows.active.max()),
+        {"compute: kernel tables of other shapes": f"measured: {Path(path).name} ({made})"}, (note, *notes),
+        digest(*(t.model_dump_json() for t in tables)),
+    )  # fmt: skip
+
+
+def table(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> TableCompute | TransferCompute:
+    """Build the compute model of a kernel table, or of several.
+
+    Raises
+    ------
+    InputError
+        If no path is given.
+    FormatError
+        If the file is not a kernel cost table, is of another device or dtype, or, where it holds fewer than two shapes
+        of the dtype, of another shape.
+    """
+    if path is None:
+        raise InputError("compute model table: give the path of a kernel cost table instead of its name")
+    file = read_tables(path)
     dtypes = ("fp8",) if uses_fp8(spec) else ("bf16", "fp16")
-    if held.dtype not in dtypes:
-        raise FormatError(path, "dtype", f"expected {' or '.join(dtypes)} ({spec.name}), got {held.dtype!r}")
-    others = sorted({d for d in cluster.device if d != held.device and family(d) != (family(held.device) or None)})
+    of_dtype = [one for one in file.tables if one.dtype in dtypes]
+    held = next((one for one in of_dtype if (one.hidden, one.intermediate) == (spec.hidden, spec.intermediate)), None)
+    nearest = held or (of_dtype or file.tables)[0]
+    if held is None and (len(of_dtype) < 2 or not spec.gated):
+        _refuse_shape(path, nearest, spec)
+        raise FormatError(path, "dtype", f"expected {' or '.join(dtypes)} ({spec.name}), got {nearest.dtype!r}")
+    others = sorted(
+        {d for d in cluster.device if d != nearest.device and family(d) != (family(nearest.device) or None)}
+    )
     if others:
-        raise FormatError(path, "device", f"expected {others[0]} (cluster {cluster.name}), got {held.device!r}")
+        raise FormatError(path, "device", f"expected {others[0]} (cluster {cluster.name}), got {nearest.device!r}")
+    wide = () if spec.weight_bytes >= 1 else (
+        f"weights of {spec.name} are narrower than those the kernel was measured with ({nearest.dtype}): where their "
+        "reads bind, the time is too long",
+    )  # fmt: skip
+    if held is None:
+        return _predicted(of_dtype, spec, path, file.processors, wide)
     m, a, seconds = held.grid()
     made = ", ".join(f"{key} {value}" for key, value in sorted(held.provenance.items()))
     notes = (
         f"expert compute measured on {held.device}: {held.kernel or 'kernel not named'}; {m[0]:g} to {m[-1]:g} tokens "
         f"per expert, {a[0]:g} to {a[-1]:g} active experts; below the first point its time is held, beyond the last "
         "is an error",
+        *wide,
     )
     sources = {"compute: kernel table": f"measured: {Path(path).name} ({made})"}
     return TableCompute(m, a, np.log(seconds), sources, notes, digest(held.model_dump_json()))
