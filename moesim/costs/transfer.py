@@ -118,7 +118,7 @@ def leave_out(rows: Rows, weight_bytes: float, processors: float) -> dict[tuple[
 
 
 def _place(rows: Rows) -> Array:
-    return np.log2(np.stack([rows.tokens, rows.active, rows.hidden, rows.intermediate], axis=-1))
+    return np.asarray(np.log2(np.stack([rows.tokens, rows.active, rows.hidden, rows.intermediate], axis=-1)))
 
 
 def _trend(constants: Array, rows: Rows, weight_bytes: float, processors: float) -> Array:

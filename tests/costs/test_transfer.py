@@ -14,6 +14,7 @@ import pytest
 from moesim.base.errors import FormatError, InputError
 from moesim.costs import Costs, transfer
 from moesim.costs.table import read_table, read_tables
+
 from .test_table import content
 from .worlds import SPEC, cluster
 
