@@ -167,6 +167,12 @@ class Recorder:
         """
         return self._trace(self.drain(), spec, columns)
 
+    def spec(self, top_k: int) -> ModelSpec:
+        """Return the model that is recorded, given the picks of a token."""
+        if self._describe is None:
+            raise InputError("capture: the model cannot be told from the module; give spec=")
+        return self._describe(top_k)
+
     def flush(self) -> None:
         """Hand what was recorded to the sink, where there is one; only between forward passes."""
         if self._sink is not None and (parts := self.drain()):
@@ -194,10 +200,7 @@ class Recorder:
 
         if not parts:
             raise InputError(f"capture: {self._silence()}")
-        if spec is None:
-            if self._describe is None:
-                raise InputError("capture: the model cannot be told from the module; give spec=")
-            spec = self._describe(parts[0].experts.shape[2])
+        spec = spec or self.spec(parts[0].experts.shape[2])
         joined = {
             "step": np.concatenate([part.step for part in parts]),
             "request": np.concatenate([part.sequence for part in parts]),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import demo, files, models, plans, profile, serve, sweep, validate
+from moesim.cli import capture, demo, files, models, plans, profile, serve, sweep, validate
 
 app = typer.Typer(
     name="moesim",
@@ -52,4 +52,4 @@ app.command("export", rich_help_panel=_DECIDE)(files.export)
 app.command("validate", rich_help_panel=_SEE)(validate.validate)
 app.command("profile", rich_help_panel=_MODEL)(profile.profile)
 app.command("train", rich_help_panel=_MODEL)(models.train)
-app.add_typer(models.capture, name="capture", rich_help_panel=_MODEL)
+app.add_typer(capture.capture, name="capture", rich_help_panel=_SEE)

@@ -13,8 +13,6 @@ from moesim.base.errors import MissingExtra
 from moesim.cli import load, screen
 from moesim.moe.routers import ROUTERS
 
-capture = typer.Typer(help="Record the routing of a model as a trace.", no_args_is_help=True)
-
 
 def train(
     corpus: Annotated[Path, typer.Option(metavar="DIR", help="Folder written by `python -m moesim.moe.corpus`.")],
@@ -88,7 +86,6 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-@capture.command("bundled")
 def capture_bundled(
     corpus: Annotated[Path, typer.Option(metavar="DIR", help="Folder written by `python -m moesim.moe.corpus`.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Parquet file to write.")],

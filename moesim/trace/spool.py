@@ -47,7 +47,7 @@ class Spool:
 
     def __init__(self, path: str | Path, origin: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path, self.folder, self.origin = Path(path), parts_folder(path), plain(origin)
-        self._number = 0
+        self.chunks = 0
         self.rows = 0
         found = part_files(self.folder) if self.folder.is_dir() else []
         if found:
@@ -57,7 +57,7 @@ class Spool:
                     f"{self.folder}: holds what another capture left; keep it with  moesim import {self.folder} -o "
                     "FILE  and delete the folder, then capture again"
                 )
-            self._number = int(found[-1].stem) + 1
+            self.chunks = int(found[-1].stem) + 1
             self.rows = sum(part.rows for file in found for part in iter_chunks(file))
         try:
             self.folder.mkdir(exist_ok=True)
@@ -72,10 +72,10 @@ class Spool:
     def append(self, chunk: Trace) -> None:
         """Write a chunk; once this returns, it is safe."""
         if chunk.rows:
-            name = f"{self._number:06d}.parquet"
+            name = f"{self.chunks:06d}.parquet"
             with TraceWriter(self.folder / name, chunk.spec, self.origin, chunk.domains) as file:
                 file.append(chunk)
-            self._number += 1
+            self.chunks += 1
             self.rows += chunk.rows
 
     def join(self, *, interrupted: bool = False, domains: Sequence[str] = (), **facts: Any) -> None:
