@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import capture, demo, files, models, plans, profile, serve, sweep, validate
+from moesim.cli import capture, demo, files, migrate, models, plans, profile, serve, survive, sweep, validate
 
 app = typer.Typer(
     name="moesim",
@@ -48,6 +48,9 @@ app.command("simulate", rich_help_panel=_DECIDE)(plans.simulate)
 app.command("compare", rich_help_panel=_DECIDE)(plans.compare)
 app.command("serve", rich_help_panel=_DECIDE)(serve.serve)
 app.command("sweep", rich_help_panel=_DECIDE)(sweep.sweep)
+app.command("survive", rich_help_panel=_DECIDE)(survive.survive)
+app.command("migrate", rich_help_panel=_DECIDE)(migrate.migrate)
+app.command("recover", rich_help_panel=_DECIDE)(migrate.recover)
 app.command("export", rich_help_panel=_DECIDE)(files.export)
 app.command("validate", rich_help_panel=_SEE)(validate.validate)
 app.command("profile", rich_help_panel=_MODEL)(profile.profile)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import load, screen
+from moesim.base.errors import InputError
+from moesim.cli import load, screen, terms
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
 
@@ -38,9 +39,21 @@ def solve(
     steps: opt.Steps = None,
     seed: opt.Seed = 0,
     deadline: opt.Deadline = 60.0,
-    previous: Annotated[
-        Path | None, typer.Option(metavar="PLAN", help="Plan or placement that runs now, from which to move.")
-    ] = None,
+    objective: terms.Aim = "time",
+    risk: terms.Risk = "mean",
+    worst: terms.Worst = 0.25,
+    windows: terms.Windows = "time",
+    rank_slots: terms.RankSlots = None,
+    slot_budget: terms.SlotBudget = None,
+    hot: terms.Hot = 0,
+    hot_nodes: terms.HotNodes = 2,
+    hot_mode: terms.HotMode = "hard",
+    hot_price: terms.HotPrice = 0.01,
+    previous: terms.Previous = None,
+    most_moves: terms.MostMoves = None,
+    most_bytes: terms.MostBytes = None,
+    horizon: terms.Horizon = None,
+    migration: terms.ScheduleFile = None,
     format: opt.Format = None,
     model: opt.Model = None,
     format_option: opt.FormatOption = None,
@@ -48,8 +61,13 @@ def solve(
     json: opt.Json = False,
 ) -> None:
     """Place the experts of TRACE on a cluster and print what that is worth."""
-    load.writable(output)
+    load.writable(output, migration)
     from moesim.solve import solve as run
+
+    aim = terms.objective(objective, risk, worst)
+    horizon_s = terms.seconds(horizon)
+    if migration is not None and previous is None:
+        raise InputError("--migration: there is nothing to move from; give the placement that runs with --previous")
 
     group = load.group(topology, ranks, set, without, like, degrade)
     routing = load.trace(trace, format, model, format_option)
@@ -57,18 +75,28 @@ def solve(
     slots = load.slots(slots_per_rank, routing, group)
     running = None
     if previous is not None:
-        running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
+        running = load.running(previous, topology, ranks, set, without, like, degrade, spec=routing.spec)
+    priced = routing.spec if other is None else routing.spec.at_dimensions(other)
+    limits = terms.constraints(
+        group, priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
+        hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
+    )  # fmt: skip
     with screen.progress() as say:
         say("packing steps")
-        batches = load.steps(
-            routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
-        )
-        costs = load.costs(batches, group, other, transport=transport, network=network, compute=compute)
+        cut = load.windows(
+            routing, group, windows, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps,
+            seed=seed,
+        )  # fmt: skip
+        costs = load.costs(cut[0], group, other, transport=transport, network=network, compute=compute)
         say(f"planning with {solver}")
         plan = run(
-            batches, group, slots_per_rank=slots, solver=solver, policy=policy, transport=costs.transport,
-            dims=other, costs=costs, previous=running, seed=seed, deadline_s=deadline,
+            cut, group, slots_per_rank=slots, solver=solver, policy=policy, transport=costs.transport,
+            dims=other, costs=costs, objective=aim, constraints=limits, previous=running, horizon_s=horizon_s,
+            seed=seed, deadline_s=deadline,
         )  # fmt: skip
+    if migration is not None and running is not None:
+        terms.write_move(plan, running, group, migration, costs.spec)
+        screen.say(f"wrote {migration}")
     if output is not None:
         plan.write(output)
         screen.say(f"wrote {output}")
@@ -184,6 +212,24 @@ def compare(
     format: opt.Format = None,
     model: opt.Model = None,
     format_option: opt.FormatOption = None,
+    objective: terms.Aim = "time",
+    risk: terms.Risk = "mean",
+    worst: terms.Worst = 0.25,
+    windows: terms.Windows = "time",
+    regret: Annotated[
+        bool,
+        typer.Option("--regret", help="Tell how far each plan is from one that had seen the held-out steps."),
+    ] = False,
+    rank_slots: terms.RankSlots = None,
+    slot_budget: terms.SlotBudget = None,
+    hot: terms.Hot = 0,
+    hot_nodes: terms.HotNodes = 2,
+    hot_mode: terms.HotMode = "hard",
+    hot_price: terms.HotPrice = 0.01,
+    previous: terms.Previous = None,
+    most_moves: terms.MostMoves = None,
+    most_bytes: terms.MostBytes = None,
+    horizon: terms.Horizon = None,
     save_plans: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the plan of every solver here, as SOLVER.json.")
     ] = None,
@@ -201,14 +247,24 @@ def compare(
     group = load.group(topology, ranks, set, without, like, degrade)
     routing = load.trace(trace, format, model, format_option)
     other = None if held_out is None else load.trace(held_out, format, model, format_option)
+    priced, slots = load.dims(dims), load.slots(slots_per_rank, routing, group)
+    spec = routing.spec if priced is None else routing.spec.at_dimensions(priced)
+    limits = terms.constraints(
+        group, spec, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
+        hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
+    )  # fmt: skip
+    running = None
+    if previous is not None:
+        running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
     names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]
     with screen.progress() as say:
         found = run(
-            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group),
+            routing, group, slots_per_rank=slots,
             solvers=names, policy=policy, transport=transport, network=network, compute=compute,
             fit=fit, held_out=other,
-            dims=load.dims(dims), tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed,
-            deadline_s=deadline, progress=say,
+            objective=terms.objective(objective, risk, worst), constraints=limits, windows=windows, previous=running,
+            horizon_s=terms.seconds(horizon), regret=regret, dims=priced, tokens_per_rank=tokens_per_rank,
+            phase=phase, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip
         if save_plans is not None:
             save_plans.mkdir(exist_ok=True)
@@ -240,6 +296,7 @@ def plan_facts(plan: Any) -> dict[str, Any]:
         "wall_s": plan.wall_s,
         "seed": plan.seed,
         **plan.placement.summary(),
+        **terms.terms_facts(plan.terms),
         "notes": list(plan.notes),
     }
 
@@ -254,7 +311,7 @@ def print_comparison(found: Comparison) -> None:
         f"{settings['model']} on {facts['topology']['name']} ({facts['topology']['ranks']} GPUs): mean of "
         f"{settings['held_out_steps']} held-out {settings['phase']} steps, {settings['slots_per_rank']} slots a rank"
     )
-    columns = (
+    columns: tuple[str, ...] = (
         "solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap", "fit step",
         "planned in",
     )  # fmt: skip
@@ -266,6 +323,10 @@ def print_comparison(found: Comparison) -> None:
         ]
         for row in found.rows
     ]  # fmt: skip
+    more = terms.more_columns(found.rows)
+    columns += tuple(more)
+    for row, cells in zip(rows, zip(*more.values(), strict=True) if more else (), strict=False):
+        row += cells
     console = screen.stdout()
     best = [row.solver for row in found.rows].index(found.best.solver)
     screen.print_table(columns, rows, title=title, bold=best)

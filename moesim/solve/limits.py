@@ -192,6 +192,7 @@ def _prove(limits: Limits, experts: int) -> None:
             f"slots: the ranks hold {usable[layer]} different experts in layer {layer}, the model has {experts}; "
             "give more slots"
         )
+    _prove_moves(limits)
     if not limits.hard or not limits.hot.size:
         return
     hot, nodes = limits.hot.shape[1], int(limits.node.max()) + 1
@@ -210,15 +211,23 @@ def _prove(limits: Limits, experts: int) -> None:
             f"hot experts: {hot} of {experts} experts on {limits.nodes} nodes need {wanted} slots in layer {layer}, "
             f"there are {total[layer]}; give more slots, or make fewer experts hot"
         )
-    if limits.most is not None:
-        by_node = np.stack([limits.was[:, :, limits.node == n].any(axis=2) for n in range(nodes)], axis=2).sum(axis=2)
-        lacking = np.maximum((by_node == 0).astype(int), 0)
-        at_hot = np.take_along_axis(by_node, limits.hot.astype(np.int64), axis=1)
-        np.put_along_axis(lacking, limits.hot.astype(np.int64), np.maximum(limits.nodes - at_hot, 0), axis=1)
-        needed = lacking.sum(axis=1)
-        if (needed > limits.most).any():
-            layer = int(needed.argmax())
-            raise Infeasible(
-                f"hot experts: layer {layer} needs at least {needed[layer]} moves to have {hot} experts on "
-                f"{limits.nodes} nodes, at most {limits.most} are allowed"
-            )
+
+
+def _prove_moves(limits: Limits) -> None:
+    """Refuse a move budget that does not do for experts that are nowhere, or hot and on too few nodes."""
+    if limits.most is None:
+        return
+    nodes = int(limits.node.max()) + 1
+    by_node = np.stack([limits.was[:, :, limits.node == n].any(axis=2) for n in range(nodes)], axis=2).sum(axis=2)
+    lacking = (by_node == 0).astype(np.int64)
+    if limits.hard and limits.hot.size:
+        hot = limits.hot.astype(np.int64)
+        wanted = np.maximum(limits.nodes - np.take_along_axis(by_node, hot, axis=1), 0)
+        np.put_along_axis(lacking, hot, wanted, axis=1)
+    needed = lacking.sum(axis=1)
+    if (needed > limits.most).any():
+        layer = int(needed.argmax())
+        raise Infeasible(
+            f"moves: layer {layer} needs at least {needed[layer]} for experts that are nowhere, or hot and on too few "
+            f"nodes; at most {limits.most} are allowed"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.base.errors import Infeasible
 from moesim.cluster import Cluster
@@ -39,3 +40,9 @@ def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None
             f"beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} has "
             f"{cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
         )
+
+
+def slots_that_fit(spec: ModelSpec, cluster: Cluster) -> NDArray[np.int64]:
+    """Return the slots that the memory of each rank holds in every layer, int64 [ranks]; 0 where not even one fits."""
+    room = cluster.memory_bytes * (1 - RESERVED_MEMORY) - other_weights(spec)
+    return np.asarray(np.maximum(room // (spec.layers * spec.expert_bytes), 0).astype(np.int64))

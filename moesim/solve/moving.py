@@ -62,7 +62,7 @@ class Move(Sealed):
         return {
             "moves": self.moves,
             "most_moves_of_a_layer": int(self.layer_moves.max(initial=0)),
-            "bytes": self.bytes,
+            "move_bytes": self.bytes,
             "node_bytes": self.node_bytes,
             "from_storage": self.stored,
             "rounds": self.rounds,

@@ -13,6 +13,8 @@ from moesim.trace import Batches, Trace, make_batches
 
 WINDOWS: Final = ("time", "domain")
 """Ways to cut traffic into windows."""
+_COUNTED: Final = ("resampled", "dropped", "kept", "independent")
+"""Kinds of notes that count tokens."""
 MOST_WINDOWS: Final = 8
 """Windows into which steps are cut in time."""
 
@@ -49,6 +51,7 @@ def domain_windows(
             "with domains"
         )
     windows = []
+    told: dict[str, list[str]] = {}
     for code in held:
         rows = np.flatnonzero(trace.domain == code)
         steps = make_batches(
@@ -59,9 +62,16 @@ def domain_windows(
                 f"windows by domain: no step comes of the {len(rows)} tokens of domain {trace.domains[code]!r}; give "
                 "fewer tokens per rank"
             )
-        notes = tuple(f"domain {trace.domains[code]}: {note}" for note in steps.notes)
-        windows.append(dataclasses.replace(steps, trace=trace, token=rows[steps.token], notes=notes))
-    return tuple(windows)
+        for note in steps.notes:
+            # numbers differ from domain to domain, what was done does not
+            kind = note.partition(":")[0]
+            told.setdefault(f"{kind}, by domain" if kind in _COUNTED else note, []).append(trace.domains[code])
+        windows.append(dataclasses.replace(steps, trace=trace, token=rows[steps.token]))
+    notes = tuple(
+        f"{note}: {', '.join(names) if len(names) < len(held) else 'all'}" if note.endswith("by domain") else note
+        for note, names in told.items()
+    )
+    return tuple(dataclasses.replace(window, notes=notes) for window in windows)
 
 
 def joined(windows: Sequence[Batches]) -> Batches:

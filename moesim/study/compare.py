@@ -13,16 +13,22 @@ import numpy as np
 from moesim.base.errors import Infeasible, InputError, MoesimError
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
+from moesim.placement import Placement
 from moesim.simulate import Report
-from moesim.solve import SOLVERS, Plan, solve
+from moesim.solve import SOLVERS, Constraints, Objective, Plan, solve
 from moesim.solve.bounds import step_bound
+from moesim.solve.moving import break_even_s
+from moesim.solve.windows import check_way, domain_windows
 from moesim.spec import ModelSpec
-from moesim.study.judge import Judged, Row, judge
+from moesim.study.judge import Judged, Row, adopt, judge
+from moesim.study.spread import by_domain
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import PHASES, Batches, Trace
 
 DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
 """The baselines, and ours."""
+STAY: Final = "stay"
+"""Row of the placement that runs."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,12 @@ def compare(
     phase: str | None = None,
     max_steps: int | None = None,
     costs: Costs | None = None,
+    windows: str = "time",
+    objective: Objective | None = None,
+    constraints: Constraints | None = None,
+    previous: Placement | None = None,
+    horizon_s: float | None = None,
+    regret: bool = False,
     seed: int = 0,
     deadline_s: float = 60.0,
     progress: Callable[[str], None] | None = None,
@@ -131,6 +143,14 @@ def compare(
         How the trace becomes steps; see :func:`moesim.study.windows.steps_of`.
     costs
         Given costs, instead of ``transport``, ``network`` and ``compute``.
+    windows
+        How the fit traffic is cut into windows: ``"time"``, or one a ``"domain"``; then rows tell the worst domain.
+    objective, constraints, horizon_s
+        What plans make small, respect, and must pay off in; see :func:`moesim.solve.solve`.
+    previous
+        Placement that runs now; rows tell what it takes to move, and what staying is worth (row ``stay``).
+    regret
+        Whether to plan on the held-out steps too (solver ``moesim``), to tell how far a plan is from that.
     seed
         Of everything drawn.
     deadline_s
@@ -159,21 +179,29 @@ def compare(
     fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
     costs = costs or costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
 
+    cut: Any = fitted
+    if windows == "domain":
+        cut = domain_windows(fit_trace, group.ranks, **size | {"phase": PHASES[int(fitted.phase[0])]})
+    else:
+        check_way(windows)
+    asked: dict[str, Any] = {
+        "slots_per_rank": slots_per_rank, "policy": policy, "dims": dims, "costs": costs, "transport": costs.transport,
+        "objective": objective, "constraints": constraints, "seed": seed, "deadline_s": deadline_s,
+    }  # fmt: skip
     plans: dict[str, Plan] = {}
     failed: dict[str, MoesimError] = {}
     for name in dict.fromkeys(solvers):
         say(f"planning with {name}")
         try:
-            plans[name] = solve(
-                fitted, group, slots_per_rank=slots_per_rank, solver=name, policy=policy, dims=dims, costs=costs,
-                transport=costs.transport, seed=seed, deadline_s=deadline_s,
-            )  # fmt: skip
+            plans[name] = solve(cut, group, solver=name, previous=previous, horizon_s=horizon_s, **asked)
         except Infeasible:
             raise
         except MoesimError as error:
             failed[name] = error
     if not plans:
         raise next(iter(failed.values()))
+    if previous is not None:
+        plans[STAY] = adopt(previous, fitted, group, costs, policy=policy, name=STAY, seed=seed)
 
     say("bounding held-out steps")
     bound_s = step_bound(judged, group, costs, slots_per_rank).step_s
@@ -181,11 +209,43 @@ def compare(
     for name, plan in plans.items():
         say(f"judging {name} on {len(judged)} held-out steps")
         found[name] = judge(plan, fitted, judged, group, costs, name=name, bound_s=bound_s, dims=dims, seed=seed)
+    found = {name: dataclasses.replace(one, row=_with_move(one, found)) for name, one in found.items()}
+    if windows == "domain":
+        say("judging every domain")
+        for name, one in found.items():
+            each = by_domain(one.plan, judged, group, costs, dims=dims, seed=seed)
+            worst = max(each, key=lambda spread: spread.step_s)
+            row = dataclasses.replace(one.row, worst_domain=worst.domain, worst_domain_step_s=worst.step_s)
+            found[name] = dataclasses.replace(one, row=row)
+    if regret:
+        say("planning on the held-out steps, to tell the regret")
+        knowing = solve(judged, group, previous=None, **asked | {"constraints": _lasting(constraints)})
+        for name, one in found.items():
+            row = dataclasses.replace(one.row, regret=one.row.step_s / knowing.score_s - 1)
+            found[name] = dataclasses.replace(one, row=row)
     facts = facts_of(trace, held_out, group, costs, fitted, judged, slots_per_rank, fit, seed)
     return gather(
         found, facts, fitted, judged, group, costs, held_out=held_out is not None,
         not_run={name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()},
     )  # fmt: skip
+
+
+def _with_move(one: Judged, found: Mapping[str, Judged]) -> Row:
+    """Return the row of a plan with what it takes to get there, where something runs."""
+    move, stay = one.plan.terms.get("migration"), found.get(STAY)
+    if stay is None:
+        return one.row
+    if move is None:
+        return dataclasses.replace(one.row, moves=0, move_s=0.0)
+    even = break_even_s(move["move_s"], stay.row.step_s, one.row.step_s)
+    return dataclasses.replace(one.row, moves=move["moves"], move_s=move["move_s"], break_even_s=even)
+
+
+def _lasting(constraints: Constraints | None) -> Constraints | None:
+    """Return the constraints without those that speak of the placement that runs."""
+    if constraints is None:
+        return None
+    return dataclasses.replace(constraints, most_moves=None, most_bytes=None)
 
 
 def gather(

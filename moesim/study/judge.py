@@ -37,6 +37,15 @@ class Row:
         Seconds that planning took.
     fit_step_s
         Mean seconds of a step on the traffic that the plan was fitted to.
+    worst_step_s
+        Seconds of the slowest step.
+    worst_domain, worst_domain_step_s
+        Domain that is slowest when steps hold it alone, and mean seconds of its steps; None where not asked for.
+    regret
+        How much longer the step takes than under a plan that had seen the held-out steps; None where not asked for.
+    moves, move_s, break_even_s
+        Experts to receive coming from the placement that runs, seconds of that, and seconds of serving until it has
+        paid off on held-out steps (None: never); None where nothing runs.
     """
 
     solver: str
@@ -52,6 +61,13 @@ class Row:
     gap: float
     solve_s: float
     fit_step_s: float
+    worst_step_s: float
+    worst_domain: str | None = None
+    worst_domain_step_s: float | None = None
+    regret: float | None = None
+    moves: int | None = None
+    move_s: float | None = None
+    break_even_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ def judge(
         gap=report.mean_step_s / bound_s - 1,
         solve_s=plan.wall_s,
         fit_step_s=fit_report.mean_step_s,
+        worst_step_s=float(report.step_s.max()),
     )
     return Judged(plan, row, report)
 

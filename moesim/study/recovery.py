@@ -150,7 +150,7 @@ def recover(
             Row(
                 moves=budget,
                 most_moves_of_a_layer=move["most_moves_of_a_layer"],
-                move_bytes=move["bytes"],
+                move_bytes=move["move_bytes"],
                 move_s=move["move_s"],
                 step_s=found.mean_s,
                 balance=float(found.balance.mean()),

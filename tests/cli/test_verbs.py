@@ -24,7 +24,8 @@ from .conftest import SPEC, Run
 SOLVERS = "contiguous,eplb,moesim"
 ROW = [
     "solver", "policy", "transport", "step_s", "all_to_all_s", "compute_s", "imbalance", "batch_imbalance",
-    "cross_node_bytes", "bound_s", "gap", "solve_s", "fit_step_s",
+    "cross_node_bytes", "bound_s", "gap", "solve_s", "fit_step_s", "worst_step_s", "worst_domain",
+    "worst_domain_step_s", "regret", "moves", "move_s", "break_even_s",
 ]  # fmt: skip
 
 

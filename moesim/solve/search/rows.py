@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,21 @@ class Rows(NamedTuple):
     window: NDArray[np.int32]
     key: NDArray[np.int64]
     windows: int
+
+
+def sample_each(problem: Problem, count: int) -> Rows:
+    """Return about ``count`` rows, equally many of every window of the problem, which are then the windows of the rows.
+
+    For objectives that look at single windows, which must not be mixed or thinned out.
+    """
+    parts = [
+        sample_rows(dataclasses.replace(problem, batches=(window,)), -(-count // len(problem.batches)), 1)
+        for window in problem.batches
+    ]
+    number = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.home) for part in parts])
+    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("routes", "home", "key"))
+    routes, home, key = columns
+    return Rows(routes, home, number, key, len(parts))
 
 
 def sample_rows(problem: Problem, count: int, windows: int) -> Rows:

@@ -18,7 +18,7 @@ from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.anytime import Anytime
-from moesim.solve.search.rows import sample_rows
+from moesim.solve.search.rows import sample_each, sample_rows
 from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
 from moesim.solve.search.state import NEAREST, PICK_HASH, ROW_HASH, TOKENS, make_state
 
@@ -155,7 +155,7 @@ def improve(
     count = int(options["rows"])
     step = tokens_per_rank(problem) * problem.ranks
     windows = int(options["windows"]) or min(max(round(count / step), 1), _MOST_WINDOWS)
-    rows = sample_rows(problem, count, windows)
+    rows = sample_each(problem, count) if problem.objective.risk == "cvar" else sample_rows(problem, count, windows)
     mode = merging(problem)
     policy = _POLICIES.get(problem.policy)
     if policy is None:

@@ -1,0 +1,144 @@
+"""The verbs migrate and recover: what a move takes, and how much of a re-plan a few moves recover."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.base.errors import InputError
+from moesim.cli import load, screen
+from moesim.cli import options as opt
+from moesim.cli.show import show_facts
+
+if TYPE_CHECKING:
+    from moesim.study.recovery import Recovery
+
+
+def migrate(
+    running: Annotated[Path, typer.Argument(metavar="RUNNING", help="Plan or placement that runs.")],
+    planned: Annotated[Path, typer.Argument(metavar="PLANNED", help="Plan or placement that shall run.")],
+    topology: opt.Topology,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model whose experts move: a preset, or a config.json.")],
+    ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    like: opt.Like = None,
+    relabel: Annotated[bool, typer.Option(help="Renumber GPUs that are alike so that the fewest experts move.")] = True,
+    staging: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Experts a GPU can hold beside its slots. Default: what its memory leaves."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the migration schedule here.")
+    ] = None,
+    reached: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the placement in which it ends here, as JSON.")
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Say what it takes to get from one placement to another, and write the copies in the order to make them."""
+    load.writable(output, reached)
+    from moesim.placement.formats.schedule import write_schedule
+    from moesim.placement.rounds import schedule
+    from moesim.solve.limits import holders
+    from moesim.solve.moving import price
+    from moesim.solve.relabel import relabel as renumber
+    from moesim.solve.terms import steps_of_move
+    from moesim.spec import ModelSpec
+
+    group = load.group(topology, ranks, set, None, like, None)
+    spec = ModelSpec.find(model)
+    was, wanted = (
+        load.placement_of(load.plan_or_placement(path, ranks=group.ranks, spec=spec)) for path in (running, planned)
+    )
+    for path, one in ((running, was), (planned, wanted)):
+        if one.ranks != group.ranks:
+            raise InputError(f"{path}: is for {one.ranks} ranks, {group.name} has {group.ranks}; give its cluster")
+    if (was.layers, was.num_experts) != (wanted.layers, wanted.num_experts):
+        raise InputError(
+            f"{planned}: has {wanted.layers} layers of {wanted.num_experts} experts, {running} {was.layers} of "
+            f"{was.num_experts}; give placements of one model"
+        )
+    if relabel:
+        experts = renumber(wanted.experts, holders(was.experts, was.num_experts), group)
+        wanted = dataclasses.replace(wanted, experts=experts)
+    if staging is None:
+        steps = steps_of_move(was.experts, wanted, spec, group)
+    else:
+        steps = schedule(was.experts, wanted, group.node, staging)
+    if output is not None:
+        write_schedule(steps, output)
+        screen.say(f"wrote {output}")
+    if reached is not None:
+        dataclasses.replace(wanted, experts=steps.run(was.experts)).write(reached)
+        screen.say(f"wrote {reached}")
+    show_facts(price(steps, group, spec.expert_bytes).to_dict(), json)
+
+
+def recover(
+    trace: opt.TraceFile,
+    topology: opt.Topology,
+    share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Part of the later traffic that is of other domains.")
+    ] = 0.5,
+    moves: Annotated[str, typer.Option(metavar="N,N,...", help="Moves a layer that are tried.")] = "4,8,16,32",
+    slots_per_rank: opt.SlotsPerRank = None,
+    policy: opt.Policy = opt.DEFAULT_POLICY,
+    transport: opt.Transport = None,
+    ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    like: opt.Like = None,
+    dims: opt.Dims = None,
+    phase: opt.Phase = None,
+    tokens_per_rank: opt.TokensPerRank = None,
+    seed: opt.Seed = 0,
+    deadline: opt.Deadline = 60.0,
+    format: opt.Format = None,
+    model: opt.Model = None,
+    format_option: opt.FormatOption = None,
+    json: opt.Json = False,
+) -> None:
+    """Let the traffic drift to other domains, and say how much of a re-plan a few moves recover."""
+    try:
+        budgets = [int(part) for part in moves.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--moves: expected numbers such as 4,16, got {moves!r}") from None
+    from moesim.study.recovery import recover as run
+
+    group = load.group(topology, ranks, set, without, like, None)
+    routing = load.trace(trace, format, model, format_option)
+    with screen.progress() as say:
+        found = run(
+            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group), share=share, budgets=budgets,
+            policy=policy, transport=transport, dims=load.dims(dims), tokens_per_rank=tokens_per_rank, phase=phase,
+            seed=seed, deadline_s=deadline, progress=say,
+        )  # fmt: skip
+    if json:
+        screen.print_json(found.to_dict())
+    else:
+        print_recovery(found)
+
+
+def print_recovery(found: Recovery) -> None:
+    """Print the rows from staying to a whole re-plan."""
+    from moesim.base.units import show
+
+    facts = found.facts
+    title = (
+        f"{facts['model']} on {facts['topology']}: {facts['share']:.0%} of the later traffic is of other domains; "
+        f"{facts['slots_per_rank']} slots a rank, policy {facts['policy']}"
+    )
+    columns = ("moves a layer", "experts moved", "bytes", "move", "step", "balance", "recovered", "break-even")
+    rows: list[list[Any]] = []
+    for row in found.rows:
+        name = "stay" if row.moves == 0 else ("re-plan" if row.moves is None else f"at most {row.moves}")
+        even = "-" if row.break_even_s is None else show(row.break_even_s, "time")
+        rows.append(
+            [name, f"up to {row.most_moves_of_a_layer}", show(row.move_bytes, "bytes"), show(row.move_s, "time"),
+             show(row.step_s, "time"), f"{row.balance:.3f}", f"{row.recovered:.0%}", even]
+        )  # fmt: skip
+    screen.print_table(columns, rows, title=title)
+    screen.print_notes(facts["notes"])
