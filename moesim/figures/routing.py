@@ -84,7 +84,7 @@ def coactivation(lift: ArrayLike, *, layer: int | str, loads: ArrayLike | None =
     values = np.array(lift, dtype=np.float64)
     order = _side_by_side(values)
     with np.errstate(divide="ignore"):
-        doublings = np.clip(np.log2(values[np.ix_(order, order)]), -_MOST_LIFT, _MOST_LIFT)
+        doublings = np.clip(np.log2(values[np.ix_(order, order)]), 0.0, _MOST_LIFT)
     np.fill_diagonal(doublings, np.nan)
     above = values[np.triu_indices(len(values), 1)]
     above = above[np.isfinite(above)]
@@ -92,13 +92,14 @@ def coactivation(lift: ArrayLike, *, layer: int | str, loads: ArrayLike | None =
     often = float((above >= 2).mean()) if above.size else 0.0
     result = theme.figure(
         f"Experts picked together in layer {layer}",
-        f"red pairs meet more often than chance, blue less; {often:.0%} of pairs meet twice as often or more, "
+        f"darker pairs meet more often than popularity alone would give; {often:.0%} of pairs twice as often or more, "
         f"the strongest {strongest:.1f} times",
         dark=dark,
         height=560,
         xaxis={"title": {"text": "experts, those picked together side by side"}, "showgrid": False,
-               "showticklabels": False},
-        yaxis={"autorange": "reversed", "showgrid": False, "showticklabels": False, "scaleanchor": "x"},
+               "showticklabels": False, "ticks": "", "constrain": "domain"},
+        yaxis={"autorange": "reversed", "showgrid": False, "showticklabels": False, "ticks": "", "scaleanchor": "x",
+               "constrain": "domain"},
     )  # fmt: skip
     picks = np.zeros(len(order)) if loads is None else np.asarray(loads, dtype=np.float64)[order]
     share = picks / picks.sum() if picks.sum() else picks
@@ -106,14 +107,13 @@ def coactivation(lift: ArrayLike, *, layer: int | str, loads: ArrayLike | None =
         z=doublings.astype(np.float32),
         customdata=np.stack(
             [np.broadcast_to(order[:, None], values.shape), np.broadcast_to(order[None], values.shape),
-             np.exp2(doublings), np.broadcast_to(share[:, None], values.shape)], axis=-1,
+             values[np.ix_(order, order)], np.broadcast_to(share[:, None], values.shape)], axis=-1,
         ).astype(np.float32),
-        colorscale=theme.around_zero(dark),
-        zmin=-_MOST_LIFT,
+        colorscale=theme.sequential(dark),
+        zmin=0,
         zmax=_MOST_LIFT,
         hoverongaps=False,
-        colorbar={"title": {"text": "× chance"}, "tickvals": [-3, -2, -1, 0, 1, 2, 3],
-                  "ticktext": ["1/8", "1/4", "1/2", "1", "2", "4", "8"]},
+        colorbar={"title": {"text": "× chance"}, "tickvals": [0, 1, 2, 3], "ticktext": ["≤ 1", "2", "4", "≥ 8"]},
         hovertemplate="expert %{customdata[0]} with expert %{customdata[1]}<br>%{customdata[2]:.2f} × as often as by "
         "chance<extra></extra>",
     )  # fmt: skip

@@ -39,6 +39,7 @@ SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 BUSY_STEPS: Final = (0.05, 0.2, 0.4, 0.7)
 """Bounds of the five classes of link utilisation."""
 
+_FONT: Final = "Source Sans, system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 _INK: Final = {False: "#1f2430", True: "#e8eaed"}
 _PAPER: Final = {False: "#ffffff", True: "#0e1117"}
 _GRID: Final = {False: "#e3e6ea", True: "#2b303a"}
@@ -96,7 +97,11 @@ def template(dark: bool = False) -> go.layout.Template:
     axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True}
     layout = {
         "colorway": list(PHASE_COLOURS.values()),
-        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": _INK[dark]},
+        "font": {
+            "family": "Source Sans, system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
+            "size": 13,
+            "color": _INK[dark],
+        },
         "title": {
             "x": 0,
             "y": 1,

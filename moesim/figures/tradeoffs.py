@@ -170,9 +170,9 @@ def sensitivity(
         "What drives the step time",
         f"each knob alone, from {base_s * 1e3:.4g} ms; left is faster. Strongest: {strongest}",
         dark=dark,
-        height=max(300, 170 + 44 * len(ordered)),
-        barmode="overlay",
-        bargap=0.4,
+        height=max(300, 170 + 56 * len(ordered)),
+        barmode="group",
+        bargap=0.3,
         xaxis={"title": {"text": "step time (ms)"}, "tickformat": ".4~g"},
         yaxis={"autorange": "reversed", "type": "category", "showgrid": False},
     )

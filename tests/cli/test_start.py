@@ -32,6 +32,7 @@ VERBS = (
     "train",
     "capture",
     "capture bundled",
+    "app",
 )
 
 

@@ -15,7 +15,7 @@ from moesim.solve.problem import Problem
 
 _EVERY_S: Final = 0.5
 """Least seconds between two points."""
-_SHARE: Final = 0.1
+_SHARE: Final = 0.2
 """Most of the time that a point may take: looking must not cost the search."""
 
 

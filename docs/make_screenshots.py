@@ -1,0 +1,102 @@
+"""Make docs/screenshots/*.png from the dashboard on the bundled traces: `python docs/make_screenshots.py`.
+
+Needs the extra `app`, playwright and a Chromium. Also prints how long pages take, for docs/dashboard.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.app.serving import Visitor, served, visit  # noqa: E402
+
+OUT = ROOT / "docs" / "screenshots"
+PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
+DEADLINE_S = 30
+
+
+def shoot(visitor: Visitor, name: str) -> None:
+    """Write what the browser shows."""
+    visitor.page.wait_for_timeout(600)
+    visitor.page.screenshot(path=OUT / f"{name}.png")
+    print(f"wrote {name}.png, {(OUT / f'{name}.png').stat().st_size / 1e3:.0f} kB")
+
+
+def tall(visitor: Visitor, height: int) -> None:
+    """Make the window as tall as the page."""
+    visitor.page.set_viewport_size({"width": 1366, "height": height})
+    visitor.page.wait_for_timeout(400)
+
+
+def plan(visitor: Visitor) -> None:
+    """Search a plan, and catch the search half way."""
+    visitor.go("Plan")
+    visitor.page.get_by_role("spinbutton", name="Deadline (s)").fill(str(DEADLINE_S))
+    visitor.page.get_by_role("spinbutton", name="Deadline (s)").press("Enter")
+    visitor.settle()
+    visitor.press("Plan")
+    visitor.page.wait_for_selector("text=Stop, keep the best so far")
+    visitor.page.wait_for_timeout(DEADLINE_S * 500)
+    shoot(visitor, "plan-search")
+    visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 6000)
+    visitor.settle()
+
+
+def main() -> None:
+    """Make them all."""
+    OUT.mkdir(exist_ok=True)
+    began = time.monotonic()
+    with served() as address, visit(address) as visitor:
+        visitor.open()
+        print(f"first page after {time.monotonic() - began:.1f} s, server and browser started")
+        tall(visitor, 900)
+        visitor.choose("Picked together")
+        shoot(visitor, "inputs")
+        visitor.choose("Skew")
+        plan(visitor)
+        tall(visitor, 860)
+        shoot(visitor, "plan")
+        visitor.go("Compare")
+        visitor.press("Add the fast baselines")
+        visitor.page.wait_for_selector("text=round-robin")
+        visitor.page.wait_for_timeout(4000)
+        visitor.settle()
+        visitor.choose("Step time")
+        tall(visitor, 1180)
+        shoot(visitor, "compare")
+        visitor.choose("Expert diff")
+        shoot(visitor, "compare-diff")
+        visitor.choose("Take away")
+        shoot(visitor, "compare-take-away")
+        visitor.go("Simulation")
+        visitor.choose("Links")
+        tall(visitor, 1000)
+        shoot(visitor, "simulation")
+        visitor.choose("Timeline")
+        shoot(visitor, "simulation-timeline")
+        visitor.go("What if")
+        tall(visitor, 1180)
+        shoot(visitor, "what-if")
+        for title in PAGES:
+            start = time.monotonic()
+            visitor.go(title)
+            print(f"switch to {title}: {time.monotonic() - start:.2f} s")
+        link = visitor.page.url
+        print(f"link: {link.removeprefix(address)}")
+        assert not visitor.foreign, visitor.foreign
+        assert not visitor.complaints, visitor.complaints
+    with served() as address, visit(address, dark=True) as visitor:
+        visitor.open("simulation")
+        tall(visitor, 900)
+        visitor.choose("Load")
+        shoot(visitor, "simulation-dark")
+    total = sum(path.stat().st_size for path in OUT.glob("*.png"))
+    print(f"{total / 1e6:.2f} MB in all")
+
+
+if __name__ == "__main__":
+    main()

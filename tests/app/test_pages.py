@@ -1,0 +1,267 @@
+"""Every page and every path through it, without a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Start, clean, finish, make_trace, titles, value
+
+
+def planned(start: Start, solver: str = "eplb", **query: str):
+    session = start("plan", solver=solver, **query)
+    session.button(key="start").click().run()
+    return clean(finish(session))
+
+
+def test_the_first_page_tells_what_the_inputs_are(start: Start):
+    session = clean(start())
+    assert value(session, "Model") == "16 experts"
+    assert value(session, "GPUs") == "8 in 1 node"
+    assert "little" in " ".join(one.value for one in session.caption)
+
+
+@pytest.mark.parametrize("detail", ["Skew", "Drift", "Picked together", "Domains", "Cluster"])
+def test_every_look_at_the_inputs(start: Start, detail: str):
+    session = start()
+    session.segmented_control(key="inputs_detail").set_value(detail).run()
+    assert len(titles(clean(session))) == (2 if detail == "Domains" else 1)
+
+
+def test_other_inputs_are_taken_over_and_survive_a_page_switch(start: Start):
+    session = start()
+    session.selectbox(key="topology").set_value("preset:h100-1x8").run()
+    session.number_input(key="ranks").set_value(4).run()
+    assert value(clean(session), "GPUs") == "4 in 1 node"
+    session.switch_page("views/plan.py").run()
+    session.switch_page("views/inputs.py").run()
+    assert session.number_input(key="ranks").value == 4
+    assert session.selectbox(key="topology").value == "preset:h100-1x8"
+
+
+def test_inputs_that_do_not_fit_say_so_and_do_not_break_a_page(start: Start):
+    session = start(ranks="999")
+    assert "999" in session.error[0].value
+    for page in ("plan", "simulation", "compare", "what_if"):
+        session.switch_page(f"views/{page}.py").run()
+        assert not session.exception
+        assert "999" in session.error[0].value
+
+
+def test_a_small_state_stands_in_the_link_and_an_absurd_link_is_harmless(start: Start):
+    session = clean(start("plan", solver="lpt", slots="5"))
+    assert session.selectbox(key="solver").value == "lpt"
+    assert session.number_input(key="slots").value == 5
+    assert session.query_params["solver"] in ("lpt", ["lpt"])
+    odd = start(trace="data:0/../../etc/passwd", slots="-7", deadline="nan", solver="no-such", topology="upload:x")
+    assert not odd.exception
+    assert odd.session_state["trace"] == "sample:bundled-moe-fit.parquet"
+
+
+def test_without_a_plan_the_page_shows_what_runs_now(start: Start):
+    session = clean(start("plan"))
+    assert "without a plan" in titles(session)[0]
+    assert value(session, "Step time, mean")
+
+
+def test_a_plan_is_searched_in_the_background_and_shown_before_and_after(start: Start):
+    session = start("plan", solver="moesim")
+    session.button(key="start").click().run()
+    # it outlives a switch to another page, which says that it goes on or shows the result
+    session.switch_page("views/inputs.py").run()
+    clean(finish(session))
+    session.switch_page("views/plan.py").run()
+    assert list(session.session_state["plans"]) == ["moesim"]
+    assert [one.split(":")[0] for one in titles(clean(session))] == ["<b>Before", "<b>After"]
+    assert value(session, "Experts to move")
+    for detail in ("Where the time goes", "Anytime curve", "What it is made of"):
+        session.segmented_control(key="plan_detail").set_value(detail).run()
+        clean(session)
+    session.segmented_control(key="plan_detail").set_value("Anytime curve").run()
+    assert titles(session) == ["<b>Best plan so far</b>"]
+
+
+def test_a_stopped_search_keeps_the_best_so_far(start: Start):
+    session = start("plan", solver="moesim", deadline="600", seed="5")
+    session.text_input(key="option_moesim_effort").set_value("1e12").run()
+    session.button(key="start").click().run()
+    import dash_jobs
+
+    (job,) = [dash_jobs.find(key) for key in session.session_state["awaited"]]
+    while not any(job.curves.values()):
+        job.finished.wait(0.05)
+    assert job.running
+    job.stop()
+    clean(finish(session))
+    (plan,) = session.session_state["plans"].values()
+    assert any("stopped on request" in note for note in plan.notes)
+
+
+def test_the_same_question_is_answered_once(start: Start):
+    session = planned(start)
+    (first,) = session.session_state["plans"].values()
+    session.button(key="start").click().run()
+    finish(session)
+    assert list(session.session_state["plans"].values()) == [first]
+
+
+def test_a_solver_that_cannot_run_here_says_why(start: Start):
+    session = start("plan", solver="eplb-hierarchical", ranks="16")
+    session.button(key="start").click().run()
+    finish(session)
+    assert not session.exception
+    assert "expert groups" in session.error[0].value
+    assert not session.session_state["plans"]
+
+
+@pytest.mark.parametrize("detail", ["Time", "Load", "Node traffic", "Links", "Timeline", "Stragglers"])
+def test_every_look_at_a_simulation(start: Start, detail: str):
+    session = start("simulation", ranks="16")
+    session.segmented_control(key="sim_detail").set_value(detail).run()
+    assert titles(clean(session))
+    assert value(session, "Step time, mean")
+
+
+def test_a_simulation_takes_other_settings(start: Start):
+    session = start("simulation")
+    before = value(session, "Step time, mean")
+    session.selectbox(key="sim_schedule").set_value("two-batch").run()
+    session.selectbox(key="sim_part").set_value("fitted").run()
+    assert value(clean(session), "Step time, mean") != before
+
+
+def test_the_timeline_can_be_taken_to_perfetto(start: Start):
+    session = start("simulation")
+    session.segmented_control(key="sim_detail").set_value("Timeline").run()
+    session.button(key="sim_chrome").click().run()
+    assert clean(session).download_button(key="sim_chrome_file")
+
+
+@pytest.fixture
+def compared(start: Start):
+    session = start("compare", slots="3")
+    session.button(key="cmp_baselines").click().run()
+    return clean(finish(session))
+
+
+def test_plans_stand_side_by_side(compared):
+    table = compared.dataframe[0].value
+    assert set(table["plan"]) == {"no plan", "contiguous", "round-robin", "snake", "lpt", "eplb"}
+    assert (table["step (ms)"] >= table["bound (ms)"]).all()
+    assert table["step (ms)"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("detail", ["Step time", "Pareto", "Spread", "Expert diff", "Take away"])
+def test_every_look_at_a_comparison(compared, detail: str):
+    compared.segmented_control(key="cmp_detail").set_value(detail).run()
+    assert len(titles(clean(compared))) == {"Spread": 2, "Take away": 0}.get(detail, 1)
+
+
+def test_a_plan_that_was_put_away_stays_away_and_a_new_one_is_shown(compared):
+    compared.multiselect(key="compared").set_value(["no plan", "eplb"]).run()
+    assert set(compared.dataframe[0].value["plan"]) == {"no plan", "eplb"}
+    compared.switch_page("views/plan.py").run()
+    compared.number_input(key="slots").set_value(4).run()
+    compared.selectbox(key="solver").set_value("snake").run()
+    compared.button(key="start").click().run()
+    finish(compared)
+    compared.switch_page("views/compare.py").run()
+    assert set(compared.dataframe[0].value["plan"]) == {"no plan", "eplb", "snake 2"}
+
+
+@pytest.mark.parametrize("engine", ["trtllm", "vllm", "vllm-41141", "vllm-49572", "vllm-ascend", "eplb", "csv", "json"])
+def test_a_map_for_every_engine_or_the_rule_that_forbids_it(compared, engine: str):
+    compared.segmented_control(key="cmp_detail").set_value("Take away").run()
+    compared.checkbox(key="out_any").set_value(True).run()
+    compared.selectbox(key="out_format").set_value(engine).run()
+    assert not compared.exception
+    if compared.error:
+        assert "rule" in compared.error[0].value
+    else:
+        assert compared.download_button(key="out_map")
+
+
+def test_the_report_is_a_page_of_its_own(compared):
+    compared.segmented_control(key="cmp_detail").set_value("Take away").run()
+    compared.button(key="out_report").click().run()
+    clean(compared)
+    assert compared.download_button(key="out_report_file")
+
+
+@pytest.mark.parametrize("detail", ["What drives it", "Load", "Hot links", "Full simulation"])
+def test_every_look_at_a_what_if(start: Start, detail: str):
+    session = start("what_if", ranks="16")
+    session.segmented_control(key="w_detail").set_value(detail).run()
+    assert titles(clean(session))[0] == "<b>Step time on held-out steps</b>"
+
+
+def test_a_knob_changes_the_numbers_at_once_and_can_be_put_back(start: Start):
+    session = start("what_if", ranks="16")
+    before = value(session, "Step time")
+    session.select_slider(key="w_between").set_value(0.25).run()
+    slow = value(clean(session), "Step time")
+    assert slow != before
+    session.button(key="w_reset").click().run()
+    assert value(clean(session), "Step time") == before
+
+
+def test_knobs_of_every_kind(start: Start):
+    session = start("what_if", ranks="16")
+    for key, setting in (("w_nodes", 8), ("w_ranks", 32), ("w_slots", 2), ("w_tokens", 32), ("w_inside", 2.0)):
+        session.select_slider(key=key).set_value(setting).run()
+        clean(session)
+    assert value(session, "GPUs") == "32 in 4"
+    session.slider(key="w_domain_law").set_value(0.0).run()
+    clean(session)
+    assert session.query_params["w_mix"] in ("law=0", ["law=0"])
+
+
+def test_a_failed_gpu_names_the_experts_that_are_lost(start: Start):
+    session = planned(start, "contiguous", ranks="16", slots="1")
+    session.switch_page("views/what_if.py").run()
+    session.multiselect(key="w_failed").set_value(["node0.gpu3"]).run()
+    assert not session.exception
+    assert "only copy" in session.warning[0].value
+
+
+def test_the_full_simulation_runs_behind_its_button(start: Start):
+    session = planned(start, "eplb", ranks="16", slots="2")
+    session.switch_page("views/what_if.py").run()
+    session.segmented_control(key="w_detail").set_value("Full simulation").run()
+    assert len(titles(session)) == 1
+    session.button(key="w_full").click().run()
+    assert len(titles(clean(session))) == 2
+
+
+def test_a_plan_can_be_loaded_and_a_bad_one_says_what_is_wrong(start: Start, tmp_path: Path):
+    session = planned(start)
+    (plan,) = session.session_state["plans"].values()
+    plan.placement.write(tmp_path / "map.json", format="sglang", spec=make_trace().spec)
+    data = (tmp_path / "map.json").read_bytes()
+    session.file_uploader(key="up_plan").upload("running.json", data, "application/json").run()
+    assert "running.json" in clean(session).session_state["plans"]
+    loaded = session.session_state["plans"]["running.json"]
+    assert loaded.placement.digest == plan.placement.digest
+    session.file_uploader(key="up_plan").upload("bad.json", b'{"no": "map"}', "application/json").run()
+    assert not session.exception
+    assert session.error[0].value.startswith("bad.json")
+
+
+def test_a_trace_can_be_uploaded(start: Start, tmp_path: Path):
+    make_trace(3).write(tmp_path / "mine.parquet")
+    session = start()
+    session.file_uploader(key="up_trace").upload("mine.parquet", (tmp_path / "mine.parquet").read_bytes(), "x/y").run()
+    clean(session)
+    assert session.selectbox(key="trace").value == "upload:trace:mine.parquet"
+    assert "trace" not in session.query_params
+
+
+def test_a_bad_upload_says_what_is_wrong_and_keeps_the_inputs(start: Start):
+    session = start()
+    session.file_uploader(key="up_trace").upload("broken.parquet", b"PAR1 no", "x/y").run()
+    assert not session.exception
+    assert session.error[0].value.startswith("broken.parquet")
+    assert session.selectbox(key="trace").value == "data:0/monday.parquet"
+    session.file_uploader(key="up_topology").upload("cluster.toml", b"schema = 1\nnodes = 'x'", "x/y").run()
+    assert any(one.value.startswith("cluster.toml") for one in session.error)
