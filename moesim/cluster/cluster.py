@@ -119,8 +119,13 @@ class Cluster(Sealed):
             self.name, self.node, self.local, self.rail, self.device, self.memory_bytes, self.flops_bf16,
             self.flops_fp8, self.hbm_bandwidth, self.speed, self.vertices, self.link_name, self.link_tier,
             self.link_from, self.link_to, self.link_bandwidth, self.link_nominal, self.link_latency_s, self.landing,
-            self.paths.members, self.paths.relay,
+            self.paths.members, self.paths.relay, *self._tuned(),
         )  # fmt: skip
+
+    def _tuned(self) -> tuple[str, ...]:
+        """Return what the description says of kernels and libraries, nothing where it is silent."""
+        held = self.description.constants
+        return () if held is None else (held.model_dump_json(exclude={"source"}, exclude_none=True),)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Cluster) and self.digest == other.digest and self.sources == other.sources

@@ -27,6 +27,9 @@ SCHEMA = 1
 MAX_RANKS = 16_384
 CONSTANTS = (
     "memory", "flops_bf16", "flops_fp8", "hbm_bandwidth", "bandwidth", "effective", "oversubscription", "latency",
+    "direct_dispatch_floor", "direct_combine_floor", "direct_combine_bandwidth", "hierarchical_floor",
+    "hierarchical_copy_bandwidth", "collective_floor", "one_sided_floor", "one_sided_read", "gemm_share", "hbm_share",
+    "attention_share", "launch",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _TAG = re.compile(r"(measured|datasheet|assumed|derived): \S")
@@ -219,6 +222,27 @@ class Tiers(Strict):
         return self
 
 
+class Constants(Sourced):
+    """Constants of kernels and libraries as measured on this cluster; what is left out holds as published.
+
+    Floors are latencies of one exchange at next to no load, end to end. Shares are of peak arithmetic inside a tile, of
+    HBM bandwidth, and of bf16 peak in prefill attention.
+    """
+
+    direct_dispatch_floor: Latency | None = None
+    direct_combine_floor: Latency | None = None
+    direct_combine_bandwidth: Bandwidth | None = None
+    hierarchical_floor: Latency | None = None
+    hierarchical_copy_bandwidth: Bandwidth | None = None  # of one SM
+    collective_floor: Latency | None = None  # 8 ranks
+    one_sided_floor: Latency | None = None  # 8 ranks
+    one_sided_read: Latency | None = None
+    gemm_share: Fraction | None = None
+    hbm_share: Fraction | None = None
+    attention_share: Fraction | None = None
+    launch: Latency | None = None
+
+
 class Node(Strict):
     """Nodes that differ from the rest."""
 
@@ -252,6 +276,7 @@ class Description(Strict):
     without: list[str] | None = None
     degrade: dict[str, Fraction] | None = None
     gpu: Gpu
+    constants: Constants | None = None
     tier: Tiers = Tiers()
     node: list[Node] | None = None
     link: list[Link] | None = None

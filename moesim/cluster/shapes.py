@@ -296,6 +296,8 @@ def sources(description: Description) -> dict[str, str]:
     for i, entry in enumerate(description.node or ()):
         if entry.gpu is not None:
             tables.append((f"node[{i}].gpu", entry.gpu))
+    if description.constants is not None:
+        tables.append(("constants", description.constants))
     for place, table in tables:
         for key in CONSTANTS:
             if getattr(table, key, None) is None:

@@ -10,6 +10,7 @@ from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.roofline import Device, uses_fp8
 from moesim.costs.transports.channels import collective_floor
+from moesim.costs.tuned import tuned
 from moesim.spec import BF16, FP8_BLOCK, Attention, ModelSpec
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def attention_s(tokens: Array, context: Array, decode: bool, cluster: Cluster, s
         seconds = seconds + 2.0 * tokens * parameters / device.flops
     seconds = np.maximum(seconds, (np.where(tokens > 0, weights, 0.0) + moved) / device.hbm)
     if shape is not None:
-        score = context * _score_flops(shape, decode) / tp / (cluster.flops_bf16 * k.ATTENTION_SHARE.value)
+        share = tuned(cluster, "attention_share", k.ATTENTION_SHARE)
+        score = context * _score_flops(shape, decode) / tp / (cluster.flops_bf16 * share.value)
         cache = shape.cache_elements() / (1 if shape.latent else min(tp, shape.kv_heads))
         reads = context * cache * BF16 / (1 if decode else _QUERY_TILE)
         seconds = seconds + np.maximum(score, reads / device.hbm)

@@ -11,6 +11,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
+from moesim.costs.tuned import is_tuned, tuned
 from moesim.spec import BF16, FP8_BLOCK, ModelSpec
 
 if TYPE_CHECKING:
@@ -84,10 +85,16 @@ class Device:
                 (k.COPY_SHARE, k.COPY_SHARE_BLACKWELL),
             )
         )
+        gemm, hbm = (
+            np.full(len(share), tuned(cluster, name, k.GEMM_SHARE).value) if is_tuned(cluster, name) else share
+            for name, share in (("gemm_share", gemm), ("hbm_share", hbm))
+        )
         memory = cluster.hbm_bandwidth
         # in bf16 nothing is quantised on the way
         passes = np.array(k.shares(cluster.device, *kernel.passes)) if fp8 else 1.0
         launch = np.array(k.shares(cluster.device, *kernel.launches))
+        if is_tuned(cluster, "launch"):
+            launch = np.full(len(launch), tuned(cluster, "launch", k.LAUNCH_S).value)
         return cls(flops * gemm, memory * hbm, memory * copy / passes, sms, cluster.speed, launch, notes)
 
 
@@ -189,6 +196,10 @@ def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None, kernel:
         "compute: launch": str(kernel.launches[0]),
         "compute: launch, Blackwell": str(kernel.launches[1]),
     }
+    names_of = {"gemm_share": "share of peak in a tile", "hbm_share": "HBM share", "launch": "launch"}
+    for name, title in names_of.items():
+        if is_tuned(cluster, name):
+            own[f"compute: {title}"] = str(tuned(cluster, name, k.GEMM_SHARE))
     return Roofline(device, SOURCES | own, notes, kernel)
 
 

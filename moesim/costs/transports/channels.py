@@ -10,6 +10,7 @@ from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
 from moesim.costs.transports.parts import split_rows
+from moesim.costs.tuned import is_tuned, tuned
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -41,6 +42,11 @@ def collective_floor(cluster: Cluster, ranks: int) -> k.Constant:
 
     Devices that were not measured count as H100.
     """
+    if is_tuned(cluster, "collective_floor"):
+        measured = tuned(cluster, "collective_floor", k.COLLECTIVE_FLOOR_S)
+        return k.Constant(
+            max(measured.value + k.COLLECTIVE_PEER_S.value * (ranks - 8), 0.0), measured.tag, measured.source
+        )
     known = [k.COLLECTIVE_FLOORS_S.get(k.family(device), k.COLLECTIVE_FLOOR_S.value) for device in set(cluster.device)]
     floor = k.COLLECTIVE_FLOOR_S
     return k.Constant(max(known) + k.COLLECTIVE_PEER_S.value * (ranks - 8), floor.tag, floor.source)

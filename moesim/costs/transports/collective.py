@@ -11,6 +11,7 @@ from moesim.costs import constants as k
 from moesim.costs.ports import ports
 from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, sm_share, split_rows
+from moesim.costs.tuned import tuned
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -77,6 +78,8 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
             "reach only one; choose transport hierarchical or direct, or the ranks of one domain"
         )
     copies = np.asarray(flow.rank_copies, np.float64)
+    floor = tuned(cluster, "one_sided_floor", k.NVLINK_DISPATCH_FLOOR_S)
+    read = tuned(cluster, "one_sided_read", k.ONE_SIDED_READ_S)
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value
         leg, reads_s = clear_diagonal(copies * size), 0.0
@@ -84,8 +87,8 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         size = spec.combine_token_bytes
         leg = clear_diagonal(copies.transpose(0, 2, 1) * size)
         # no token has results on more ranks than it has picks
-        reads_s = k.ONE_SIDED_READ_S.value * min(spec.top_k, cluster.ranks)
-    net = net_floor(k.NVLINK_DISPATCH_FLOOR_S) + reads_s
+        reads_s = read.value * min(spec.top_k, cluster.ranks)
+    net = net_floor(floor) + reads_s
     net = max(net + k.ONE_SIDED_DOUBLING_S.value * np.log2(cluster.ranks / 8), 0.0)
     hidden = k.NVLINK_DISPATCH_HIDDEN_S.value + k.NVLINK_COMBINE_HIDDEN_S.value * reads_s
     # seconds a byte takes in or out of a rank; more ranks are more and shorter streams
@@ -93,7 +96,7 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     crowd = max(cluster.ranks / 8, 1.0) ** k.ONE_SIDED_SPREAD.value
     rate = crowd / (k.ONE_SIDED_SHARE.value * float(nominal.max())) if nominal.size else 0.0
     used = {
-        "floor": k.NVLINK_DISPATCH_FLOOR_S,
+        "floor": floor,
         "hidden": k.NVLINK_DISPATCH_HIDDEN_S,
         "pick": k.INDEX_BYTES,
         "share of NVLink": k.ONE_SIDED_SHARE,
@@ -102,7 +105,7 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         "SMs": k.ONE_SIDED_SMS,
     }
     if reads_s:
-        used |= {"read of a result": k.ONE_SIDED_READ_S, "reads hidden": k.NVLINK_COMBINE_HIDDEN_S}
+        used |= {"read of a result": read, "reads hidden": k.NVLINK_COMBINE_HIDDEN_S}
     return Transfer(
         legs=(leg,),
         messages=(leg > 0).sum(axis=2),

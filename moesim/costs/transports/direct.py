@@ -10,6 +10,7 @@ from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, sm_share, split_rows
+from moesim.costs.tuned import is_tuned, tuned
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -29,11 +30,13 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + k.LL_HEADER_BYTES.value
         leg, inbound = pairs * size, pairs.sum(axis=1)
-        moved, floor, hidden = 2 * inbound * size, k.LL_DISPATCH_FLOOR_S, k.LL_DISPATCH_HIDDEN_S
+        moved, hidden = 2 * inbound * size, k.LL_DISPATCH_HIDDEN_S
+        floor = tuned(cluster, "direct_dispatch_floor", k.LL_DISPATCH_FLOOR_S)
     else:
         size = spec.combine_token_bytes
         leg, inbound = pairs.transpose(0, 2, 1) * size, pairs.sum(axis=2)
-        moved, floor, hidden = (inbound + flow.tokens) * size, k.LL_COMBINE_FLOOR_S, k.LL_COMBINE_HIDDEN_S
+        moved, hidden = (inbound + flow.tokens) * size, k.LL_COMBINE_HIDDEN_S
+        floor = tuned(cluster, "direct_combine_floor", k.LL_COMBINE_FLOOR_S)
     # the receive pass; its launch is in the floor
     copy = np.array(k.shares(cluster.device, k.COPY_SHARE, k.COPY_SHARE_BLACKWELL))
     drain = moved / (copy * cluster.hbm_bandwidth)
@@ -48,10 +51,12 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     }
     leg = clear_diagonal(leg)
     own = split_rows(leg, cluster)
-    engine = np.array([k.is_hopper(device) for device in cluster.device]) / k.LL_COMBINE_BANDWIDTH.value
+    rate = tuned(cluster, "direct_combine_bandwidth", k.LL_COMBINE_BANDWIDTH)
+    engine = np.array([rate is not k.LL_COMBINE_BANDWIDTH or k.is_hopper(device) for device in cluster.device])
+    engine = engine / rate.value
     if direction == "combine":
         out_s, in_s = own[:, :, 0] * engine, split_rows(leg.transpose(0, 2, 1), cluster)[:, :, 0] * engine
-        used["NVLink rate of combine"] = k.LL_COMBINE_BANDWIDTH
+        used["NVLink rate of combine"] = rate
     else:
         # a kernel has an SM for each expert, or for as many as make the groups of experts even
         sms = np.ceil(spec.experts / np.ceil(spec.experts / k.LL_SMS.value))
@@ -63,7 +68,7 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     return Transfer(
         legs=(leg,),
         messages=np.einsum("lsd,sd->ls", leg, remote) / size,
-        floor_s=net * k.floor_factor(cluster.device),
+        floor_s=net * (1.0 if is_tuned(cluster, f"direct_{direction}_floor") else k.floor_factor(cluster.device)),
         hidden_s=min(hidden.value, net),
         per_message_s=k.NIC_MESSAGE_S.value,
         sources=cited("direct", {**used, f"{direction} floor": floor, f"{direction} hidden": hidden}),

@@ -11,6 +11,7 @@ from moesim.cluster.kernels import compiled
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
 from moesim.costs.transports.parts import cited, frozen, net_floor, sm_share
+from moesim.costs.tuned import is_tuned, tuned
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
 
@@ -45,7 +46,8 @@ def hierarchical(
     else:
         size = spec.combine_token_bytes + k.NORMAL_META_BYTES.value + spec.top_k * k.WEIGHT_BYTES.value
         row_s = k.NORMAL_COMBINE_ROW_S.value * spec.hidden / 7168
-    copy_s = k.SM_COPY_S.value + size / k.SM_COPY_BANDWIDTH.value
+    rate = tuned(cluster, "hierarchical_copy_bandwidth", k.SM_COPY_BANDWIDTH)
+    copy_s = k.SM_COPY_S.value + size / rate.value
     copying = sms if cluster.nodes == 1 else sms / 2
     nic, nvlink, kept = _legs(nodes, forward, cluster.landing, size, direction == "combine")
     nic, nvlink = frozen(nic), frozen(nvlink)
@@ -67,11 +69,12 @@ def hierarchical(
         own[:, :, 0], own[:, :, 1] = nvlink.sum(axis=2), outside * size
         legs, engines = (nvlink, nic), ((out_s, idle), (in_s, idle))
     senders = copies > 0 if direction == "dispatch" else copies.transpose(0, 2, 1) > 0
+    launch = tuned(cluster, "hierarchical_floor", k.NORMAL_DISPATCH_FLOOR_S)
     used = {
-        "floor": k.NORMAL_DISPATCH_FLOOR_S,
+        "floor": launch,
         "floors of Blackwell": k.BLACKWELL_FLOORS,
         "SMs": k.NORMAL_SMS,
-        "SM rate": k.SM_COPY_BANDWIDTH,
+        "SM rate": rate,
         "copy on an SM": k.SM_COPY_S,
         "NVLink share": k.NORMAL_NVLINK_SHARE,
         "metadata of a copy": k.NORMAL_META_BYTES,
@@ -79,12 +82,12 @@ def hierarchical(
     }
     if row_s:
         used["first row of combine"] = k.NORMAL_COMBINE_ROW_S
-    floor = net_floor(k.NORMAL_DISPATCH_FLOOR_S)
+    factor = 1.0 if is_tuned(cluster, "hierarchical_floor") else k.floor_factor(cluster.device)
     return Transfer(
         legs=legs,
         # chunks of many tokens: posting them costs nothing beside their bytes
         messages=idle,
-        floor_s=floor * k.floor_factor(cluster.device) + row_s,
+        floor_s=net_floor(launch) * factor + row_s,
         per_message_s=0.0,
         sources=cited("hierarchical", used),
         senders=senders,
