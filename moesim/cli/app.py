@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import moesim
-from moesim.cli import capture, dashboard, demo, files, migrate, models, plans, profile, serve, survive, sweep, validate
+from moesim.cli import (
+    calibrate,
+    capture,
+    dashboard,
+    demo,
+    files,
+    migrate,
+    models,
+    plans,
+    profile,
+    serve,
+    survive,
+    sweep,
+    validate,
+)
 
 app = typer.Typer(
     name="moesim",
@@ -53,6 +67,7 @@ app.command("migrate", rich_help_panel=_DECIDE)(migrate.migrate)
 app.command("recover", rich_help_panel=_DECIDE)(migrate.recover)
 app.command("export", rich_help_panel=_DECIDE)(files.export)
 app.command("validate", rich_help_panel=_SEE)(validate.validate)
+app.command("calibrate", rich_help_panel=_SEE)(calibrate.calibrate)
 app.command("profile", rich_help_panel=_MODEL)(profile.profile)
 app.command("app", rich_help_panel=_SEE)(dashboard.app)
 app.command("train", rich_help_panel=_MODEL)(models.train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,6 +132,20 @@ def simulate(
     format: opt.Format = None,
     model: opt.Model = None,
     format_option: opt.FormatOption = None,
+    jitter: Annotated[
+        float, typer.Option(metavar="CV", help="Seeded noise on compute times: coefficient of variation, 0 to 1.")
+    ] = 0.0,
+    attention_tp: Annotated[
+        int, typer.Option(metavar="N", help="Consecutive ranks that share attention (tensor parallel).", min=1)
+    ] = 1,
+    training: Annotated[bool, typer.Option("--training", help="Add the backward pass to every step.")] = False,
+    capacity_factor: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="With --training: experts take so many times their even share, the rest drops."),
+    ] = None,
+    drop: Annotated[
+        str, typer.Option(metavar="RULE", help="Who is dropped beyond capacity: position or probs.")
+    ] = "position",
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of the first step, for ui.perfetto.dev.")
     ] = None,
@@ -142,10 +157,13 @@ def simulate(
     gives the numbers of its table again, to the last digit.
     """
     load.writable(timeline)
+    from moesim.simulate import Training, write_chrome_trace
     from moesim.simulate import simulate as run
-    from moesim.simulate import write_chrome_trace
     from moesim.solve.bounds import step_bound
 
+    if capacity_factor is not None and not training:
+        raise InputError("--capacity-factor: tokens are dropped in training only; give --training as well")
+    train = Training(capacity_factor, drop) if training else None  # type: ignore[arg-type]  # checked by Training
     group = load.group(topology, ranks, set, without, like, degrade)
     routing = load.trace(trace, format, model, format_option)
     judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
@@ -157,14 +175,19 @@ def simulate(
         )
         chosen = transport or getattr(judged, "transport", None)
         costs = load.costs(batches, group, other, transport=chosen, network=network, compute=compute)
+        costs = dataclasses.replace(costs, attention_tp=attention_tp)
         say(f"simulating {len(batches)} steps")
         report = run(
             batches, group, judged, policy=policy, dims=other, costs=costs, schedule=schedule, seed=seed,
-            spans=() if timeline is None else (0,),
+            spans=() if timeline is None else (0,), jitter=jitter, training=train,
         )  # fmt: skip
         slots = load.placement_of(judged).slots_per_rank
-        # the bound is that of phases one after the other; a schedule that overlaps them may be faster
-        bound_s = step_bound(batches, group, costs, slots).step_s if schedule is None else None
+        # the bound is that of phases one after the other of inference; a schedule that overlaps them may be faster
+        bound_s = (
+            step_bound(batches, group, costs, slots).step_s
+            if schedule is None and train is None and not jitter
+            else None
+        )
         if timeline is not None:
             write_chrome_trace(report, timeline)
     if timeline is not None:

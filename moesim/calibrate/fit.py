@@ -1,0 +1,217 @@
+"""Fitting: one constant at a time, on the observations that tell it, by the model that simulation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from moesim.base.errors import InputError
+from moesim.base.units import parse
+from moesim.calibrate.observe import Observation
+from moesim.costs import constants as k
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+_SPAN: Final = 8.0  # how far from its first value a constant is looked for, as a factor
+_ROUNDS: Final = 2
+_AT_EDGE: Final = 1.01
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A constant that can be fitted: its key, its kind (``time``, ``bandwidth`` or ``share``), its published value."""
+
+    key: str
+    kind: str
+    published: float | None = None
+
+    def text(self, value: float) -> str | float:
+        """Return a value as a topology file has it."""
+        if self.kind == "time":
+            return f"{value * 1e6:.4g} us"
+        if self.kind == "bandwidth":
+            return f"{value / 1e9:.5g} GB/s"
+        return round(value, 4)
+
+
+# bandwidths first: floors are what remains beside them
+KNOBS: Final = (
+    Knob("tier.node.effective", "bandwidth"),
+    Knob("tier.rail.effective", "bandwidth"),
+    Knob("tier.leaf.effective", "bandwidth"),
+    Knob("constants.direct_combine_bandwidth", "bandwidth", k.LL_COMBINE_BANDWIDTH.value),
+    Knob("constants.hierarchical_copy_bandwidth", "bandwidth", k.SM_COPY_BANDWIDTH.value),
+    Knob("constants.collective_floor", "time", k.COLLECTIVE_FLOOR_S.value),
+    Knob("constants.direct_dispatch_floor", "time", k.LL_DISPATCH_FLOOR_S.value),
+    Knob("constants.direct_combine_floor", "time", k.LL_COMBINE_FLOOR_S.value),
+    Knob("constants.hierarchical_floor", "time", k.NORMAL_DISPATCH_FLOOR_S.value),
+    Knob("constants.gemm_share", "share", k.GEMM_SHARE.value),
+    Knob("constants.hbm_share", "share", k.HBM_SHARE.value),
+    Knob("constants.launch", "time", k.LAUNCH_S.value),
+    Knob("constants.attention_share", "share", k.ATTENTION_SHARE.value),
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A constant and how well it fits.
+
+    ``error_before`` and ``error`` are mean relative errors on its observations, ``limit`` says which end of what is
+    possible it stands at, if it does.
+    """
+
+    key: str
+    value: str | float
+    before: str | float
+    observations: int
+    sources: tuple[str, ...]
+    error_before: float
+    error: float
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What calibration found.
+
+    Attributes
+    ----------
+    cluster
+        The topology with the fitted constants.
+    fitted
+        The constants.
+    not_fitted
+        Constants that no observation tells, or that were tried in vain, with the reason.
+    residuals
+        Per source and what it measured: observations, mean relative error before and after.
+    """
+
+    cluster: Cluster
+    fitted: tuple[Fitted, ...]
+    not_fitted: tuple[tuple[str, str], ...]
+    residuals: tuple[tuple[str, int, float, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "fitted": [{**vars(item), "sources": list(item.sources)} for item in self.fitted],
+            "not_fitted": [{"key": key, "reason": reason} for key, reason in self.not_fitted],
+            "residuals": [
+                {"source": source, "observations": count, "error_before": before, "error": after}
+                for source, count, before, after in self.residuals
+            ],
+        }
+
+
+def calibrate(
+    cluster: Cluster, observations: Sequence[Observation], progress: Callable[[str], None] | None = None
+) -> Fit:
+    """Fit the constants of a topology that the observations tell; leave the others.
+
+    Every constant minimises the mean of |log(predicted / measured)| over its own observations; two rounds, since
+    floors and bandwidths depend on each other a little.
+
+    Raises
+    ------
+    InputError
+        If there is no observation, or none fits the cluster.
+    """
+    if not observations:
+        raise InputError("calibrate: nothing was measured; give the output of nccl-tests or DeepEP, or a kernel table")
+    groups = {knob: [o for o in observations if o.decides == knob.key] for knob in KNOBS}
+    now = cluster
+    tried: dict[Knob, tuple[float, float]] = {}
+    for _ in range(_ROUNDS):
+        for knob, mine in groups.items():
+            if mine and _value(now, knob) is not None:
+                if progress:
+                    progress(f"fitting {knob.key} to {len(mine)} observations")
+                now, tried[knob] = _fit_one(now, knob, mine)
+    fitted, not_fitted = [], []
+    for knob, mine in groups.items():
+        if knob not in tried:
+            not_fitted.append((knob.key, _reason(cluster, knob, mine)))
+            continue
+        before, after = _value(cluster, knob), _value(now, knob)
+        low, high = tried[knob]
+        value = float(after if after is not None else np.nan)
+        limit = "lower" if value <= low * _AT_EDGE else "upper" if value >= high / _AT_EDGE else ""
+        fitted.append(
+            Fitted(
+                knob.key, knob.text(value), knob.text(float(before or np.nan)), len(mine),
+                tuple(sorted({o.source for o in mine})), error(cluster, mine), error(now, mine), limit,
+            )
+        )  # fmt: skip
+    return Fit(now, tuple(fitted), tuple(not_fitted), _residuals(cluster, now, observations))
+
+
+def error(cluster: Cluster, observations: Sequence[Observation]) -> float:
+    """Return the mean of |predicted / measured - 1|."""
+    return float(np.mean([abs(o.predict(cluster) / o.measured_s - 1) for o in observations]))
+
+
+def _fit_one(cluster: Cluster, knob: Knob, mine: Sequence[Observation]) -> tuple[Cluster, tuple[float, float]]:
+    start = float(_value(cluster, knob) or 1.0)
+    low, high = start / _SPAN, start * _SPAN
+    if knob.kind == "share":
+        high = min(high, 1.0)
+    if knob.key.startswith("tier."):
+        high = min(high, float(_tier(cluster, knob)["bandwidth"]))
+
+    def miss(logarithm: float) -> float:
+        trial = _set(cluster, knob, float(np.exp(logarithm)))
+        return float(np.mean([abs(np.log(o.predict(trial) / o.measured_s)) for o in mine]))
+
+    found = minimize_scalar(miss, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 2e-3})
+    best, at = float(found.x), float(found.fun)
+    # a minimum that is no better than what was there is none
+    if miss(np.log(start)) <= at:
+        best = float(np.log(start))
+    return _set(cluster, knob, float(np.exp(best))), (low, high)
+
+
+def _set(cluster: Cluster, knob: Knob, value: float) -> Cluster:
+    return cluster.edit({knob.key: knob.text(value)})
+
+
+def _tier(cluster: Cluster, knob: Knob) -> dict[str, float]:
+    """Return the nominal and effective bandwidth of the knob's tier, bytes/s; empty where there is no such tier."""
+    table = getattr(cluster.description.tier, knob.key.split(".")[1])
+    if table is None:
+        return {}
+    nominal = parse(table.bandwidth, "bandwidth", knob.key)
+    reached = nominal if table.effective is None else parse(table.effective, "bandwidth", knob.key)
+    return {"bandwidth": nominal, "effective": reached}
+
+
+def _value(cluster: Cluster, knob: Knob) -> float | None:
+    """Return the value of a knob now, None where the cluster has no such part."""
+    if knob.key.startswith("tier."):
+        return _tier(cluster, knob).get("effective")
+    held = cluster.description.constants
+    text = None if held is None else getattr(held, knob.key.split(".")[1])
+    if text is None:
+        return knob.published
+    return float(text) if knob.kind == "share" else parse(text, knob.kind, knob.key)
+
+
+def _reason(cluster: Cluster, knob: Knob, mine: Sequence[Observation]) -> str:
+    if knob.key.startswith("tier.") and not _tier(cluster, knob):
+        return "the topology has no such tier"
+    return "no observation tells it" if not mine else "not tried"
+
+
+def _residuals(
+    before: Cluster, after: Cluster, observations: Sequence[Observation]
+) -> tuple[tuple[str, int, float, float], ...]:
+    rows = []
+    for source, decides in dict.fromkeys((o.source, o.decides) for o in observations):
+        mine = [o for o in observations if (o.source, o.decides) == (source, decides)]
+        what = f"{source}: {decides or 'compared only'}"
+        rows.append((what, len(mine), error(before, mine), error(after, mine)))
+    return tuple(rows)

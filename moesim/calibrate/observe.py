@@ -1,0 +1,98 @@
+"""What was measured: one time, and how the model predicts it on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moesim.base.errors import FormatError, InputError
+from moesim.costs.types import Direction
+from moesim.spec import ModelSpec
+from moesim.validate.exchange import exchange
+from moesim.validate.loads import Counts
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+
+_LARGEST = 512 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One measured time.
+
+    Attributes
+    ----------
+    source
+        File it was read from.
+    label
+        What it is, for people.
+    decides
+        Key of the constant that it can tell, as in a topology file; empty: it is compared, nothing is fitted to it.
+    measured_s
+        Seconds.
+    predict
+        Seconds that the model says on a cluster.
+    """
+
+    source: str
+    label: str
+    decides: str
+    measured_s: float
+    predict: Callable[[Cluster], float]
+
+
+def group(cluster: Cluster, nodes: int, gpus: int, source: str | Path) -> Cluster:
+    """Return the part of a cluster on which something was measured: the first GPUs of its first nodes.
+
+    Raises
+    ------
+    FormatError
+        If the cluster has fewer.
+    """
+    ranks = [int(rank) for node in range(min(nodes, cluster.nodes)) for rank in cluster.rank_of_node(node)[:gpus]]
+    if len(ranks) < nodes * gpus:
+        raise FormatError(
+            source,
+            "",
+            f"measured on {nodes} nodes of {gpus} GPUs, {cluster.name} has {cluster.nodes} nodes and {cluster.ranks} "
+            "GPUs; name the topology of the cluster that was measured",
+        )
+    return cluster.restrict(ranks)
+
+
+def timed(
+    shape: tuple[int, int],
+    spec: ModelSpec,
+    transport: str,
+    flow: Callable[[Cluster], Counts],
+    direction: Direction,
+    source: str,
+    sms: float = 0.0,
+) -> Callable[[Cluster], float]:
+    """Return how the model predicts a dispatch or combine on ``shape`` (nodes, GPUs of each)."""
+
+    def predict(cluster: Cluster) -> float:
+        where = group(cluster, *shape, source)
+        return exchange(where, spec, transport, flow(where), direction, sms)[0]
+
+    return predict
+
+
+def text_of(path: str | Path) -> str:
+    """Return the text of a log.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is larger than half a gigabyte.
+    """
+    where = Path(path)
+    try:
+        if where.stat().st_size > _LARGEST:
+            raise InputError(f"{where}: larger than {_LARGEST >> 20} MiB; cut it to the steps that matter")
+        return where.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}; name an existing file") from None

@@ -1,0 +1,51 @@
+"""Writing what was fitted: a topology file of a few lines over its base, with provenance and residuals."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from moesim.base.files import write_text
+from moesim.base.version import VERSION
+from moesim.calibrate.fit import Fit
+from moesim.cluster.formats.toml import dumps
+from moesim.cluster.presets import preset_names
+
+
+def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
+    """Return the tables of a topology file that lays the fitted constants over ``base``."""
+    tables: dict[str, Any] = {
+        "schema": 1,
+        "name": name,
+        "base": base,
+        "about": f"{base}, calibrated by moesim {VERSION}",
+        "notes": [f"not fitted: {key}: {reason}" for key, reason in fit.not_fitted],
+    }
+    for item in fit.fitted:
+        *place, key = item.key.split(".")
+        table = tables
+        for part in place:
+            table = table.setdefault(part, {})
+        table[key] = item.value
+        stands = f", stands at its {item.limit} limit" if item.limit else ""
+        table.setdefault("source", {})[key] = (
+            f"measured: {item.observations} observations of {', '.join(item.sources)}; mean error {item.error:.1%} "
+            f"(before {item.error_before:.1%} with {item.before}){stands}"
+        )
+    return tables
+
+
+def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
+    """Write the overlay atomically; ``solve``, ``simulate`` and ``compare`` take it as a topology.
+
+    Parameters
+    ----------
+    topology
+        Preset or file that was calibrated, as it was named; a file is referred to from where the overlay lies.
+    """
+    where = Path(path)
+    base = topology
+    if topology not in preset_names():
+        base = os.path.relpath(Path(topology).resolve(), where.resolve().parent)
+    write_text(where, dumps(overlay(fit, base, where.stem)))
