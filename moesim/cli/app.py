@@ -17,6 +17,7 @@ from moesim.cli import (
     models,
     plans,
     profile,
+    rebalance,
     serve,
     survive,
     sweep,
@@ -61,6 +62,7 @@ app.command("solve", rich_help_panel=_DECIDE)(plans.solve)
 app.command("simulate", rich_help_panel=_DECIDE)(plans.simulate)
 app.command("compare", rich_help_panel=_DECIDE)(plans.compare)
 app.command("serve", rich_help_panel=_DECIDE)(serve.serve)
+app.command("rebalance", rich_help_panel=_DECIDE)(rebalance.rebalance)
 app.command("sweep", rich_help_panel=_DECIDE)(sweep.sweep)
 app.command("survive", rich_help_panel=_DECIDE)(survive.survive)
 app.command("migrate", rich_help_panel=_DECIDE)(migrate.migrate)

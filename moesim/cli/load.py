@@ -83,6 +83,20 @@ def group(
     return Deployment(size=ranks).restrict(cluster(topology, sets, without, like, degrade))
 
 
+def number(text: str, kind: type[Any] = int) -> Any:
+    """Return one number of a list.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"expected a number, got {text.strip()!r}") from None
+
+
 def split(whole: Cluster, first: int | None) -> list[Cluster]:
     """Return the whole cluster, or its first ranks and the others.
 

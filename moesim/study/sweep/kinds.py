@@ -39,6 +39,7 @@ KINDS: Final[Registry[Kind]] = Registry(
     "kind of study",
     {
         "step": "moesim.study.sweep.step",
+        "rebalance": "moesim.study.sweep.rebalance",
     },
     "moesim.studies",
 )

@@ -1,0 +1,259 @@
+"""Replay drifting traffic and plan anew as it runs, paying for every expert that moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.base.arrays import Array
+from moesim.base.errors import InputError, UnknownName
+from moesim.cluster import Cluster
+from moesim.costs import Costs
+from moesim.placement import Placement
+from moesim.placement.migrate import migration
+from moesim.simulate import simulate
+from moesim.solve import solve
+from moesim.trace import Batches
+
+WHEN: Final = ("never", "interval", "threshold", "oracle")
+"""When a new plan is made: never; every so many steps; when balance has fallen; at every change, for what comes."""
+MIGRATE: Final = ("stop", "overlap", "free")
+"""How experts move: serving stops; layer by layer in the time that links are idle; at no cost (what cannot be had)."""
+
+
+@dataclass(frozen=True)
+class Rebalancing:
+    """When to plan anew, and what a move costs.
+
+    Parameters
+    ----------
+    when
+        One of `WHEN`.
+    interval
+        Steps between plans.
+    threshold
+        Rise of the batch imbalance over that right after the last plan that asks for a new one: 0.1 is 10 %.
+    window
+        Last steps that a plan is fitted on.
+    migrate
+        One of `MIGRATE`.
+    stall_s
+        Seconds that serving stops at each move beyond its bytes (bookkeeping, graphs, synchronisation).
+    share
+        Part of the idle time of links that moves may use while serving goes on.
+    gain
+        A new plan is taken only if it is faster on the window by more than this: 0.01 is 1 %.
+    repeat
+        Real steps for which each replayed step stands: a trace of minutes tells of a domain of hours.
+    """
+
+    when: str = "interval"
+    interval: int = 8
+    threshold: float = 0.1
+    window: int = 4
+    migrate: str = "stop"
+    stall_s: float = 0.0
+    share: float = 0.5
+    gain: float = 0.0
+    repeat: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.when not in WHEN:
+            raise UnknownName("time to plan anew", self.when, WHEN)
+        if self.migrate not in MIGRATE:
+            raise UnknownName("way to migrate", self.migrate, MIGRATE)
+        if min(self.interval, self.window, self.repeat) < 1:
+            raise InputError("rebalance: interval, window and repeat must be at least 1")
+        if not (0 < self.share <= 1 and self.stall_s >= 0 and self.threshold >= 0):
+            raise InputError("rebalance: share must lie in (0, 1], stall_s and threshold must not be negative")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay found; a step stands for ``repeat`` real ones.
+
+    Parameters
+    ----------
+    step_s
+        float64 [steps]: seconds of one real step, mean over those it stands for.
+    stall_s
+        float64 [steps]: seconds that serving stopped before each step.
+    imbalance
+        float64 [steps]: max over mean tokens of a rank, mean over layers.
+    plans, moves, moved_bytes
+        Plans made; experts copied; their bytes.
+    repeat
+        Real steps of a step.
+    """
+
+    step_s: Array
+    stall_s: Array
+    imbalance: Array
+    plans: int
+    moves: int
+    moved_bytes: float
+    repeat: int
+
+    @property
+    def serving_s(self) -> float:
+        """Seconds of all real steps."""
+        return float(self.step_s.sum() * self.repeat)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all real steps and stalls."""
+        return self.serving_s + float(self.stall_s.sum())
+
+
+@dataclass
+class World:
+    """What a replay runs on; prices of steps are kept, as many replays share them.
+
+    Parameters
+    ----------
+    batches, labels
+        Steps, and what each is part of (an oracle plans where it changes).
+    cluster, costs, policy, slots
+        What runs.
+    solver, options, seed
+        Who plans.
+    """
+
+    batches: Batches
+    labels: Sequence[str]
+    cluster: Cluster
+    costs: Costs
+    policy: str
+    slots: int
+    solver: str = "eplb"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    deadline_s: float = 3600.0
+    seed: int = 0
+    prices: dict[tuple[str, int], tuple[float, float, Array]] = field(default_factory=dict)
+    plans: dict[tuple[int, int, str | None], Placement] = field(default_factory=dict)
+
+    def price(self, placement: Placement, step: int) -> tuple[float, float, Array]:
+        """Return seconds, imbalance and seconds of each link's bytes [links] of one step."""
+        key = (placement.digest, step)
+        if key not in self.prices:
+            one = self.batches.take(slice(step, step + 1))
+            report = simulate(
+                one, self.cluster, placement, policy=self.policy, costs=self.costs, engine="closed-form", seed=self.seed
+            )
+            used = report.link_bytes / report.link_bandwidth
+            self.prices[key] = report.mean_step_s, report.batch_imbalance, used
+        return self.prices[key]
+
+    def plan(self, first: int, last: int, running: Placement | None) -> Placement:
+        """Return a plan fitted on some steps."""
+        key = (first, last, running.digest if running is not None else None)
+        if key not in self.plans:
+            self.plans[key] = self.fitted(self.batches.take(slice(first, last)), running)
+        return self.plans[key]
+
+    def fitted(self, batches: Batches, running: Placement | None = None) -> Placement:
+        """Return a plan fitted on other steps."""
+        return solve(
+            batches, self.cluster, slots_per_rank=self.slots, solver=self.solver, policy=self.policy, costs=self.costs,
+            transport=self.costs.transport, previous=running, seed=self.seed, deadline_s=self.deadline_s, jobs=1,
+            **self.options,
+        ).placement  # fmt: skip
+
+
+def replay(
+    world: World, start: Placement, how: Rebalancing, progress: Callable[[int, int], None] | None = None
+) -> Replay:
+    """Run all steps, planning anew as ``how`` says.
+
+    Parameters
+    ----------
+    start
+        Placement that runs at the beginning.
+    """
+    steps = len(world.batches)
+    step_s, stall_s, imbalance = np.zeros(steps), np.zeros(steps), np.zeros(steps)
+    running, plans, moves, moved, planned_at, fresh = start, 0, 0, 0.0, 0, 0.0
+    for step in range(steps):
+        wanted = _wanted(world, how, step, planned_at, imbalance, fresh)
+        old = running
+        if wanted is not None:
+            candidate = world.plan(*wanted, running)
+            plans, planned_at, fresh = plans + 1, step, 0.0
+            if how.gain <= 0 or _faster(world, candidate, running, wanted, how.gain):
+                running = candidate
+        seconds, balance, _ = world.price(running, step)
+        step_s[step], imbalance[step] = seconds, balance
+        fresh = fresh or balance
+        if running.digest != old.digest:
+            copies = migration(old, running, world.cluster.node)
+            moves += len(copies)
+            moved += copies.bytes(world.costs.spec.expert_bytes)
+            if how.migrate == "stop":
+                stall_s[step] = how.stall_s + link_seconds(world, old, running).max()
+            elif how.migrate == "overlap":
+                stall_s[step] = how.stall_s
+                step_s[step] = _overlapped(world, how, old, running, step)
+        if progress is not None:
+            progress(step + 1, steps)
+    return Replay(step_s, stall_s, imbalance, plans, moves, moved, how.repeat)
+
+
+def link_seconds(world: World, old: Placement, new: Placement) -> Array:
+    """Return the seconds that the copies of a move keep each link busy, float64 [links]."""
+    copies = migration(old, new, world.cluster.node)
+    traffic = np.zeros((world.cluster.ranks, world.cluster.ranks))
+    np.add.at(traffic, (copies.source, copies.target), world.costs.spec.expert_bytes)
+    seconds: Array = world.cluster.paths.link_bytes(traffic) / np.asarray(world.cluster.link_bandwidth)
+    return seconds
+
+
+def _wanted(
+    world: World, how: Rebalancing, step: int, planned_at: int, imbalance: Array, fresh: float
+) -> tuple[int, int] | None:
+    """Return the steps on which a new plan is to be fitted now, if one is wanted."""
+    past = (max(0, step - how.window), step)
+    if how.when == "oracle":
+        if step and world.labels[step] == world.labels[step - 1]:
+            return None
+        last = step
+        while last < len(world.labels) and world.labels[last] == world.labels[step]:
+            last += 1
+        return step, last
+    if step == 0:
+        return None
+    if how.when == "interval" and step - planned_at >= how.interval:
+        return past
+    # right after a plan there is nothing to compare with
+    if how.when == "threshold" and fresh and imbalance[step - 1] > fresh * (1 + how.threshold):
+        return past
+    return None
+
+
+def _faster(world: World, candidate: Placement, running: Placement, window: tuple[int, int], gain: float) -> bool:
+    new, old = (
+        np.mean([world.price(one, step)[0] for step in range(*window)]) for one in (candidate, running)
+    )  # fmt: skip
+    return bool(new < old * (1 - gain))
+
+
+def _overlapped(world: World, how: Rebalancing, old: Placement, new: Placement, step: int) -> float:
+    """Return the mean seconds of the real steps of one step while experts move beside serving.
+
+    Layers switch one after the other as their experts arrive, so that in the mean half of them run the old plan. Copies
+    take a share of the time in which their links carry no tokens; what does not fit waits for the next real step.
+    """
+    before, after = world.price(old, step), world.price(new, step)
+    idle = np.maximum(before[0] - np.maximum(before[2], after[2]), 1e-9) * how.share
+    needed = float((link_seconds(world, old, new) / idle).max())
+    moving = min(needed, how.repeat) / how.repeat
+    return after[0] * (1 - moving) + (before[0] + after[0]) / 2 * moving
+
+
+def break_even(interval: Sequence[float], total_s: Sequence[float], never_s: float) -> float | None:
+    """Return the shortest interval from which planning anew is faster than never doing so; None if it never is."""
+    order = np.argsort(interval)
+    worth = [float(interval[i]) for i in order if total_s[i] < never_s]
+    return min(worth) if worth else None

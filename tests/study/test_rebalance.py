@@ -1,0 +1,148 @@
+"""Planning anew on drifting traffic: moves are paid for, and the break-even interval is where it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from moesim.base.errors import InputError, UnknownName
+from moesim.cli.app import app
+from moesim.cluster import Cluster
+from moesim.placement.migrate import migration
+from moesim.spec import ModelSpec
+from moesim.study.drift import drifting
+from moesim.study.rebalance import Rebalancing, World, link_seconds, replay
+from moesim.study.sweep.rebalance import row_of
+from moesim.study.windows import costs_of
+from moesim.trace import Trace
+from moesim.trace.synthetic import router
+
+SPEC = ModelSpec(
+    name="drifts", layer_ids=(0, 1, 2), num_hidden_layers=3, experts=16, top_k=3, hidden=4096, intermediate=2048
+)
+GROUP = Cluster.preset("h100-4x8-rail").restrict([0, 1, 2, 3, 8, 9, 10, 11])
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return router(SPEC, 20_000, domains=3, skew=1.0, temperature=0.3, seed=1, request_tokens=50)
+
+
+@pytest.fixture(scope="module")
+def world(trace: Trace) -> World:
+    batches, labels = drifting(trace, GROUP.ranks, block_steps=6, cycles=2, tokens_per_rank=64)
+    return World(batches, labels, GROUP, costs_of(batches, GROUP, transport="direct"), "nearest", 3)
+
+
+def test_domains_follow_one_another_and_no_token_comes_twice_in_a_block(trace: Trace):
+    batches, labels = drifting(trace, 8, block_steps=5, cycles=2, tokens_per_rank=64)
+    assert len(batches) == len(labels) == 2 * 3 * 5
+    names = np.array(trace.domains)
+    for step in range(len(batches)):
+        rows = batches.token[batches.offsets[step] : batches.offsets[step + 1]]
+        assert set(names[trace.domain[rows]].tolist()) == {labels[step]}
+    for block in range(6):
+        rows = batches.token[batches.offsets[5 * block] : batches.offsets[5 * (block + 1)]]
+        assert len(np.unique(rows)) == len(rows)
+
+
+def test_domains_may_be_patterns_and_must_be_there(trace: Trace):
+    first, second, third = trace.domains
+    _, labels = drifting(trace, 8, domains=[first, f"{second}|{third}"], block_steps=2, cycles=1, tokens_per_rank=16)
+    assert labels == (first, first, f"{second}|{third}", f"{second}|{third}")
+    with pytest.raises(UnknownName, match="domain of this trace"):
+        drifting(trace, 8, domains=[first, "nowhere"])
+    with pytest.raises(InputError, match="only the domain"):
+        drifting(trace, 8, domains=[first])
+    with pytest.raises(InputError, match="fewer tokens per rank"):
+        drifting(trace, 8, tokens_per_rank=10_000)
+
+
+def test_moves_are_paid_for(world: World):
+    start = world.plan(0, 2, None)
+    never = replay(world, start, Rebalancing("never", repeat=10))
+    assert (never.plans, never.moves, never.stall_s.sum()) == (0, 0, 0)
+    runs = {name: replay(world, start, Rebalancing("interval", interval=3, migrate=name, repeat=10)) for name in
+            ("free", "overlap", "stop")}  # fmt: skip
+    assert runs["free"].moves == runs["stop"].moves > 0
+    assert runs["free"].stall_s.sum() == 0
+    assert runs["stop"].stall_s.sum() > 0
+    assert (runs["free"].step_s == runs["stop"].step_s).all()
+    # beside serving nothing stops, but the old plan runs on for a while
+    assert runs["overlap"].stall_s.sum() == 0
+    assert runs["overlap"].step_s.sum() != runs["free"].step_s.sum()
+    stalled = replay(world, start, Rebalancing("interval", interval=3, stall_s=0.5, repeat=10))
+    moved = np.count_nonzero(runs["stop"].stall_s)
+    assert stalled.total_s - runs["stop"].total_s == pytest.approx(0.5 * moved)
+
+
+def test_a_move_takes_as_long_as_its_busiest_link(world: World):
+    old, new = world.plan(0, 2, None), world.plan(6, 8, None)
+    copies = migration(old, new, GROUP.node)
+    seconds = link_seconds(world, old, new).max()
+    received = np.bincount(copies.target, minlength=8) * SPEC.expert_bytes
+    outside = copies.source[GROUP.node[copies.source] != GROUP.node[copies.target]]
+    assert seconds >= received.max() / 450e9 * 0.9
+    assert seconds >= np.bincount(outside, minlength=8).max() * SPEC.expert_bytes / 50e9
+    assert link_seconds(world, old, old).max() == 0
+
+
+def test_who_knows_what_comes_and_moves_for_free_gains(world: World):
+    start = world.plan(0, 2, None)
+    never = replay(world, start, Rebalancing("never"))
+    oracle = replay(world, start, Rebalancing("oracle", migrate="free"))
+    assert oracle.plans == 6
+    assert oracle.total_s < never.total_s
+    assert oracle.imbalance.mean() < never.imbalance.mean()
+
+
+def test_at_the_break_even_interval_planning_anew_costs_what_it_saves(world: World):
+    start = world.plan(0, 2, None)
+    rule = Rebalancing("interval", interval=2, stall_s=0.2, repeat=1000)
+    row = row_of(replay(world, start, rule), replay(world, start, Rebalancing("never", repeat=1000)), rule)
+    even = row["break_even_interval_s"]
+    assert even is not None
+    repeat = even / (rule.interval * row["step_s"])
+    shorter = dataclasses.replace(rule, repeat=max(1, int(repeat * 0.8)))
+    longer = dataclasses.replace(rule, repeat=int(repeat * 1.25) + 1)
+    gains = [
+        row_of(replay(world, start, one), replay(world, start, Rebalancing("never", repeat=one.repeat)), one)["gain"]
+        for one in (shorter, longer)
+    ]
+    assert gains[0] < 0 < gains[1]
+
+
+def test_a_threshold_plans_where_balance_falls_and_a_gain_is_asked_for(world: World):
+    start = world.plan(0, 2, None)
+    loose = replay(world, start, Rebalancing("threshold", threshold=0.05))
+    strict = replay(world, start, Rebalancing("threshold", threshold=5.0))
+    assert loose.plans > strict.plans == 0
+    wary = replay(world, start, Rebalancing("interval", interval=2, gain=10.0))
+    assert wary.plans > 0
+    assert wary.moves == 0
+
+
+@pytest.mark.parametrize("wrong", [{"when": "often"}, {"migrate": "teleport"}, {"interval": 0}, {"share": 0.0}])
+def test_a_rule_that_cannot_be_is_refused(wrong):
+    with pytest.raises(InputError):
+        Rebalancing(**wrong)
+
+
+def test_the_verb_answers_in_one_line_and_in_json(trace: Trace, tmp_path: Path):
+    trace.write(tmp_path / "drift.parquet")
+    command = ["rebalance", str(tmp_path / "drift.parquet"), "-t", "h100-4x8-rail", "--ranks", "8"]
+    command += ["--intervals", "1,4", "--block", "4", "--cycles", "1", "--thresholds", "0.2"]
+    command += ["-o", str(tmp_path / "figure.html")]
+    result = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    data = json.loads(result.stdout)
+    assert [row["rule"] for row in data["rows"]] == [
+        "never", "every 1", "every 4", "imbalance +20%", "oracle", "oracle (moves for free)",
+    ]  # fmt: skip
+    assert data["rows"][0]["gain"] == 0
+    assert "moving for free" in data["answer"]
+    assert "How often to plan anew" in (tmp_path / "figure.html").read_text()
