@@ -8,6 +8,7 @@ import typer
 
 import moesim
 from moesim.cli import (
+    advise,
     calibrate,
     capture,
     dashboard,
@@ -64,6 +65,7 @@ app.command("compare", rich_help_panel=_DECIDE)(plans.compare)
 app.command("serve", rich_help_panel=_DECIDE)(serve.serve)
 app.command("rebalance", rich_help_panel=_DECIDE)(rebalance.rebalance)
 app.command("sweep", rich_help_panel=_DECIDE)(sweep.sweep)
+app.command("advise", rich_help_panel=_DECIDE)(advise.advise)
 app.command("survive", rich_help_panel=_DECIDE)(survive.survive)
 app.command("migrate", rich_help_panel=_DECIDE)(migrate.migrate)
 app.command("recover", rich_help_panel=_DECIDE)(migrate.recover)

@@ -219,7 +219,9 @@ def compare(
             found[name] = dataclasses.replace(one, row=row)
     if regret:
         say("planning on the held-out steps, to tell the regret")
-        knowing = solve(judged, group, previous=None, **asked | {"constraints": _lasting(constraints)})
+        # with the best of the rows as a candidate, so that it is never worse than any
+        best = min(found.values(), key=lambda one: one.row.step_s).plan.placement
+        knowing = solve(judged, group, previous=best, **asked | {"constraints": _lasting(constraints)})
         for name, one in found.items():
             row = dataclasses.replace(one.row, regret=one.row.step_s / knowing.score_s - 1)
             found[name] = dataclasses.replace(one, row=row)

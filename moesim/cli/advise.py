@@ -1,0 +1,124 @@
+"""The verb advise: one screen that says what would pay here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.cli import load, screen, terms
+from moesim.cli import options as opt
+
+if TYPE_CHECKING:
+    from moesim.study.advise import Advice, Option
+
+
+def advise(
+    trace: opt.TraceFile,
+    topology: opt.Topology,
+    slots_per_rank: opt.SlotsPerRank = None,
+    previous: terms.Previous = None,
+    horizon: Annotated[
+        str, typer.Option(metavar="TIME", help='Time of serving in which a move must pay off, "10 min".')
+    ] = "10 min",
+    policy: opt.Policy = opt.DEFAULT_POLICY,
+    transport: opt.Transport = None,
+    network: opt.Network = opt.DEFAULT_NETWORK,
+    compute: opt.Compute = opt.DEFAULT_COMPUTE,
+    fit: opt.Fit = 0.5,
+    ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    degrade: opt.Degrade = None,
+    like: opt.Like = None,
+    dims: opt.Dims = None,
+    phase: opt.Phase = None,
+    tokens_per_rank: opt.TokensPerRank = None,
+    steps: opt.Steps = 6,
+    seed: opt.Seed = 0,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time that all searches may take together.")
+    ] = 25.0,
+    format: opt.Format = None,
+    model: opt.Model = None,
+    format_option: opt.FormatOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the re-planned placement here.")
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Say whether re-placement, more or fewer copies, or another policy would pay here, and by how much.
+
+    All gains are on held-out traffic. "EPLB will not pay here" and "stay with the running placement" are answers.
+    """
+    load.writable(output)
+    from moesim.study.advise import advise as run
+
+    group = load.group(topology, ranks, set, without, like, degrade)
+    routing = load.trace(trace, format, model, format_option)
+    running = None
+    if previous is not None:
+        running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
+    with screen.progress() as say:
+        found = run(
+            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group), previous=running,
+            policy=policy, transport=transport, network=network, compute=compute, fit=fit, dims=load.dims(dims),
+            tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed, deadline_s=deadline,
+            horizon_s=terms.seconds(horizon) or 0.0, progress=say,
+        )  # fmt: skip
+    if output is not None:
+        found.plan.write(output)
+        screen.say(f"wrote {output}")
+    if json:
+        screen.print_json(found.to_dict())
+    else:
+        print_advice(found)
+
+
+def print_advice(found: Advice) -> None:
+    """Print the screen: answers first, then what they rest on."""
+    from moesim.base.units import show
+
+    settings, now, topology = found.facts["settings"], found.now, found.facts["topology"]
+    out = screen.stdout()
+
+    def say(line: str, style: str = "") -> None:
+        out.print(line, markup=False, soft_wrap=True, style=style or None)
+
+    say(
+        f"{settings['model']} on {topology['name']} ({topology['ranks']} GPUs), {settings['phase']}, policy "
+        f"{settings['policy']}, {settings['slots_per_rank']} slots a rank; {settings['held_out_steps']} held-out steps"
+    )
+    say(
+        f"now: {show(now['step_s'], 'time')} a step ({show(now['all_to_all_s'], 'time')} all-to-all, "
+        f"{show(now['compute_s'], 'time')} experts), no placement beats {show(now['bound_s'], 'time')}"
+    )
+    say(f"bottleneck: {now['bottleneck']}")
+    out.print()
+    for question, answer in found.answers.items():
+        say(f"{question + ':':<11}{answer}", "bold")
+    say(f"{'regret:':<11}a plan that had seen the held-out steps would be {found.regret:.1%} faster than the re-plan")
+
+    def cells(option: Option) -> list[Any]:
+        error = "" if option.gain_error is None else f" ± {option.gain_error:.1%}"
+        moves = ["-", "-", "-"]
+        if option.move_s is not None:
+            even = "never" if option.break_even_s is None else show(option.break_even_s, "time")
+            moves = [f"{option.moves:,}", show(option.move_s, "time"), even]
+        return [option.name, show(option.step_s, "time"), f"{option.gain:+.1%}{error}", f"{option.balance:.3f}",
+                *moves, "yes" if option.pays else "no"]  # fmt: skip
+
+    columns = ("option", "step", "saves", "balance", "moves", "move", "break-even", "pays")
+    rows = [cells(option) for option in found.options if option.kind != "policy"]
+    screen.print_table(columns, rows)
+    by_policy: dict[str, dict[str, Option]] = {}
+    for option in found.options:
+        if option.kind == "policy":
+            by_policy.setdefault(option.policy, {})[option.solver] = option
+    table = [
+        [name, *(f"{where[key].gain:+.1%}" for key in ("stay", "re-plan")), where["stay"].engine]
+        for name, where in by_policy.items()
+    ]
+    screen.print_table(("policy", "saves, stay", "saves, re-plan", "who runs it"), table)
+    screen.print_notes(found.notes)

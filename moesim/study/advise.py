@@ -1,0 +1,389 @@
+"""Will it pay? What re-placement, more or fewer copies, or another policy would buy here, on held-out traffic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.base.errors import Infeasible, InputError
+from moesim.cluster import Cluster
+from moesim.costs import Costs
+from moesim.placement import POLICIES, Placement
+from moesim.placement.policies import NEEDS_SUPPORT
+from moesim.simulate import simulate
+from moesim.solve import Constraints, Plan, solve
+from moesim.solve.bounds import step_bound
+from moesim.solve.moving import break_even_s
+from moesim.solve.objective import Score, score
+from moesim.spec import ModelSpec
+from moesim.study.windows import costs_of, fewest_slots, part_of, steps_of
+from moesim.trace import PHASES, Batches, Trace
+
+LEAST_GAIN: Final = 0.01
+"""Part of a step that a change must save to be worth the trouble."""
+FEW_MOVES: Final = 16
+"""Moves a layer of the small answer."""
+_RUNS: Final = 5
+"""Searches among which the deadline is shared."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing to do, judged on held-out steps.
+
+    Parameters
+    ----------
+    name, kind
+        What it is; ``"placement"``, ``"slots"`` or ``"policy"``.
+    solver, policy, slots_per_rank
+        What makes the placement, who serves, experts a rank holds in a layer.
+    engine
+        Who runs the policy today, or "needs engine support".
+    step_s, gain, gain_error
+        Mean seconds of a step; part of the present step that it saves; standard error of that over steps, None for
+        a single step.
+    fit_step_s, balance
+        Mean seconds on the fit traffic, None for policies; mean over largest load of a rank, step by step.
+    moves, move_s, break_even_s
+        Experts to receive, seconds of that, seconds of serving until it has paid off (None: never, or a restart).
+    pays
+        Whether it saves more than `LEAST_GAIN`, more than two standard errors, and its move pays off in the horizon.
+    """
+
+    name: str
+    kind: str
+    solver: str
+    policy: str
+    slots_per_rank: int
+    engine: str
+    step_s: float
+    gain: float
+    gain_error: float | None
+    fit_step_s: float | None
+    balance: float
+    moves: int | None
+    move_s: float | None
+    break_even_s: float | None
+    pays: bool
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What :func:`advise` found.
+
+    Parameters
+    ----------
+    facts
+        What was looked at.
+    now
+        The placement that runs: its held-out step and what that is made of, its bottleneck, the bound.
+    options
+        All that was tried.
+    answers
+        One line a question: placement, eplb, slots, policy.
+    regret
+        How much longer the re-placed step takes than under a plan that had seen the held-out steps.
+    plan
+        The re-placement at the present number of slots.
+    notes
+        What a reader must know.
+    """
+
+    facts: dict[str, Any]
+    now: dict[str, Any]
+    options: tuple[Option, ...]
+    answers: dict[str, str]
+    regret: float
+    plan: Plan = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def best(self, kind: str) -> Option | None:
+        """Return the fastest option of a kind."""
+        of = [option for option in self.options if option.kind == kind]
+        return min(of, key=lambda option: option.step_s, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data with stable keys."""
+        return {
+            "schema": 1,
+            **self.facts,
+            "now": self.now,
+            "answers": self.answers,
+            "regret": self.regret,
+            "options": [dataclasses.asdict(option) for option in self.options],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What all options share."""
+
+    judged: Batches
+    costs: Costs
+    policy: str
+    seed: int
+    horizon_s: float
+    stay: Score
+
+    def judge(self, placement: Placement, policy: str) -> Score:
+        return score(self.judged, placement, self.costs, policy, self.seed)
+
+    def option(
+        self, name: str, kind: str, found: Score, policy: str, slots: int, solver: str, plan: Plan | None = None,
+        fit_s: float | None = None,
+    ) -> Option:  # fmt: skip
+        saved = self.stay.step_s - found.step_s
+        now = self.stay.mean_s
+        error = float(saved.std(ddof=1) / np.sqrt(len(saved)) / now) if len(saved) > 1 else None
+        gain = float(saved.mean() / now)
+        move = None if plan is None else plan.terms.get("migration")
+        move_s = None if move is None else float(move["move_s"])
+        even = None if move_s is None else break_even_s(move_s, now, found.mean_s)
+        in_time = move_s is None or (even is not None and even <= self.horizon_s)
+        return Option(
+            name=name,
+            kind=kind,
+            solver=solver,
+            policy=policy,
+            slots_per_rank=slots,
+            engine=POLICIES.get(policy).engine,
+            step_s=found.mean_s,
+            gain=gain,
+            gain_error=error,
+            fit_step_s=fit_s,
+            balance=float(found.balance.mean()),
+            moves=None if move is None else int(move["moves"]),
+            move_s=move_s,
+            break_even_s=even,
+            pays=bool(gain > max(LEAST_GAIN, 2 * (error or 0.0)) and in_time),
+        )
+
+
+def advise(
+    trace: Trace,
+    cluster: Cluster,
+    *,
+    slots_per_rank: int,
+    previous: Placement | None = None,
+    policy: str = "nearest",
+    transport: str | None = None,
+    network: str = "bottleneck",
+    compute: str = "roofline",
+    fit: float = 0.5,
+    dims: ModelSpec | None = None,
+    tokens_per_rank: int | None = None,
+    phase: str | None = None,
+    max_steps: int | None = 6,
+    horizon_s: float = 600.0,
+    seed: int = 0,
+    deadline_s: float = 25.0,
+    progress: Callable[[str], None] | None = None,
+) -> Advice:
+    """Return what would pay here: re-placement, more or fewer copies, another policy, or nothing.
+
+    Parameters
+    ----------
+    trace, cluster
+        Traffic, and where it runs.
+    slots_per_rank
+        Experts that a rank holds in a layer now, C.
+    previous
+        Placement that runs; by default the one that engines start with, slot p holding expert p modulo E.
+    policy
+        Dispatch policy that runs.
+    fit
+        Part of the traffic that plans are fitted on; all is judged on the rest.
+    max_steps
+        Most steps of each part.
+    horizon_s
+        Seconds of serving in which a move must pay off.
+    deadline_s
+        Seconds that all searches may take together.
+    transport, network, compute, dims, tokens_per_rank, phase, seed, progress
+        As in :func:`moesim.study.compare`.
+
+    Raises
+    ------
+    InputError
+        If parts do not fit one another.
+    Infeasible
+        If the slots or the memory do not hold the experts.
+    """
+    say = progress or (lambda _line: None)
+    if not horizon_s > 0:
+        raise InputError(f"advise: expected a horizon of more than 0 s, got {horizon_s}")
+    POLICIES.get(policy)
+    say("packing steps")
+    size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
+    parts = [part_of(trace, part, fit=fit, seed=seed) for part in ("fit", "held-out")]
+    fitted, judged = (steps_of(part, cluster, **size) for part in parts)
+    costs = costs_of(judged, cluster, dims=dims, transport=transport, network=network, compute=compute)
+    common: dict[str, Any] = {
+        "policy": policy, "dims": dims, "costs": costs, "seed": seed, "deadline_s": deadline_s / _RUNS,
+    }  # fmt: skip
+    notes = []
+    if previous is None:
+        previous = solve(fitted, cluster, slots_per_rank=slots_per_rank, solver="contiguous", **common).placement
+        notes.append("nothing runs that was given: compared with the placement that engines start with (contiguous)")
+    slots = previous.slots_per_rank
+    say("judging what runs")
+    case = _Case(judged, costs, policy, seed, horizon_s, score(judged, previous, costs, policy, seed))
+    report = simulate(judged, cluster, previous, policy=policy, dims=dims, costs=costs, seed=seed)
+    bound_s = step_bound(judged, cluster, costs, slots).step_s
+
+    options: list[Option] = []
+    plans: dict[str, Plan] = {}
+    for name, solver, limits in (
+        ("eplb", "eplb", None),
+        (f"{FEW_MOVES} moves a layer", "moesim", Constraints(most_moves=FEW_MOVES)),
+        ("re-plan", "moesim", None),
+    ):
+        say(f"trying {name}")
+        plan = plans[name] = solve(
+            fitted, cluster, slots_per_rank=slots, solver=solver, constraints=limits, previous=previous, **common
+        )
+        found = case.judge(plan.placement, policy)
+        options.append(case.option(name, "placement", found, policy, slots, solver, plan, plan.score_s))
+    best = plans["re-plan"].placement
+    fewest = fewest_slots(trace.spec.experts, cluster.ranks)
+    for count in (slots - 1, slots + 1):
+        if count < fewest or count > trace.spec.experts:
+            continue
+        say(f"trying {count} slots a rank")
+        try:
+            plan = solve(fitted, cluster, slots_per_rank=count, solver="moesim", **common)
+        except Infeasible as error:
+            notes.append(f"{count} slots a rank: {error}")
+            continue
+        found = case.judge(plan.placement, policy)
+        options.append(
+            case.option(f"{count} slots a rank", "slots", found, policy, count, "moesim", None, plan.score_s)
+        )
+    for name in POLICIES.names():
+        if name in (policy, "random"):
+            continue  # `random` is what `uniform` is the mean of
+        say(f"trying policy {name}")
+        for where, placement in (("stay", previous), ("re-plan", best)):
+            found = case.judge(placement, name)
+            options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
+    say("planning on the held-out steps, to tell the regret")
+    # with the re-plan as a candidate, so that it is never worse
+    knowing = solve(judged, cluster, slots_per_rank=slots, solver="moesim", previous=best, **common)
+    replanned = next(option for option in options if option.name == "re-plan")
+    facts = {
+        "trace": {"model": trace.spec.name, "tokens": trace.tokens, "digest": trace.digest},
+        "topology": {"name": cluster.name, "ranks": cluster.ranks, "nodes": cluster.nodes, "digest": cluster.digest},
+        "settings": {
+            "model": costs.spec.name, "slots_per_rank": slots, "policy": policy, "transport": costs.transport,
+            "phase": PHASES[int(judged.phase[0])], "tokens_per_rank": judged.tokens_per_rank,
+            "fit_steps": len(fitted), "held_out_steps": len(judged), "horizon_s": horizon_s, "seed": seed,
+        },
+    }  # fmt: skip
+    now = {
+        "step_s": case.stay.mean_s,
+        "worst_step_s": float(case.stay.step_s.max()),
+        "all_to_all_s": report.all_to_all_s,
+        "compute_s": report.compute_s,
+        "balance": float(case.stay.balance.mean()),
+        "bound_s": bound_s,
+        "bottleneck": report.bottleneck,
+    }
+    if len(judged) < 2:
+        notes.append("one held-out step: how much gains differ between steps is not known; give fewer tokens a rank")
+    notes += [*(f"held-out steps {note}" for note in judged.notes), *report.notes]
+    return Advice(
+        facts=facts,
+        now=now,
+        options=tuple(options),
+        answers=answers(options, policy, slots),
+        regret=replanned.step_s / knowing.score_s - 1,
+        plan=plans["re-plan"],
+        notes=tuple(dict.fromkeys(note for note in notes if note not in judged.notes)),
+    )
+
+
+def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
+    """Return one line a question: another placement, EPLB, another number of copies, another policy."""
+    placed = [option for option in options if option.kind == "placement"]
+    eplb = next(option for option in placed if option.solver == "eplb")
+    best = min(placed, key=lambda option: option.step_s)
+    paying = [option for option in placed if option.pays]
+    if paying:
+        # of those that are about as good, the one that moves least
+        top = max(option.gain for option in paying)
+        pick = min((o for o in paying if o.gain > 0.8 * top), key=lambda o: o.move_s or 0.0)
+        place = f"re-place ({pick.name}): {_saves(pick)}; {_moving(pick)}"
+        if pick is not best:
+            place += f"; {best.name} saves {best.gain:.1%}"
+    else:
+        place = f"stay with the running placement: the best other one ({best.name}) saves {best.gain:.1%}{_why(best)}"
+    if eplb.pays:
+        by_eplb = f"EPLB pays: {_saves(eplb)}; {_moving(eplb)}"
+    else:
+        by_eplb = f"EPLB will not pay here: it saves {eplb.gain:.1%}{_why(eplb)}"
+    replanned = next(option for option in placed if option.name == "re-plan")
+    counts = [option for option in options if option.kind == "slots"]
+    # copies are compared at their best placements
+    better = [o for o in counts if replanned.step_s - o.step_s > LEAST_GAIN * replanned.step_s]
+    if better:
+        pick = min(better, key=lambda option: option.step_s)
+        word = "more" if pick.slots_per_rank > slots else "fewer"
+        by_slots = (
+            f"{word} copies pay: {pick.slots_per_rank} slots a rank take {1 - pick.step_s / replanned.step_s:.1%} less "
+            f"than {slots}, both re-planned"
+        )
+    else:
+        by_slots = f"keep {slots} slots a rank: " + (
+            ", ".join(f"{o.slots_per_rank} take {o.step_s / replanned.step_s - 1:+.1%}" for o in counts)
+            or "no other number fits"
+        )
+    others = [option for option in options if option.kind == "policy"]
+    base = min(0.0, -max(replanned.gain, 0.0))
+    winning = [o for o in others if o.gain + base > LEAST_GAIN]
+    today = [o for o in winning if o.engine != NEEDS_SUPPORT]
+    parts = []
+    if today:
+        pick = max(today, key=lambda option: option.gain)
+        parts.append(f"{pick.policy} ({pick.engine}) {_by_policy(pick, replanned, 'saves')}")
+    if winning and (not today or max(winning, key=lambda o: o.gain) is not max(today, key=lambda o: o.gain)):
+        pick = max(winning, key=lambda option: option.gain)
+        parts.append(f"{pick.policy} {_by_policy(pick, replanned, 'would save')}, but {pick.engine}")
+    by_policy = "; ".join(parts) or f"keep policy {policy}: no other saves {LEAST_GAIN:.0%} beyond re-planning"
+    return {"placement": place, "eplb": by_eplb, "slots": by_slots, "policy": by_policy}
+
+
+def _by_policy(option: Option, replanned: Option, verb: str) -> str:
+    if option.solver == "stay":
+        return f"{verb} {option.gain:.1%} with the running placement"
+    return f"{verb} {option.gain:.1%} with the re-plan ({replanned.policy}: {replanned.gain:.1%})"
+
+
+def _saves(option: Option) -> str:
+    error = "" if option.gain_error is None else f" (standard error {option.gain_error:.1%})"
+    return f"saves {option.gain:.1%} of a step{error}"
+
+
+def _moving(option: Option) -> str:
+    from moesim.base.units import show
+
+    if option.move_s is None or option.break_even_s is None:
+        return "no move to pay off"
+    return (
+        f"{option.moves:,} experts move in {show(option.move_s, 'time')}, paid off after "
+        f"{show(option.break_even_s, 'time')}"
+    )
+
+
+def _why(option: Option) -> str:
+    if option.gain <= 0:
+        return " on held-out traffic"
+    if option.gain_error is not None and option.gain <= 2 * option.gain_error:
+        return f", within the noise of held-out steps (standard error {option.gain_error:.1%})"
+    if option.gain <= LEAST_GAIN:
+        return f", less than the {LEAST_GAIN:.0%} that a change should save"
+    return ", but its move does not pay off in the horizon"
