@@ -115,7 +115,8 @@ class Run:
                 (own if name in self.sharded else common).append(parameter.grad)
         if self.group.size > 1:
             # an expert has the gradients of all processes' tokens already, a sum where a mean is wanted
-            torch._foreach_div_(own, self.group.size)
+            for grad in own:
+                grad /= self.group.size
             flat = self.group.mean(torch.cat([grad.flatten() for grad in common]))
             for grad, mean in zip(common, torch.split(flat, [grad.numel() for grad in common]), strict=True):
                 grad.copy_(mean.view_as(grad))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def scenario(group: Group, folder: Path) -> dict:
     run = Run(replace(CONFIG, router="hash", top_k=1), RECIPE, batches(one_word=True), group=group)
     found["one expert"] = {"metrics": [run.advance() for _ in range(2)], "model": run.whole_model()}
 
+    run = Run(CONFIG.dense(), RECIPE, batches(), group=group)
+    found["no experts"] = {"metrics": [run.advance() for _ in range(2)], "model": run.whole_model()}
     run = Run(CONFIG, replace(RECIPE, accumulate=2), batches(), group=group)
     found["parts"] = {"metrics": [run.advance() for _ in range(STEPS)], "model": run.whole_model()}
 
@@ -100,7 +103,11 @@ def main(size: int, folder: Path) -> int:
                     found = scenario(group, folder)
                 torch.save(found, folder / f"found-{size}-{rank}.pt")
                 code = 0
+            except BaseException:
+                # a forked child must not unwind into the parent's code
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(code)
         children.append(child)
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)

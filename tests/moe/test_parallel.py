@@ -39,7 +39,7 @@ def together(request, alone, folder) -> tuple[int, list[dict]]:
     return size, [torch.load(folder / f"found-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
 
 
-@pytest.mark.parametrize("name", [*ROUTERS, "one expert", "parts"])
+@pytest.mark.parametrize("name", [*ROUTERS, "one expert", "no experts", "parts"])
 def test_processes_that_share_experts_train_as_one_process_does(alone, together, name):
     _, everybody = together
     expected, got = alone[name], everybody[0][name]
@@ -55,7 +55,7 @@ def test_processes_that_share_experts_train_as_one_process_does(alone, together,
 
 def test_all_processes_report_the_same(together):
     _, everybody = together
-    for name in (*ROUTERS, "one expert", "parts"):
+    for name in (*ROUTERS, "one expert", "no experts", "parts"):
         for other in everybody[1:]:
             for a, b in zip(everybody[0][name]["metrics"], other[name]["metrics"], strict=True):
                 assert {k: v for k, v in a.items() if k not in {"tokens_per_s"}} == {
