@@ -49,7 +49,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw a panel for each router: loads of its experts from the busiest down, and bars for drops and bytes."""
     groups = _by_name(rows)
     most = max((max(row["sorted_loads"]) for row in rows), default=1.0)
-    most_bytes = max((row["node_bytes"] for row in rows if row["router"] != "dense"), default=1.0)
+    most_bytes = max((row["node_bytes"] for row in rows), default=1.0)
     lines = -(-len(groups) // _COLUMNS)
     width, height = _COLUMNS * _PANEL_W + 16, _TOP + lines * _PANEL_H
     parts = [
@@ -61,7 +61,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
         "dashed: even).</text>",
         f'<rect x="16" y="44" width="9" height="9" fill="{_DROP}"/><text x="29" y="52">picks dropped</text>'
         f'<rect x="130" y="44" width="9" height="9" fill="{_BYTES}"/>'
-        '<text x="143" y="52">bytes between nodes per token and layer (of the most but dense)</text>',
+        '<text x="143" y="52">bytes between nodes per token and layer, dispatch and combine (full: the most of all)</text>',
     ]
     for number, (name, group) in enumerate(groups.items()):
         x, y = 16 + number % _COLUMNS * _PANEL_W, _TOP + number // _COLUMNS * _PANEL_H
