@@ -61,7 +61,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
         "dashed: even).</text>",
         f'<rect x="16" y="44" width="9" height="9" fill="{_DROP}"/><text x="29" y="52">picks dropped</text>'
         f'<rect x="130" y="44" width="9" height="9" fill="{_BYTES}"/>'
-        '<text x="143" y="52">bytes between nodes per token and layer, dispatch and combine (full: the most of all)</text>',
+        '<text x="143" y="52">bytes between nodes per token and layer (full: the most of all)</text>',
     ]
     for number, (name, group) in enumerate(groups.items()):
         x, y = 16 + number % _COLUMNS * _PANEL_W, _TOP + number // _COLUMNS * _PANEL_H
