@@ -16,11 +16,11 @@ from typing import Any
 from moesim.base.errors import MoesimError
 from moesim.solve.progress import Progress
 
-_AT_ONCE = 2
-"""Jobs that compute at a time; others wait in line."""
+_AT_ONCE = {True: 2, False: 3}
+"""Long and short jobs that compute at a time; others of their kind wait in line."""
 _KEPT = 96
 """Finished jobs whose results are kept."""
-_slots = threading.Semaphore(_AT_ONCE)
+_slots = {long: threading.Semaphore(count) for long, count in _AT_ONCE.items()}
 _lock = threading.Lock()
 _jobs: OrderedDict[str, Job] = OrderedDict()
 
@@ -46,7 +46,8 @@ class Job:
         threading.Thread(target=self._run, name=f"moesim-{label}", daemon=True).start()
 
     def _run(self) -> None:
-        with _slots:
+        # what has a time limit may take all of it: it must not keep pages waiting
+        with _slots[self.limit_s is not None]:
             try:
                 if self._stop.is_set():
                     raise Stopped

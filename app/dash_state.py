@@ -8,7 +8,9 @@ was computed from.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import dash_files
@@ -170,28 +172,32 @@ def dark() -> bool:
 # --- inputs ------------------------------------------------------------------------------------------------------
 
 
-@st.cache_resource(max_entries=6, show_spinner=False)
+@lru_cache(maxsize=6)
 def _offered_trace(stamp: str, reference: str, model: str | None) -> Trace:
     return dash_files.read_trace(reference, model)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@lru_cache(maxsize=16)
 def _offered_cluster(stamp: str, reference: str) -> Cluster:
     return dash_files.read_cluster(reference)
 
 
-def trace(reference: str) -> Trace:
-    """Return the trace behind a reference."""
+def _trace(reference: str) -> tuple[str, Callable[[], Trace]]:
+    """Return what names a trace, and how to get it."""
     if reference in st.session_state.shelf:
-        return st.session_state.shelf[reference]
-    return _offered_trace(dash_files.stamp(reference), reference, st.session_state.get("recorded") or None)
+        there: Trace = st.session_state.shelf[reference]
+        return there.digest, lambda: there
+    stamp, model = dash_files.stamp(reference), st.session_state.get("recorded") or None
+    return f"{stamp} {model}", lambda: _offered_trace(stamp, reference, model)
 
 
-def cluster(reference: str) -> Cluster:
-    """Return the topology behind a reference."""
+def _cluster(reference: str) -> tuple[str, Callable[[], Cluster]]:
+    """Return what names a topology, and how to get it."""
     if reference in st.session_state.shelf:
-        return st.session_state.shelf[reference]
-    return _offered_cluster(dash_files.stamp(reference), reference)
+        there: Cluster = st.session_state.shelf[reference]
+        return there.digest, lambda: there
+    stamp = dash_files.stamp(reference)
+    return stamp, lambda: _offered_cluster(stamp, reference)
 
 
 def choices(kind: str) -> dict[str, str]:
@@ -213,11 +219,6 @@ def keep_upload(kind: str, name: str, thing: Any) -> str:
     return reference
 
 
-@st.cache_resource(
-    max_entries=8,
-    show_spinner=False,
-    hash_funcs={Trace: lambda t: t.digest, Cluster: lambda c: c.digest, ModelSpec: repr},
-)
 def _inputs(
     trace: Trace, held_out: Trace | None, fit: float, whole: Cluster, ranks: int, dims: ModelSpec | None,
     phase: str | None, tokens: int | None, steps: int, network: str,
@@ -242,22 +243,30 @@ def _inputs(
     return Inputs(trace, held_out, fit, whole, group, dims, phase, tokens, fitted, judged, costs, network, steps)
 
 
-def inputs() -> Inputs:
-    """Return what pages compute from.
+def inputs() -> tuple[str, Callable[[dash_jobs.Job], Inputs]]:
+    """Return what names the inputs that were chosen, and the work that makes them.
 
     Raises
     ------
     MoesimError
-        If the choices do not fit one another; the message says which.
+        If a file is gone; what else does not fit, the work says.
     """
-    fit_trace = trace(get("trace"))
-    held = None if get("held") == REST else trace(get("held"))
-    dims = None if get("dims") == OWN else ModelSpec.preset(get("dims"))
+    fit_name, fit_trace = _trace(get("trace"))
+    held_name, held = ("", None) if get("held") == REST else _trace(get("held"))
+    whole_name, whole = _cluster(get("topology"))
+    dims = None if get("dims") == OWN else get("dims")
     phase = None if get("phase") == AUTO else get("phase")
-    return _inputs(
-        fit_trace, held, float(get("fit")), cluster(get("topology")), int(get("ranks")), dims, phase,
-        int(get("tokens")) or None, int(get("steps")), get("network"),
-    )  # fmt: skip
+    fit, ranks, network = float(get("fit")), int(get("ranks")), str(get("network"))
+    tokens, steps = int(get("tokens")) or None, int(get("steps"))
+
+    def work(job: dash_jobs.Job) -> Inputs:
+        job.say("reading traces", 0.1)
+        routing, other = fit_trace(), None if held is None else held()
+        job.say("packing steps", 0.6)
+        model = None if dims is None else ModelSpec.preset(dims)
+        return _inputs(routing, other, fit, whole(), ranks, model, phase, tokens, steps, network)
+
+    return digest("inputs", fit_name, held_name, whole_name, dims, phase, fit, ranks, network, tokens, steps), work
 
 
 # --- plans -------------------------------------------------------------------------------------------------------

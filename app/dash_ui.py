@@ -62,12 +62,15 @@ def context(given: state.Inputs) -> None:
 
 def inputs_or_stop() -> state.Inputs:
     """Return the inputs, or say what is wrong with them and end the page."""
+    hint = "Change the choice on the page Inputs."
     try:
-        return state.inputs()
+        key, work = state.inputs()
     except MoesimError as error:
         st.error(str(error))
-        st.info("Change the choice on the page Inputs.")
+        st.info(hint)
         st.stop()
+    found: state.Inputs = ready(key, "Reading the inputs", work, hint=hint)
+    return found
 
 
 # --- controls ----------------------------------------------------------------------------------------------------
@@ -167,19 +170,23 @@ def notes(lines: Sequence[str]) -> None:
 # --- long work ---------------------------------------------------------------------------------------------------
 
 
-def ready(key: str, label: str, work: Callable[[dash_jobs.Job], Any]) -> Any:
+def ready(
+    key: str, label: str, work: Callable[[dash_jobs.Job], Any], *, hint: str = "", limit_s: float | None = None
+) -> Any:
     """Return the result of work, computed once; while it lasts longer than a moment the page shows how far it is.
 
     The work runs in the background and is not lost when the page is left. Where it fails, its error is shown and the
     page ends.
     """
-    job = dash_jobs.submit(key, label, work)
+    job = dash_jobs.submit(key, label, work, limit_s)
     job.finished.wait(_PATIENCE_S)
     if job.running:
         _wait(key)
         st.stop()
     if job.error:
         st.error(job.error)
+        if hint:
+            st.info(hint)
         st.stop()
     return job.result
 

@@ -120,53 +120,63 @@ def controls() -> tuple[str, Scenario]:
     return name, scenario
 
 
-def once(scenario: Scenario, plan: Plan | None) -> Outcome:
-    """Price a scenario by the closed form, or find the price of before."""
-    key = work.scenario_key(given, scenario, plan.placement if plan is not None else None)
-    known = st.session_state.setdefault("priced", {})
-    if key not in known:
-        if len(known) > 200:
-            known.clear()
-        known[key] = work.priced(given, scenario, plan)
-    return known[key]
+def prices(label: str, wanted: list[tuple[Scenario, Plan | None]]) -> list[Outcome | MoesimError]:
+    """Price scenarios by the closed form, each once; what is impossible says why."""
+
+    def work_on(scenario: Scenario, plan: Plan | None) -> Any:
+        def price(job: Any) -> Outcome | MoesimError:
+            try:
+                return work.priced(given, scenario, plan)
+            except MoesimError as error:
+                return error
+
+        return price
+
+    found: list[Outcome | MoesimError] = []
+    for scenario, plan in wanted:
+        key = work.scenario_key(given, scenario, plan.placement if plan is not None else None)
+        found.append(ui.ready(key, label, work_on(scenario, plan)))
+    return found
 
 
 def one_at_a_time(base: Scenario, plan: Plan | None, base_s: float) -> dict[str, Any]:
     """Return what each knob alone does, turned down and up."""
-    half, double = max(1, size_now // 2), size_now * 2
+    half, double, slots = max(1, size_now // 2), size_now * 2, base.slots_per_rank
     turns = {
         "bandwidth between nodes": (("× 1/2", {"between_nodes": 0.5}), ("× 2", {"between_nodes": 2.0})),
         "bandwidth inside nodes": (("× 1/2", {"inside_nodes": 0.5}), ("× 2", {"inside_nodes": 2.0})),
         "tokens of a GPU": ((f"{half:,}", {"tokens_per_rank": half}), (f"{double:,}", {"tokens_per_rank": double})),
-        "redundant experts": (("one less", {"slots_per_rank": base.slots_per_rank - 1}),
-                              ("one more", {"slots_per_rank": base.slots_per_rank + 1})),
+        "redundant experts": (("one less", {"slots_per_rank": slots - 1}), ("one more", {"slots_per_rank": slots + 1})),
     }  # fmt: skip
-    found: dict[str, Any] = {}
-    for name, ends in turns.items():
-        prices = []
-        for label, what in ends:
-            try:
-                prices.append((label, once(dataclasses.replace(base, **what), plan).report.mean_step_s))
-            except MoesimError:
-                prices.append((f"{label}: impossible", base_s))
-        found[name] = (prices[0], prices[1])
-    return found
+    turned = [dataclasses.replace(base, **what) for ends in turns.values() for _, what in ends]
+    found = iter(prices("Turning every knob", [(scenario, plan) for scenario in turned]))
+
+    def named(label: str, outcome: Outcome | MoesimError) -> tuple[str, float]:
+        return (
+            (f"{label}: impossible", base_s)
+            if isinstance(outcome, MoesimError)
+            else (label, outcome.report.mean_step_s)
+        )
+
+    return {name: tuple(named(label, next(found)) for label, _ in ends) for name, ends in turns.items()}
 
 
 def results(name: str, wanted: Scenario) -> None:
     """Show the scenario against what is now."""
     plan = plans.get(name)
     ordinary = st.session_state.natural
-    try:
-        then = once(wanted, plan)
-        # like is compared with like: where the plan does not fit the scenario, both sides are placed on the spot
-        used = plan if then.kept else None
-        slots = plan.placement.slots_per_rank if plan is not None else given.fewest_slots + ordinary["w_slots"]
-        nodes = whole.nodes if can_grow else None
-        base = Scenario(slots, ranks=given.cluster.ranks, nodes=nodes, tokens_per_rank=size_now)
-        now = once(base, used)
-    except MoesimError as error:
-        st.error(str(error))
+    (then,) = prices("Pricing the scenario", [(wanted, plan)])
+    if isinstance(then, MoesimError):
+        st.error(str(then))
+        return
+    # like is compared with like: where the plan does not fit the scenario, both sides are placed on the spot
+    used = plan if then.kept else None
+    slots = plan.placement.slots_per_rank if plan is not None else given.fewest_slots + ordinary["w_slots"]
+    nodes = whole.nodes if can_grow else None
+    base = Scenario(slots, ranks=given.cluster.ranks, nodes=nodes, tokens_per_rank=size_now)
+    (now,) = prices("Pricing what is now", [(base, used)])
+    if isinstance(now, MoesimError):
+        st.error(str(now))
         return
     a, b = now.report, then.report
     earned = b.tokens_per_s / len(b.rank_node), a.tokens_per_s / len(a.rank_node)
@@ -213,7 +223,7 @@ def simulate_fully(wanted: Scenario, plan: Plan | None) -> None:
         state.put("w_full_of", key)
     if st.session_state.get("w_full_of") != key:
         return
-    found = ui.ready(key, "Simulating in full", work.simulated_fully(given, wanted, plan))
+    found = ui.ready(key, "Simulating in full", work.simulated_fully(given, wanted, plan), limit_s=90.0)
     splits = {name: work.split(report) for name, report in found.items()}
     ui.draw(figures.comparison(splits, dark=state.dark()), "w_fully")
     st.caption(f"{next(iter(found.values())).steps} held-out steps by the event engine.")

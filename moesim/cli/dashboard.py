@@ -54,6 +54,7 @@ def app(
         "server.fileWatcherType": "none",
         "server.showEmailPrompt": "false",
         "browser.gatherUsageStats": "false",
+        "runner.magicEnabled": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "type",
     }

@@ -47,8 +47,11 @@ Start = Callable[..., Any]
 @pytest.fixture
 def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a session on the small trace; ``query`` is what the link says, None of it takes the samples."""
+    from streamlit import config
     from streamlit.testing.v1 import AppTest
 
+    # as in the dashboard's own config.toml, which a session without a server does not read
+    config.set_option("runner.magicEnabled", False)
     monkeypatch.syspath_prepend(str(APP))
     monkeypatch.setenv("MOESIM_APP_DATA", str(folder))
 
