@@ -203,6 +203,14 @@ class TestSglangRecorder:
         path = write_passes(tmp_path, whole, ranks=1, last_physical_to_logical_map=torch.from_numpy(bad))
         refused(path, "no slot of decoder layer 2 holds expert 1")
 
+    def test_every_rank_puts_its_own_clock_into_the_name(self, tmp_path, whole):
+        path = write_passes(tmp_path, whole, ranks=2)
+        one_clock = read_any(path, model=SPEC)
+        other = path.with_name(path.name.replace("_0.pt", "_1.pt"))
+        other.rename(path.with_name("expert_distribution_recorder_1700000000.9173512_1.pt"))
+        assert read_any(path, model=SPEC).digest == one_clock.digest
+        assert read_any(tmp_path, model=SPEC).digest == one_clock.digest
+
     def test_two_runs_in_a_folder_are_not_mixed(self, tmp_path, whole):
         path = write_passes(tmp_path, whole)
         path.with_name("expert_distribution_recorder_1700000001.5_0.pt").write_bytes(path.read_bytes())

@@ -76,32 +76,77 @@ def parts(
             name = "unlabelled" if domain is None else response.get(domain)
             if not isinstance(name, str):
                 raise FormatError(path, f"{place}, {domain}", f"expected the name of a domain, found {name!r:.60}")
-            for where, payload, prompt, total in _payloads(path, place, response):
-                routes = _decode(path, where, payload, spec)
-                T = len(routes)
-                first = start if start is not None else 0 if total is None else total - 1 - T
-                if first < 0:
-                    raise FormatError(path, where, f"holds {T} tokens, more than the {total} of its request less one")
-                position = first + np.arange(T)
-                told = phase is not None or prompt is not None
-                by_length = np.where(position >= (math.inf if prompt is None else prompt), DECODE, PREFILL)
-                yield Trace(
-                    spec,
-                    routes,
-                    request=np.full(T, number),
-                    position=position,
-                    phase=by_length if phase is None else np.full(T, phase_code(phase, PREFILL)),
-                    domains=(name,),
-                    origin=origin_of(
-                        path,
-                        "routed-experts",
-                        "vLLM" if payload.startswith(_NPY_BASE64) else "SGLang",
-                        spec,
-                        origin,
-                        phase="" if told else "assumed prefill where a response does not tell the length of its prompt",
-                    ),
-                )
+            for part in reply_traces(
+                path, place, response, spec, number=number, start=start, phase=phase, domain=name, origin=origin
+            ):
+                yield part
                 number += 1
+
+
+def reply_traces(
+    path: str | Path, place: str, response: Mapping[str, Any], spec: ModelSpec, *, number: int = 0,
+    start: int | None = None, phase: str | None = None, domain: str | None = None,
+    origin: Mapping[str, Any] | None = None, whole: bool = False,
+) -> Iterator[Trace]:  # fmt: skip
+    """Yield the tokens of each answer in a response; see `read`.
+
+    Parameters
+    ----------
+    place
+        Where the response is, for messages.
+    number
+        Request of the first answer; the next ones follow.
+    domain
+        Name of the domain; None takes the response's own ``domain``, if it has one.
+    whole
+        Whether the rows of all tokens were asked for, so that fewer are an error.
+    """
+    own = response.get("domain")
+    name = domain or (own if isinstance(own, str) and own else "unlabelled")
+    for where, payload, prompt, total in _payloads(path, place, response):
+        routes = _decode(path, where, payload, spec)
+        T = len(routes)
+        first = start if start is not None else 0 if total is None else total - 1 - T
+        if first < 0 or (whole and first > 0):
+            less = "more" if first < 0 else "fewer"
+            raise FormatError(path, where, f"holds {T} tokens, {less} than the {total} of its request less one")
+        position = first + np.arange(T)
+        told = phase is not None or prompt is not None
+        by_length = np.where(position >= (math.inf if prompt is None else prompt), DECODE, PREFILL)
+        yield Trace(
+            spec,
+            routes,
+            request=np.full(T, number),
+            position=position,
+            phase=by_length if phase is None else np.full(T, phase_code(phase, PREFILL)),
+            domains=(name,),
+            origin=origin_of(
+                path,
+                "routed-experts",
+                "vLLM" if payload.startswith(_NPY_BASE64) else "SGLang",
+                spec,
+                origin,
+                phase="" if told else "assumed prefill where a response does not tell the length of its prompt",
+            ),
+        )
+        number += 1
+
+
+def has_routes(response: Mapping[str, Any]) -> bool:
+    """Return whether there are routed experts in a response."""
+    try:
+        return bool(list(_payloads("", "", response)))
+    except FormatError as error:
+        return "found none" not in error.problem
+
+
+def tokens_told(response: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a response says that it and its prompt have, or None."""
+    counts = response.get("meta_info")
+    if not isinstance(counts, Mapping) or "prompt_tokens" not in counts:
+        counts = response.get("usage")
+    found = [_count(counts, key) for key in ("prompt_tokens", "completion_tokens")]
+    return None if None in found else sum(filter(None, found))
 
 
 def read(

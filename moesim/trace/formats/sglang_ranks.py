@@ -6,6 +6,7 @@ Both write one file a rank, ``..._{time}_{rank}.pt``, with ``{"records": [...], 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from moesim.trace.formats import torch_file
 from moesim.trace.formats.common import integers
 from moesim.trace.formats.model import moe_rows
 
-_RANK_FILE: Final = re.compile(r"(?P<run>.*\d)_(?P<rank>\d+)\.pt")
+_RANK_FILE: Final = re.compile(r"(?P<stem>.*?)_?(?P<time>\d{1,15}(?:\.\d{1,9})?)_(?P<rank>\d{1,6})\.pt")
+_ONE_RUN_S: Final = 60.0
+"""Most seconds between the times in the names of two files of a run."""
 MAP_NOTE: Final = "physical ids were mapped back through the last map of the file, taken to hold for all of it"
 
 
@@ -61,26 +64,40 @@ def rank_files(path: str | Path) -> list[Path]:
         If a folder holds several runs, or a rank is missing.
     """
     given = Path(path)
+    runs = _runs(given if given.is_dir() else given.parent)
     if given.is_dir():
-        candidates = sorted(file for file in given.glob("*.pt"))
-        runs = {match["run"] for file in candidates if (match := _RANK_FILE.fullmatch(file.name))}
         if len(runs) != 1:
             raise FormatError(given, "", f"expected the rank files of one run, found {len(runs)} runs; give one file")
-        pattern = next(iter(runs))
-    elif match := _RANK_FILE.fullmatch(given.name):
-        pattern = match["run"]
+        by_rank = runs[0]
     else:
-        return [given]
-    by_rank = {
-        int(match["rank"]): file
-        for file in (given if given.is_dir() else given.parent).glob("*.pt")
-        if (match := _RANK_FILE.fullmatch(file.name)) and match["run"] == pattern
-    }
-    if missing := sorted(set(range(max(by_rank, default=-1) + 1)) - set(by_rank)):
+        by_rank = next((run for run in runs if given in run.values()), {})
+        if not by_rank:
+            return [given]
+    if missing := sorted(set(range(max(by_rank) + 1)) - set(by_rank)):
         raise FormatError(
             given, "", f"the file of rank {missing[0]} is missing beside those of ranks {sorted(by_rank)}"
         )
     return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+def _runs(folder: Path) -> list[dict[int, Path]]:
+    """Return the runs in a folder, files by rank.
+
+    Every rank puts its own clock into the name, so the times of a run differ: it ends where a rank comes again, or
+    nothing comes for a while.
+    """
+    timed = []
+    for file in folder.glob("*.pt"):
+        if match := _RANK_FILE.fullmatch(file.name):
+            timed.append((match["stem"], float(match["time"]), int(match["rank"]), file))
+    runs: list[dict[int, Path]] = []
+    last = ("", -math.inf)
+    for stem, seconds, rank, file in sorted(timed):
+        if not runs or stem != last[0] or rank in runs[-1] or seconds - last[1] > _ONE_RUN_S:
+            runs.append({})
+        runs[-1][rank] = file
+        last = (stem, seconds)
+    return runs
 
 
 def sniff_names(path: str | Path) -> bytes:
