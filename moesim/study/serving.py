@@ -198,8 +198,8 @@ def step_model(
 ) -> ClosedForm:  # fmt: skip
     """Return the closed form of a placement as step model of a served model."""
     return ClosedForm(
-        source, part.cluster, part.placement, part.policy, part.costs, layers=model.layers, overhead_s=overhead_s,
-        exact=exact, rank_of=rank_of, seed=seed,
+        source, part.cluster, part.placement, part.policy, part.costs, layers=model.layers, model=model,
+        overhead_s=overhead_s, exact=exact, rank_of=rank_of, seed=seed,
     )  # fmt: skip
 
 

@@ -17,11 +17,13 @@ from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.cluster import Cluster
 from moesim.costs import Costs
+from moesim.costs.outside import outside_s
 from moesim.placement import Placement, dispatch, nearest_table
 from moesim.simulate.closed import run_closed_form
 from moesim.simulate.schedules import get_schedule
 from moesim.simulate.serving.tokens import TokenSource
 from moesim.simulate.work import Work
+from moesim.spec import ModelSpec
 
 _SAMPLES: Final = 6
 """Prices that steps of one make-up share."""
@@ -93,6 +95,8 @@ class ClosedForm:
         What runs.
     layers
         MoE layers of the served model, of which those of the trace are a sample; None: as many as the trace has.
+    model
+        The served model, whose dense layers, embeddings and head are priced; None: nothing outside the MoE layers.
     overhead_s
         Seconds that every step takes beside (host, sampling).
     exact
@@ -112,6 +116,7 @@ class ClosedForm:
         costs: Costs,
         *,
         layers: int | None = None,
+        model: ModelSpec | None = None,
         overhead_s: float = 0.0,
         exact: bool = False,
         rank_of: Array | None = None,
@@ -125,6 +130,7 @@ class ClosedForm:
             )
         self.source, self.cluster, self.costs, self.policy = source, cluster, costs, policy
         self.layers = recorded if layers is None else layers
+        self.model = model
         self.overhead_s, self.exact, self.seed, self.rank_of = overhead_s, exact, seed, rank_of
         self.pool_ranks = cluster.ranks if rank_of is None else len(rank_of)
         self.schedule = get_schedule("shared-overlap" if costs.shared_expert == "overlap" else "sequential")
@@ -152,8 +158,9 @@ class ClosedForm:
         attention = self._attention(batch, home, said, asked)
         slowest = float(attention.max())
         moe_s, experts = self._moe(batch, home, said, asked, attention, slowest)
-        seconds = self.layers * (moe_s + slowest) + self.overhead_s
-        busy = self.layers * (attention * ((said + asked) > 0) + experts)
+        outside = self._outside(batch, home, said, asked)
+        seconds = self.layers * (moe_s + slowest) + float(outside.max()) + self.overhead_s
+        busy = self.layers * (attention * ((said + asked) > 0) + experts) + outside
         if self.rank_of is None:
             return seconds, busy
         return seconds, np.where(self.rank_of >= 0, busy[self.rank_of], 0.0)
@@ -173,6 +180,15 @@ class ClosedForm:
         # weights are read once for both; the answers' reads of the cache come on top
         alone = self.costs.attention_s(np.stack([said, said]), np.stack([read, np.zeros(R)]), True)
         return np.asarray(together + alone[0] - alone[1])
+
+    def _outside(self, batch: StepBatch, home: Array, said: Array, asked: Array) -> Array:
+        """Return the seconds of each rank outside the MoE layers [R]; every chunk of a prompt may end it."""
+        R = self.cluster.ranks
+        if self.model is None:
+            return np.zeros(R)
+        context = np.bincount(home, weights=batch.count * (batch.before + (batch.count + 1) / 2), minlength=R)
+        logits = np.bincount(home, minlength=R)
+        return outside_s(said + asked, context, logits, not asked.any(), self.cluster, self.model)
 
     def _moe(
         self, batch: StepBatch, home: Array, said: Array, asked: Array, attention: Array, slowest: float

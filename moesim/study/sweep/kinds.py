@@ -40,6 +40,8 @@ KINDS: Final[Registry[Kind]] = Registry(
     {
         "step": "moesim.study.sweep.step",
         "rebalance": "moesim.study.sweep.rebalance",
+        "failure": "moesim.study.sweep.failure",
+        "serve": "moesim.study.sweep.serve",
     },
     "moesim.studies",
 )
