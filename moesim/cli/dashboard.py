@@ -62,13 +62,10 @@ def app(
     command = [sys.executable, "-m", "streamlit", "run", str(script()), *flags]
     environment = {**os.environ, FOLDERS: os.pathsep.join(str(folder) for folder in folders)}
     screen.say(f"dashboard at http://{host}:{port} (Ctrl-C ends it)")
-    process = subprocess.Popen(command, env=environment)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # the terminal has told the server too; wait for it to close its port
-        code = process.wait()
-    raise typer.Exit(0 if code < 0 else code)
+    if sys.platform == "win32":
+        raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    # the server takes the place of this process: whoever ends it leaves no server behind
+    os.execve(command[0], command, environment)
 
 
 def script() -> Path:
