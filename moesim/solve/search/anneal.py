@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules
-from moesim.solve.search.state import TOKENS, State, refresh, reroute, settle
+from moesim.solve.search.cost import Prices, compute_s, cost, network_s, priced
+from moesim.solve.search.settle import settle
+from moesim.solve.search.state import COVER, State, choose, refresh, reroute, share_out, take_back
 
 MOVE: Final = 100
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
+_GAIN: Final = 0.05
+"""Most that one move is taken to save of the network's time: one that unbalances by more is not looked at further."""
 PIECES: Final = 20
 """Pieces of an annealing run; the clock is looked at between them."""
 
@@ -27,55 +31,6 @@ class Outcome(NamedTuple):
     best_s: float
     moves: int
     cut: bool
-
-
-@compiled
-def _power(value: float) -> float:
-    square = value * value
-    fourth = square * square
-    return fourth * fourth
-
-
-@compiled
-def cost(load: Any, scale: Any, worst: int = 0) -> float:
-    """Return the smooth layer time in seconds, mean over windows, or over the slowest ``worst`` of them.
-
-    The slowest rank and the slowest link decide, so both enter as power means (exponents 16 and 8): close to the
-    largest, yet every rank counts a little, which gives the search a slope to walk down.
-
-    Parameters
-    ----------
-    load
-        Counts, int64 [windows, counters, ranks].
-    scale
-        Seconds of one count, float64 [counters, ranks].
-    """
-    windows, counters, ranks = load.shape
-    total = 0.0
-    each = np.empty(windows)
-    for window in range(windows):
-        compute = top = 0.0
-        for rank in range(ranks):
-            top = max(top, load[window, TOKENS, rank] * scale[TOKENS, rank])
-        if top > 0:
-            for rank in range(ranks):
-                eighth = _power(load[window, TOKENS, rank] * scale[TOKENS, rank] / top)
-                compute += eighth * eighth
-            compute = top * (compute / ranks) ** (1 / 16)
-        network = top = 0.0
-        for counter in range(1, counters):
-            for rank in range(ranks):
-                top = max(top, load[window, counter, rank] * scale[counter, rank])
-        if top > 0:
-            for counter in range(1, counters):
-                for rank in range(ranks):
-                    network += _power(load[window, counter, rank] * scale[counter, rank] / top)
-            network = top * (network / (ranks * 2)) ** (1 / 8)
-        each[window] = compute + network
-        total += compute + network
-    if 0 < worst < windows:
-        return float(np.sort(each)[windows - worst :].sum() / worst)
-    return float(total / windows)
 
 
 @compiled
@@ -100,11 +55,19 @@ def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
 
 
 @compiled
+def _exchange(state: State, rank: int, slot: int, other: int, other_slot: int, new: int) -> None:
+    """Put ``new`` into a slot, and what was there into the other slot if there is one."""
+    old = state.slots[rank, slot]
+    _place(state, rank, slot, old, new)
+    if other >= 0:
+        _place(state, other, other_slot, new, old)
+
+
+@compiled
 def _anneal(
     state: State,
-    scale: Any,
+    prices: Prices,
     rules: Rules,
-    worst: int,
     rng: Any,
     best_slots: Any,
     progress: Any,
@@ -121,12 +84,23 @@ def _anneal(
     ranks, slots = state.slots.shape
     experts = len(state.copies)
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
-    load = state.load.copy()
+    load, counts = state.load.copy(), state.counts.copy()
     spare = state.copies.sum() > experts
+    column = np.zeros(ranks, np.int32)
+    covered = state.policy[0] == COVER
+    scenarios = state.load.shape[1]
+    scale, worst = prices.scale, prices.worst[0]
+    network = network_then = network_s(state.counts, scale)
     while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
         spent += MOVE
         rank = _draw(rng, ranks)
+        if _draw(rng, 4) == 0:
+            # the fullest rank decides: it is looked at more often
+            scenario = _draw(rng, scenarios)
+            for candidate in range(ranks):
+                if state.load[candidate, scenario] > state.load[rank, scenario]:
+                    rank = candidate
         slot = _draw(rng, slots)
         if not rules.open[rank, slot]:
             continue
@@ -145,38 +119,63 @@ def _anneal(
             if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
                 continue
         moves += 1
+        limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
         load[:] = state.load
-        _place(state, rank, slot, old, new)
-        if other >= 0:
-            _place(state, other, other_slot, new, old)
+        counts[:] = state.counts
+        if old >= 0:
+            share_out(state, old, state.serves[:, old], state.served[old], -1.0)
+        share_out(state, new, state.serves[:, new], state.served[new], -1.0)
+        _exchange(state, rank, slot, other, other_slot, new)
         if broken(rules, state.slots, state.held):
-            _place(state, rank, slot, new, old)
-            if other >= 0:
-                _place(state, other, other_slot, old, new)
+            _exchange(state, rank, slot, other, other_slot, old)
+            state.load[:] = load
             continue
         if old >= 0:
-            spent += reroute(state, old)
-        spent += reroute(state, new)
-        then = cost(state.load, scale, worst) * (1 + fee(rules, state.held))
-        if then <= now or _draw(rng, 1 << 30) < (1 << 30) * np.exp((now - then) / temperature):
-            now = then
+            share_out(state, old, column, choose(state, old, column), 1.0)
+        share_out(state, new, column, choose(state, new, column), 1.0)
+        # most moves that unbalance need no look at their rows
+        compute = priced(compute_s(state.load, scale, worst), prices)
+        fees = 1 + fee(rules, state.held)
+        looked = (compute + network * (1 - _GAIN)) * fees <= limit
+        then = np.inf
+        state.log[0, 0] = 0
+        if looked:
+            if covered:
+                # both are where they will be before a row that has both is looked at
+                if old >= 0:
+                    refresh(state, old)
+                refresh(state, new)
+            spent += reroute(state, new)
+            if old >= 0:
+                spent += reroute(state, old)
+            network_then = network_s(state.counts, scale)
+            then = (compute + network_then) * fees
+        if then <= limit:
+            now, network = then, network_then
             if now < best:
                 best = now
                 best_slots[:] = state.slots
-        else:
-            _place(state, rank, slot, new, old)
-            if other >= 0:
-                _place(state, other, other_slot, old, new)
+            continue
+        _exchange(state, rank, slot, other, other_slot, old)
+        if covered:
+            take_back(state)
             if old >= 0:
                 refresh(state, old)
+                state.before[old] = state.mask[old]
             refresh(state, new)
-            state.load[:] = load
+            state.before[new] = state.mask[new]
+        elif looked:
+            spent += reroute(state, new)
+            if old >= 0:
+                spent += reroute(state, old)
+        state.load[:] = load
+        state.counts[:] = counts
     progress[0], progress[2], progress[3], progress[4] = spent, now, best, moves
 
 
 def anneal(
     state: State,
-    scale: NDArray[np.float64],
+    prices: Prices,
     work: int,
     *,
     hot: float,
@@ -185,14 +184,13 @@ def anneal(
     stop_at: float = math.inf,
     each: Callable[[float, NDArray[np.int32]], bool] | None = None,
     rules: Rules | None = None,
-    worst: int = 0,
 ) -> Outcome:
     """Improve the placement in ``state`` by annealing and leave the best one there.
 
     Parameters
     ----------
-    scale
-        Seconds of one count, float64 [counters, ranks].
+    prices
+        What counts are worth.
     work
         Rows to look at in all, `MOVE` for every move beside them.
     hot, cold
@@ -206,12 +204,10 @@ def anneal(
         to stop now.
     rules
         What moves must respect, as the placement in ``state`` does; nothing by default.
-    worst
-        Average only the slowest so many windows; 0: all.
     """
     if rules is None:
         rules = no_rules(state.node, state.slots.shape[1], len(state.copies))
-    start = float(cost(state.load, scale, worst) * (1 + fee(rules, state.held)))
+    start = float(cost(state, prices) * (1 + fee(rules, state.held)))
     progress = np.array([0.0, start, start, start, 0.0])
     best_slots = state.slots.copy()
     rng = np.array([seed], np.uint64)
@@ -221,7 +217,7 @@ def anneal(
             cut = True
             break
         until = work * (piece + 1) / PIECES
-        _anneal(state, scale, rules, worst, rng, best_slots, progress, until, float(work), hot, cold)
+        _anneal(state, prices, rules, rng, best_slots, progress, until, float(work), hot, cold)
     state.slots[:] = best_slots
     settle(state)
     return Outcome(start, float(progress[3]), int(progress[4]), cut)

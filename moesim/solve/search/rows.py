@@ -1,70 +1,92 @@
-"""Which tokens the search looks at, at home where, in which window."""
+"""Which tokens the search looks at, at home where, and the scenarios that balance must hold in."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.solve.problem import Problem
+from moesim.trace.kernels import count_picks
 
 
 class Rows(NamedTuple):
-    """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home``, ``window``, ``key`` [rows]."""
+    """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home`` int32, ``key`` int64 [rows].
+
+    ``demand`` float64 [scenarios, layers, experts]: picks of a step of all ranks, as in each part of the traffic;
+    ``share`` float64 [ranks]: part of the tokens that live on each rank.
+    """
 
     routes: NDArray[np.int16]
     home: NDArray[np.int32]
-    window: NDArray[np.int32]
     key: NDArray[np.int64]
-    windows: int
+    demand: NDArray[np.float64]
+    share: NDArray[np.float64]
 
 
-def sample_each(problem: Problem, count: int) -> Rows:
-    """Return about ``count`` rows, equally many of every window of the problem, which are then the windows of the rows.
-
-    For objectives that look at single windows, which must not be mixed or thinned out.
-    """
-    parts = [
-        sample_rows(dataclasses.replace(problem, batches=(window,)), -(-count // len(problem.batches)), 1)
-        for window in problem.batches
-    ]
-    number = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.home) for part in parts])
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("routes", "home", "key"))
-    routes, home, key = columns
-    return Rows(routes, home, number, key, len(parts))
-
-
-def sample_rows(problem: Problem, count: int, windows: int) -> Rows:
-    """Return about ``count`` rows in equal windows, in the order in which the traffic ran.
+def sample_rows(problem: Problem, count: int, scenarios: NDArray[np.int64]) -> Rows:
+    """Return about ``count`` rows, and what each scenario asks of every expert.
 
     Every token of the batches is used equally often, give or take one. Homes are dealt anew: which rank a request
-    lives on is the scheduler's choice and differs the next time, and a placement fitted to it would not hold. Each
-    window keeps the number of tokens per rank.
+    lives on is the scheduler's choice and differs the next time, and a placement fitted to it would not hold.
+
+    Parameters
+    ----------
+    scenarios
+        Scenario of every token of the trace, from :func:`scenario_of`.
     """
     rng = np.random.default_rng([problem.seed, 1])
     trace = problem.batches[0].trace
     token = np.concatenate([window.token for window in problem.batches])
     homes = np.concatenate([window.home for window in problem.batches])
-    # tokens in order of appearance; a resampled trace holds each several times
-    unique, first = np.unique(token, return_index=True)
-    unique = unique[np.argsort(first, kind="stable")]
+    steps = sum(len(window) for window in problem.batches)
+    unique, often = np.unique(token, return_counts=True)
     whole, rest = divmod(count, len(unique))
     times = np.full(len(unique), whole)
     times[np.sort(rng.choice(len(unique), rest, replace=False))] += 1
     rows = np.repeat(unique, times)
-    window = (np.arange(len(rows)) * windows // len(rows)).astype(np.int32)
-    # homes as often as in the batches, spread evenly over every window
-    dealt = np.sort(homes)[(np.arange(len(rows)) * len(homes)) // len(rows)]
-    home = np.empty(len(rows), np.int32)
-    for index in range(windows):
-        members = np.flatnonzero(window == index)
-        home[members] = rng.permutation(dealt[index::windows][: len(members)])
+    # rows of a home stand together: a move looks at few homes
+    rows = rng.permutation(rows)
+    home = np.sort(homes)[(np.arange(len(rows)) * len(homes)) // len(rows)].astype(np.int32)
     key = np.empty(len(rows), np.int64)
     for rank in range(problem.ranks):
         mine = np.flatnonzero(home == rank)
         # vLLM hashes the row of a token in its rank's batch
         key[mine] = (rng.permutation(len(mine)) * 2654435769) & 0xFFFFFFFF
-    routes = np.ascontiguousarray(trace.routes[rows])  # type: ignore[index]  # batches have routes
-    return Rows(routes, home, window, key, windows)
+    assert trace.routes is not None  # batches have routes
+    place = scenarios[unique]
+    total = np.bincount(place, weights=often)
+    demand = np.zeros((len(total), problem.layers, problem.experts))
+    for index in range(len(total)):
+        for times_seen in np.unique(often[place == index]):
+            chosen = unique[(place == index) & (often == times_seen)]
+            picks = count_picks(trace.routes[chosen], np.zeros(len(chosen), np.int64), 1, problem.experts)[0]
+            demand[index] += times_seen * picks
+    demand *= (len(token) / steps / total)[:, None, None]
+    share = np.bincount(homes, minlength=problem.ranks) / len(homes)
+    return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
+
+
+def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:
+    """Return a scenario for every token of the trace, int64 [rows], numbered without gaps over those that ran.
+
+    Scenarios are equal runs of tokens in the order in which they ran, so that requests stay together; or the windows
+    of the problem, where the objective looks at single ones or each is one domain.
+    """
+    trace = problem.batches[0].trace
+    found = np.zeros(trace.rows, np.int64)
+    apart = len(problem.batches) > 1 and all(
+        len(np.unique(trace.domain[window.token])) == 1 for window in problem.batches
+    )
+    if apart or problem.objective.risk == "cvar":
+        for number, window in reversed(list(enumerate(problem.batches))):
+            found[window.token] = number
+        ran = np.unique(np.concatenate([window.token for window in problem.batches]))
+        found[ran] = np.unique(found[ran], return_inverse=True)[1]
+        return found
+    token = np.concatenate([window.token for window in problem.batches])
+    unique, first = np.unique(token, return_index=True)
+    order = unique[np.argsort(first, kind="stable")]
+    found[order] = np.arange(len(order)) * min(count, len(order)) // len(order)
+    return found

@@ -1,10 +1,12 @@
 """The state of the search: what one layer's placement does to every rank, kept up to date move by move.
 
-A *row* is one token with its home rank, in one window. The state knows which rank serves every (home rank, expert)
-and counts, per window and rank, the tokens computed and the copies that enter and leave over the network card and
-inside the node. Giving an expert a new set of holders changes only the rows of the home ranks that are served
-elsewhere from then on; these are found through an index (expert, home rank) -> rows. :func:`recount`
-counts everything from scratch and must agree (a law in the tests), as must :func:`moesim.placement.dispatch`.
+Two things are kept. *Load*: the picks that each rank must compute, per scenario, expected over homes - which rank a
+request lives on is the scheduler's choice, and a placement fitted to one deal of homes would not hold under the next.
+*Counts*: copies that enter and leave each rank over the network card and inside the node, over a sample of *rows*,
+tokens with a home rank. Giving an expert a new set of holders changes only the rows of the home ranks that are
+served elsewhere from then on; these are found through an index (expert, home rank) -> rows. What
+:mod:`moesim.solve.search.settle` counts from scratch must agree (a law in the tests), as must
+:func:`moesim.placement.dispatch`.
 """
 
 from __future__ import annotations
@@ -12,36 +14,49 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.placement.choices import nearest_column
 from moesim.placement.kernels import compiled
+from moesim.solve.search.cover import count_cover, cover_row, holding_nodes
 
 TOKENS, NIC_IN, NIC_OUT, INSIDE_IN, INSIDE_OUT = range(5)
-"""Second axis of ``State.load``."""
+"""First axis of ``State.counts`` (whose ``TOKENS`` stay 0: ``State.load`` has them) and of a scale."""
 COUNTERS: Final = 5
 
 DIRECT, PER_RANK, PER_NODE, NOTHING = range(4)
 """How a token's copies are merged: not at all, per destination rank, per destination node; or traffic is constant."""
 
-NEAREST, ROW_HASH, PICK_HASH = range(3)
-"""Who serves a pick: nearest copy; copy by a key of the row; copy by a key of row and expert (for random policies)."""
+NEAREST, ROW_HASH, PICK_HASH, COVER = range(4)
+"""Who serves a pick: nearest copy; copy by a key of the row; copy by a key of row and expert (for random policies);
+the fewest nodes that hold all picks of the row."""
 
 
 class State(NamedTuple):
     """Arrays of one layer, changed in place by the moves.
 
-    ``routes`` int16 [rows, picks]; ``home``, ``window`` int32 and ``key`` int64 [rows]; ``indptr`` int64 [experts *
-    ranks + 1] and ``rows`` int32 index the rows of each (expert, home rank), by window; ``node`` int32 [ranks];
-    ``landing`` int32 [ranks, nodes]; ``slots`` int32 [ranks, slots]; ``held`` bool [experts, ranks]; ``copies`` int32
-    [experts]; ``serves`` int32 [ranks, experts], the rank that serves an expert to a home rank, or, under the hash
-    policies, the rank of each copy, ``served`` int32 [experts] of them; ``load`` int64 [windows, counters, ranks];
+    Traffic: ``routes`` int16 [rows, picks]; ``home`` int32 and ``key`` int64 [rows]; ``indptr`` int64 [experts * ranks
+    + 1] and ``rows`` int32 index the rows of each (expert, home rank); ``demand`` float64 [experts, scenarios];
+    ``share`` float64 [ranks], the part of all tokens that live there.
+
+    Ranks: ``node`` int32 [ranks]; ``landing`` int32 [ranks, nodes].
+
+    Placement: ``slots`` int32 [ranks, slots]; ``held`` bool [experts, ranks]; ``copies`` int32 [experts]; ``serves``
+    int32 [ranks, experts], the rank that serves an expert to a home rank, or, under hashes, the rank of each copy;
+    ``served`` int32 [experts] copies.
+
+    What it does: ``counts`` int64 [counters, ranks]; ``load`` float64 [ranks, scenarios]; ``at_rank`` uint8 [rows,
+    ranks] and ``at_node`` uint8 [rows, nodes], picks of a row that are computed there, where copies merge.
+
+    Under ``COVER``: ``mask`` uint64 [experts], the nodes that hold an expert; ``before``, those that held it when its
+    rows were last looked at; ``visits`` uint64 [rows]; ``log`` uint64 [2 * rows + 1, 2], rows that a move has changed
+    and their visits before.
+
+    Settings: ``even`` float64 [1], the part of an expert's work that its copies share evenly whoever is nearest;
     ``mode``, ``policy`` int64 [1], how copies are merged and who serves; ``scratch`` int64 [2, nodes].
     """
 
     routes: Any
     home: Any
-    window: Any
     key: Any
     indptr: Any
     rows: Any
@@ -52,35 +67,24 @@ class State(NamedTuple):
     copies: Any
     serves: Any
     served: Any
+    counts: Any
+    demand: Any
+    share: Any
     load: Any
+    even: Any
     mode: Any
     policy: Any
     scratch: Any
+    visits: Any
+    mask: Any
+    before: Any
+    log: Any
+    at_rank: Any
+    at_node: Any
 
 
 @compiled
-def _index(routes: Any, home: Any, order: Any, experts: int, ranks: int) -> Any:
-    indptr = np.zeros(experts * ranks + 1, np.int64)
-    rows, picks = routes.shape
-    for row in range(rows):
-        for pick in range(picks):
-            if routes[row, pick] >= 0:
-                indptr[routes[row, pick] * ranks + home[row] + 1] += 1
-    for cell in range(experts * ranks):
-        indptr[cell + 1] += indptr[cell]
-    following = indptr[:-1].copy()
-    found = np.empty(indptr[-1], np.int32)
-    for row in order:
-        for pick in range(picks):
-            if routes[row, pick] >= 0:
-                cell = routes[row, pick] * ranks + home[row]
-                found[following[cell]] = row
-                following[cell] += 1
-    return indptr, found
-
-
-@compiled
-def _choices(state: State, expert: int, out: Any) -> int:
+def choose(state: State, expert: int, out: Any) -> int:
     """Write the column of ``serves`` that follows from ``held``; return the number of copies."""
     ranks = len(state.node)
     holder = np.empty(ranks, np.int32)
@@ -89,7 +93,7 @@ def _choices(state: State, expert: int, out: Any) -> int:
         if state.held[expert, rank]:
             holder[total] = rank
             total += 1
-    if state.policy[0] == NEAREST:
+    if state.policy[0] in (NEAREST, COVER):
         # the rank itself stands for its slot: the column then holds ranks
         nearest_column(expert, holder[:total], holder[:total], state.node, out, state.scratch)
     else:
@@ -101,8 +105,9 @@ def _choices(state: State, expert: int, out: Any) -> int:
 def refresh(state: State, expert: int) -> None:
     """Bring the table, but not the counts, up to date with ``state.held[expert]``."""
     column = np.zeros(len(state.node), np.int32)
-    state.served[expert] = _choices(state, expert, column)
+    state.served[expert] = choose(state, expert, column)
     state.serves[:, expert] = column
+    state.mask[expert] = holding_nodes(state.held[expert], state.node)
 
 
 @compiled
@@ -122,61 +127,93 @@ def serving_rank(state: State, row: int, expert: int) -> int:
 
 
 @compiled
-def _edge(load: Any, window: int, node: Any, home: int, target: int, amount: int) -> None:
+def edge(counts: Any, node: Any, home: int, target: int, amount: int) -> None:
+    """Count copies from a home to a rank, over its card or inside the node."""
     if home == target:
         return
     if node[home] == node[target]:
-        load[window, INSIDE_OUT, home] += amount
-        load[window, INSIDE_IN, target] += amount
+        counts[INSIDE_OUT, home] += amount
+        counts[INSIDE_IN, target] += amount
     else:
-        load[window, NIC_OUT, home] += amount
-        load[window, NIC_IN, target] += amount
+        counts[NIC_OUT, home] += amount
+        counts[NIC_IN, target] += amount
 
 
 @compiled
-def _hop(load: Any, window: int, landing: int, target: int, amount: int) -> None:
+def hop(counts: Any, landing: int, target: int, amount: int) -> None:
+    """Count copies from where they land to a rank of that node."""
     # a copy that stays on its landing rank passes through the copy engine all the same
-    load[window, INSIDE_OUT, landing] += amount
-    load[window, INSIDE_IN, target] += amount
+    counts[INSIDE_OUT, landing] += amount
+    counts[INSIDE_IN, target] += amount
 
 
 @compiled
-def _moved(state: State, window: int, home: int, old: int, new: int, total: int, left: Any, came: Any) -> None:
+def _moved(state: State, home: int, old: int, new: int, total: int, left: Any, came: Any) -> None:
     """Count picks that go from rank ``old`` to ``new``; ``left``, ``came``: rows that thereby leave or reach a place.
 
     Both are (ranks, nodes): rows with no other pick on that rank, and none on that node.
     """
-    load, node, mode = state.load, state.node, state.mode[0]
-    load[window, TOKENS, old] -= total
-    load[window, TOKENS, new] += total
+    counts, node, mode = state.counts, state.node, state.mode[0]
     if mode == DIRECT:
-        _edge(load, window, node, home, old, -total)
-        _edge(load, window, node, home, new, total)
+        edge(counts, node, home, old, -total)
+        edge(counts, node, home, new, total)
     elif mode == PER_RANK:
-        _edge(load, window, node, home, old, -left[0])
-        _edge(load, window, node, home, new, came[0])
+        edge(counts, node, home, old, -left[0])
+        edge(counts, node, home, new, came[0])
     elif mode == PER_NODE:
         landed, lands = state.landing[home, node[old]], state.landing[home, node[new]]
-        _hop(load, window, landed, old, -left[0])
-        _hop(load, window, lands, new, came[0])
+        hop(counts, landed, old, -left[0])
+        hop(counts, lands, new, came[0])
+        if node[old] == node[new]:
+            return
         if node[old] != node[home]:
-            load[window, NIC_OUT, home] -= left[1]
-            load[window, NIC_IN, landed] -= left[1]
+            counts[NIC_OUT, home] -= left[1]
+            counts[NIC_IN, landed] -= left[1]
         if node[new] != node[home]:
-            load[window, NIC_OUT, home] += came[1]
-            load[window, NIC_IN, lands] += came[1]
+            counts[NIC_OUT, home] += came[1]
+            counts[NIC_IN, lands] += came[1]
+
+
+@compiled
+def share_out(state: State, expert: int, serves: Any, served: int, sign: float) -> None:
+    """Add the load of an expert, times ``sign``, to the ranks that serve it: column and count of :func:`choose`."""
+    ranks, scenarios = state.load.shape
+    demand = state.demand[expert]
+    if served == 1:
+        for scenario in range(scenarios):
+            state.load[serves[0], scenario] += sign * demand[scenario]
+        return
+    even = state.even[0] if state.policy[0] in (NEAREST, COVER) else 1.0
+    if even > 0:
+        part = sign * even / served
+        for rank in range(ranks):
+            if state.held[expert, rank]:
+                for scenario in range(scenarios):
+                    state.load[rank, scenario] += part * demand[scenario]
+    if even < 1:
+        for home in range(ranks):
+            part = sign * (1 - even) * state.share[home]
+            for scenario in range(scenarios):
+                state.load[serves[home], scenario] += part * demand[scenario]
 
 
 @compiled
 def reroute(state: State, expert: int) -> int:
     """Bring table and counts up to date with ``state.held[expert]``; return the rows looked at."""
+    if state.policy[0] == COVER:
+        refresh(state, expert)
+        looked = _reroute_cover(state, expert, state.before[expert])
+        state.before[expert] = state.mask[expert]
+        return looked
     if state.policy[0] != NEAREST:
         return _reroute_hashed(state, expert)
     ranks, mode = len(state.node), state.mode[0]
     node, serves = state.node, state.serves
     fresh = np.empty(ranks, np.int32)
-    state.served[expert] = _choices(state, expert, fresh)
-    picks = state.routes.shape[1]
+    state.served[expert] = choose(state, expert, fresh)
+    if mode == NOTHING:
+        serves[:, expert] = fresh
+        return 0
     merged = mode in (PER_RANK, PER_NODE)
     looked = 0
     for home in range(ranks):
@@ -184,157 +221,94 @@ def reroute(state: State, expert: int) -> int:
         if old == new:
             continue
         serves[home, expert] = new
-        old_node, new_node = node[old], node[new]
-        table = serves[home]
-        position = state.indptr[expert * ranks + home]
-        last = state.indptr[expert * ranks + home + 1]
-        looked += last - position
-        while position < last:
-            window = state.window[state.rows[position]]
-            total = left_rank = left_node = came_rank = came_node = 0
-            while position < last:
+        first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
+        looked += last - first
+        left_rank = left_node = came_rank = came_node = 0
+        if merged:
+            for position in range(first, last):
                 row = state.rows[position]
-                if state.window[row] != window:
-                    break
-                position += 1
-                total += 1
-                if not merged:
-                    continue
-                at_old = at_new = in_old = in_new = False
-                for pick in range(picks):
-                    other = state.routes[row, pick]
-                    if other < 0 or other == expert:
-                        continue
-                    rank = table[other]
-                    at_old |= rank == old
-                    at_new |= rank == new
-                    in_old |= node[rank] == old_node
-                    in_new |= node[rank] == new_node
-                left_rank += not at_old
-                came_rank += not at_new
-                left_node += not in_old
-                came_node += not in_new
-            _moved(state, window, home, old, new, total, (left_rank, left_node), (came_rank, came_node))
+                left_rank += _leaves(state.at_rank, row, old)
+                came_rank += _comes(state.at_rank, row, new)
+            if mode == PER_NODE and node[old] != node[new]:
+                for position in range(first, last):
+                    row = state.rows[position]
+                    left_node += _leaves(state.at_node, row, node[old])
+                    came_node += _comes(state.at_node, row, node[new])
+        _moved(state, home, old, new, last - first, (left_rank, left_node), (came_rank, came_node))
     return looked
 
 
 @compiled
+def _leaves(at: Any, row: int, place: int) -> int:
+    """Take one pick of a row off a place; return 1 if it was the last one there."""
+    at[row, place] -= np.uint8(1)
+    return int(at[row, place] == 0)
+
+
+@compiled
+def _comes(at: Any, row: int, place: int) -> int:
+    """Put one pick of a row on a place; return 1 if it is the first one there."""
+    at[row, place] += np.uint8(1)
+    return int(at[row, place] == 1)
+
+
+@compiled
+def _reroute_cover(state: State, expert: int, before: Any) -> int:
+    """Cover the rows of an expert anew; what changes is logged, so that it can be taken back."""
+    ranks, nodes = state.landing.shape
+    filled = np.int64(state.log[0, 0])
+    looked = 0
+    after = state.mask[expert]
+    if after == before:
+        return 0
+    for home in range(ranks):
+        own = state.node[home]
+        if before & after & np.uint64(1) << np.uint64(4 * own):
+            continue  # served at home before and after
+        first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
+        looked += last - first
+        for position in range(first, last):
+            row = state.rows[position]
+            visited = state.visits[row]
+            now = cover_row(state.routes[row], state.mask, own, row, nodes)
+            if now != visited:
+                filled += 1
+                state.log[filled, 0], state.log[filled, 1] = row, visited
+                state.visits[row] = now
+                count_cover(state.counts, state.landing[home], home, visited & ~now, -1)
+                count_cover(state.counts, state.landing[home], home, now & ~visited, 1)
+    state.log[0, 0] = filled
+    return 2 * looked
+
+
+@compiled
+def take_back(state: State) -> None:
+    """Restore the visits that have changed since ``log`` was cleared."""
+    filled = int(state.log[0, 0])
+    for position in range(filled, 0, -1):
+        state.visits[state.log[position, 0]] = state.log[position, 1]
+    state.log[0, 0] = 0
+
+
+@compiled
 def _reroute_hashed(state: State, expert: int) -> int:
-    ranks, picks = len(state.node), state.routes.shape[1]
-    node = state.node
+    ranks, mode, node = len(state.node), state.mode[0], state.node
     before = state.served[expert]
     holder = state.serves[:before, expert].copy()
     refresh(state, expert)
-    for position in range(state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]):
+    first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
+    if mode == NOTHING:
+        return 0
+    for position in range(first, last):
         row = state.rows[position]
         old = holder[_pick_key(state, row, expert) % before]
         new = serving_rank(state, row, expert)
         if old == new:
             continue
-        at_old = at_new = in_old = in_new = False
-        for pick in range(picks):
-            other = state.routes[row, pick]
-            if other < 0 or other == expert:
-                continue
-            rank = serving_rank(state, row, other)
-            at_old |= rank == old
-            at_new |= rank == new
-            in_old |= node[rank] == node[old]
-            in_new |= node[rank] == node[new]
-        left, came = (int(not at_old), int(not in_old)), (int(not at_new), int(not in_new))
-        _moved(state, state.window[row], state.home[row], old, new, 1, left, came)
-    return int(state.indptr[(expert + 1) * ranks] - state.indptr[expert * ranks])
-
-
-@compiled
-def recount(state: State) -> Any:
-    """Return ``load`` counted from scratch under the current table."""
-    windows, counters, ranks = state.load.shape
-    load = np.zeros((windows, counters, ranks), np.int64)
-    rows, picks = state.routes.shape
-    nodes = state.landing.shape[1]
-    mode = state.mode[0]
-    rank_seen = np.full(ranks, -1, np.int64)
-    node_seen = np.full(nodes, -1, np.int64)
-    for row in range(rows):
-        home, window = state.home[row], state.window[row]
-        own = state.node[home]
-        for pick in range(picks):
-            expert = state.routes[row, pick]
-            if expert < 0:
-                continue
-            rank = serving_rank(state, row, expert)
-            load[window, TOKENS, rank] += 1
-            if mode == NOTHING:
-                continue
-            if mode == DIRECT:
-                _edge(load, window, state.node, home, rank, 1)
-                continue
-            if rank_seen[rank] != row:
-                rank_seen[rank] = row
-                if mode == PER_RANK:
-                    _edge(load, window, state.node, home, rank, 1)
-                else:
-                    _hop(load, window, state.landing[home, state.node[rank]], rank, 1)
-            there = state.node[rank]
-            if mode == PER_NODE and there != own and node_seen[there] != row:
-                node_seen[there] = row
-                load[window, NIC_OUT, home] += 1
-                load[window, NIC_IN, state.landing[home, there]] += 1
-    return load
-
-
-def make_state(
-    routes: NDArray[np.int16],
-    home: NDArray[np.int32],
-    window: NDArray[np.int32],
-    node: NDArray[np.int32],
-    landing: NDArray[np.int32],
-    slots: NDArray[np.int32],
-    experts: int,
-    windows: int,
-    mode: int,
-    policy: int = NEAREST,
-    key: NDArray[np.int64] | None = None,
-) -> State:
-    """Return the state of a layer under the placement ``slots`` [ranks, slots]; see :class:`State` for shapes."""
-    ranks = len(node)
-    order = np.argsort(window, kind="stable").astype(np.int64)
-    indptr, rows = _index(routes, home, order, experts, ranks)
-    state = State(
-        routes=np.ascontiguousarray(routes, dtype=np.int16),
-        home=np.array(home, dtype=np.int32),
-        window=np.array(window, dtype=np.int32),
-        key=np.arange(len(home)) if key is None else np.array(key, dtype=np.int64),
-        indptr=indptr,
-        rows=rows,
-        node=np.array(node, dtype=np.int32),
-        landing=np.array(landing, dtype=np.int32),
-        slots=np.array(slots, dtype=np.int32),
-        held=np.zeros((experts, ranks), np.bool_),
-        copies=np.zeros(experts, np.int32),
-        serves=np.zeros((ranks, experts), np.int32),
-        served=np.zeros(experts, np.int32),
-        load=np.zeros((windows, COUNTERS, ranks), np.int64),
-        mode=np.array([mode], np.int64),
-        policy=np.array([policy], np.int64),
-        scratch=np.zeros((2, int(np.max(node)) + 1), np.int64),
-    )
-    settle(state)
-    return state
-
-
-@compiled
-def settle(state: State) -> None:
-    """Derive everything from ``state.slots``."""
-    experts, ranks = state.held.shape
-    state.held[:] = False
-    state.copies[:] = 0
-    for rank in range(ranks):
-        for expert in state.slots[rank]:
-            if expert >= 0:
-                state.held[expert, rank] = True
-                state.copies[expert] += 1
-    for expert in range(experts):
-        refresh(state, expert)
-    state.load[:] = recount(state)
+        left_rank = left_node = came_rank = came_node = 0
+        if mode != DIRECT:
+            left_rank, came_rank = _leaves(state.at_rank, row, old), _comes(state.at_rank, row, new)
+            if mode == PER_NODE and node[old] != node[new]:
+                left_node, came_node = _leaves(state.at_node, row, node[old]), _comes(state.at_node, row, node[new])
+        _moved(state, state.home[row], old, new, 1, (left_rank, left_node), (came_rank, came_node))
+    return int(last - first)

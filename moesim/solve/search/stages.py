@@ -1,0 +1,143 @@
+"""The stages of the search: every layer annealed on its own, in threads, by nearest copies and then as it will run.
+
+Nearest copies come first under every policy that chooses among near copies: they are looked at fastest, and policies
+with more freedom do well wherever the nearest copies do. For ``token-aware`` the second stage counts what its rows
+really visit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from moesim.base.arrays import Array
+from moesim.solve.problem import Problem
+from moesim.solve.search.anneal import anneal
+from moesim.solve.search.anytime import Anytime
+from moesim.solve.search.cost import Prices, compute_s, prices
+from moesim.solve.search.cover import NODES, PICKS
+from moesim.solve.search.rows import Rows, sample_rows, scenario_of
+from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
+from moesim.solve.search.settle import make_state
+from moesim.solve.search.state import COVER, NEAREST, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
+
+_RATE: Final = 5e7
+"""Units of work (rows looked at) that a second of deadline buys, whatever the machine: about half of what one thread of
+a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
+_POLICIES: Final = {
+    "nearest": NEAREST, "sglang": NEAREST, "shares": NEAREST, "batch-lp": NEAREST, "token-aware": COVER,
+    "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
+}  # fmt: skip
+STEEP: Final = 3.0
+"""How much more compute time beyond the floor counts."""
+_COVER_ROWS: Final = 0.5
+_COVER_EFFORT: Final = 0.5
+_COVER_HOT: Final = 0.2
+_COVER_WEIGHT: Final = 0.5
+"""The second stage: its share of the rows and of the effort, how warm it begins, and its weight of compute time, much
+of which the policy itself evens out."""
+
+
+class Stage:
+    """One stage for all layers of a problem."""
+
+    def __init__(self, problem: Problem, policy: int, rows: Rows, effort: float, hot: float, even: float) -> None:
+        self.problem, self.policy, self.rows = problem, policy, rows
+        self.effort, self.hot, self.even = effort, hot, even
+        self.mode = merging(problem)
+        scale = seconds_per_count(problem, self.mode)
+        # from counts of the sample to counts of a step
+        scale[TOKENS + 1 :] *= tokens_per_rank(problem) * problem.ranks / len(rows.home)
+        if problem.objective.aim != "time":
+            scale[TOKENS if problem.objective.aim == "traffic" else slice(TOKENS + 1, None)] = 0.0
+        self.scale = scale
+
+    def state(self, layer: int, slots: NDArray[np.int32], rows: int | None = None) -> State:
+        """Return the state of a layer, of the first so many rows only."""
+        part, cluster = slice(rows), self.problem.cluster
+        return make_state(
+            self.rows.routes[part, layer], self.rows.home[part], cluster.node, cluster.landing, slots,
+            self.rows.demand[:, layer], self.mode, self.policy, share=self.rows.share, key=self.rows.key[part],
+            even=self.even,
+        )  # fmt: skip
+
+    def prices(self, layer: int, weight: float, floor: float, rival: NDArray[np.int32]) -> Prices:
+        """Return prices with the floor at ``floor`` times the balance of the rival's [ranks, slots]."""
+        worst = self.problem.objective.windows(self.rows.demand.shape[0])
+        floor_s = np.inf
+        if floor > 0:
+            floor_s = compute_s(self.state(layer, rival, 0).load, self.scale, worst) / floor
+        return prices(self.scale, weight, floor_s, STEEP * weight if floor > 0 else 0.0, worst)
+
+
+def improve(
+    problem: Problem, experts: NDArray[np.int32], rival: NDArray[np.int32], best_s: float = np.inf
+) -> list[NDArray[np.int32]]:
+    """Return the placements int32 [layers, ranks, slots] that the stages end with, one after the other.
+
+    Parameters
+    ----------
+    experts
+        The placement to begin with.
+    rival
+        The placement whose balance is the floor, EPLB's.
+    best_s
+        Mean seconds of a step of the best placement at hand.
+    """
+    options = problem.options
+    policy = _POLICIES.get(problem.policy, NEAREST)
+    if problem.policy not in _POLICIES:
+        problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
+    covers = merging(problem) == PER_NODE and 1 < problem.cluster.nodes <= NODES and problem.spec.top_k <= PICKS
+    effort = float(options["effort"])
+    allowed = problem.deadline_s * _RATE / problem.layers
+    if allowed < effort:
+        problem.note(f"the deadline bought {allowed / effort:.0%} of the search effort")
+    effort = min(effort, allowed)
+    count = int(options["rows"])
+    scenarios = scenario_of(problem, int(options["windows"]))
+    rows = sample_rows(problem, count, scenarios)
+    weight, hot = float(options["balance"]), float(options["hot"])
+    first = Stage(problem, NEAREST if policy == COVER else policy, rows, effort, hot, float(options["even"]))
+    stages = [(first, weight)]
+    if policy == COVER and covers:
+        few = sample_rows(problem, round(count * _COVER_ROWS), scenarios)
+        first.effort *= 1 - _COVER_EFFORT
+        stages.append(
+            (Stage(problem, COVER, few, effort * _COVER_EFFORT, hot * _COVER_HOT, 1.0), weight * _COVER_WEIGHT)
+        )
+    anytime = Anytime(problem, experts, best_s, len(stages) * problem.layers)
+    found = []
+    for number, (stage, compute) in enumerate(stages):
+        experts = _all_layers(stage, compute, experts, rival, anytime, number, len(stages))
+        found.append(experts)
+    return found
+
+
+def _all_layers(
+    stage: Stage, weight: float, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int
+) -> NDArray[np.int32]:
+    problem, options = stage.problem, stage.problem.options
+    tasks = stages * problem.layers
+
+    def one(layer: int) -> tuple[Array, bool]:
+        task = number * problem.layers + layer
+        state = stage.state(layer, experts[layer])
+        share = problem.seconds_left() * problem.jobs / (tasks - task)
+        outcome = anneal(
+            state, stage.prices(layer, weight, float(options["floor"]), rival[layer]), int(stage.effort),
+            hot=stage.hot, cold=float(options["cold"]), seed=problem.seed * tasks + task,
+            stop_at=time.monotonic() + share,
+            each=lambda done, slots: anytime.follow(task, number, layer, done, slots),
+            rules=problem.limits.rules(layer),
+        )  # fmt: skip
+        return state.slots, outcome.cut
+
+    results = Parallel(n_jobs=problem.jobs, backend="threading")(delayed(one)(layer) for layer in range(problem.layers))
+    if cut := sum(was_cut for _, was_cut in results):
+        problem.note(f"the deadline cut the search short in {cut} of {problem.layers} layers: another run may differ")
+    return np.stack([slots for slots, _ in results]).astype(np.int32)
