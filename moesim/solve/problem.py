@@ -139,9 +139,10 @@ class Problem:
         """Return a placement in which layers that break a constraint are those of ``start``."""
         if not self.limits.strict:
             return experts
-        placed = seated(holders(experts, self.experts), experts, self.limits.room)
-        bad = self.limits.breaking(placed) | (self.experts > holders(placed, self.experts).any(axis=2).sum(axis=1))
-        return np.where(bad[:, None, None], self.start, placed)
+        bad = self.limits.breaking(experts) | (holders(experts, self.experts).any(axis=2).sum(axis=1) < self.experts)
+        kept = np.where(bad[:, None, None], self.start, experts)
+        # the search fills the first slots of a rank and leaves the others alone
+        return seated(holders(kept, self.experts), kept, self.limits.room)
 
     def worth(self, scores: Sequence[Score], placements: Sequence[Placement]) -> Array:
         """Return what is to be small, seconds a step of each placement and layer, float64 [placements, layers].
