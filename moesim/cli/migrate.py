@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.base.errors import InputError
+from moesim.base.errors import InputError, MoesimError
 from moesim.cli import load, screen
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
 
 if TYPE_CHECKING:
+    from moesim.placement import Placement
+    from moesim.spec import ModelSpec
     from moesim.study.recovery import Recovery
 
 
@@ -50,9 +52,7 @@ def migrate(
 
     group = load.group(topology, ranks, set, None, like, None)
     spec = ModelSpec.find(model)
-    was, wanted = (
-        load.placement_of(load.plan_or_placement(path, ranks=group.ranks, spec=spec)) for path in (running, planned)
-    )
+    was, wanted = (_placement(path, group.ranks, spec) for path in (running, planned))
     for path, one in ((running, was), (planned, wanted)):
         if one.ranks != group.ranks:
             raise InputError(f"{path}: is for {one.ranks} ranks, {group.name} has {group.ranks}; give its cluster")
@@ -75,6 +75,14 @@ def migrate(
         dataclasses.replace(wanted, experts=steps.run(was.experts)).write(reached)
         screen.say(f"wrote {reached}")
     show_facts(price(steps, group, spec.expert_bytes).to_dict(), json)
+
+
+def _placement(path: Path, ranks: int, spec: ModelSpec) -> Placement:
+    """Read a plan or placement; the model is asked only where the file does not say enough, else it may be another."""
+    try:
+        return load.placement_of(load.plan_or_placement(path, ranks=ranks))
+    except MoesimError:
+        return load.placement_of(load.plan_or_placement(path, ranks=ranks, spec=spec))
 
 
 def recover(

@@ -121,8 +121,10 @@ def solve(
     _check_slots(slots_per_rank, spec, group)
     check_memory(spec, group, slots_per_rank)
     running = None if previous is None else _running(previous, spec, group, slots_per_rank)
-    if horizon_s is not None and (running is None or not horizon_s > 0):
-        raise InputError(f"solve: a horizon needs the placement that runs, and more than 0 s, got {horizon_s}")
+    if horizon_s is not None and running is None:
+        raise InputError("solve: a horizon needs the placement that runs; give the previous placement")
+    if horizon_s is not None and not horizon_s > 0:
+        raise InputError(f"solve: expected a horizon of more than 0 s, got {horizon_s}")
     if not deadline_s > 0:
         raise InputError(f"solve: deadline_s must be more than 0, got {deadline_s}")
     problem = Problem(

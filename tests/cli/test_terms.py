@@ -1,0 +1,139 @@
+"""Objectives, constraints, moves, losses and advice on the command line, and what a user gets wrong about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+from .test_bad_input import refused
+
+
+@pytest.fixture
+def running(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> Path:
+    path = tmp_path / "running.json"
+    assert run("solve", trace_file, *setting, "--solver", "random", "-o", path).code == 0
+    return path
+
+
+def test_a_plan_under_constraints_with_its_schedule(
+    trace_file: Path, setting: list[str], run: Run, running: Path, tmp_path: Path
+) -> None:
+    moves = tmp_path / "m.json"
+    found = run(
+        "solve", trace_file, *setting, "--previous", running, "--most-moves", 3, "--deadline", 1, "--risk", "cvar",
+        "--migration", moves, "--rank-slots", "3,3,3,3,3,3", "--json",
+    ).json  # fmt: skip
+    assert found["migration"]["most_moves_of_a_layer"] <= 3
+    assert found["constraints"]["most_moves"] == 3
+    assert found["objective"]["risk"] == "cvar"
+    lines = json.loads(moves.read_text())
+    assert lines["schema_version"] == "moesim.migration/2"
+    assert len(lines["moves"]) == found["migration"]["moves"]
+
+
+def test_solve_flags_that_cannot_be(
+    trace_file: Path, setting: list[str], run: Run, running: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    cases: list[tuple[list[object], int, tuple[str, ...]]] = [
+        (["--objective", "trafic"], 1, ("trafic", "did you mean 'traffic'?")),
+        (["--risk", "cvarr"], 1, ("did you mean 'cvar'?",)),
+        (["--worst", 0], 1, ("share", "0")),
+        (["--windows", "domains"], 1, ("did you mean 'domain'?",)),
+        (["--rank-slots", "3,3"], 1, ("rank_slots", "6 ranks")),
+        (["--rank-slots", "many"], 1, ("--rank-slots", "memory")),
+        (["--slot-budget", 1], 3, ("slot budget",)),
+        (["--hot", 4], 3, ("hot", "nodes")),
+        (["--hot", 99], 1, ("99 hot experts of 12",)),
+        (["--hot-mode", "hardd"], 1, ("did you mean 'hard'?",)),
+        (["--most-moves", 3], 1, ("previous",)),
+        (["--most-moves", -1, "--previous", running], 1, ("most_moves",)),
+        (["--most-bytes", "500", "--previous", running], 1, ("--most-bytes", "unit")),
+        (["--horizon", "10"], 1, ("--horizon", "unit")),
+        (["--horizon", "10 min"], 1, ("horizon", "previous")),
+        (["--migration", tmp_path / "m.json"], 1, ("--migration", "--previous")),
+        (["--previous", running, "--slots-per-rank", 2], 1, ("previous placement", "slots per rank")),
+    ]
+    for options, code, words in cases:
+        refused(run("solve", trace_file, *setting, "--deadline", 1, *options, "-o", out), code, *words)
+    assert not out.exists()
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_a_comparison_with_what_runs(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
+    done = run(
+        "compare", trace_file, *setting, "--solver", "eplb,lpt", "--previous", running, "--regret", "--deadline", 1,
+        "--steps", 2, "--json",
+    )  # fmt: skip
+    rows = {row["solver"]: row for row in done.json["rows"]}
+    assert list(rows) == ["eplb", "lpt", "stay"]
+    assert rows["stay"]["moves"] == 0
+    for row in rows.values():
+        assert row["regret"] >= -1e-9
+        assert row["worst_step_s"] >= row["step_s"]
+    for name in ("eplb", "lpt"):
+        assert rows[name]["move_s"] > 0
+        even = rows[name]["break_even_s"]
+        assert (even is None) == (rows[name]["step_s"] >= rows["stay"]["step_s"])
+    table = run("compare", trace_file, *setting, "--solver", "eplb", "--previous", running, "--steps", 2)
+    assert "break-even" in table.out
+    assert "stay" in table.out
+
+
+def test_a_move_is_priced_written_and_reached(setting: list[str], run: Run, trace_file: Path, running: Path) -> None:
+    planned, steps, reached = (running.with_name(name) for name in ("planned.json", "steps.json", "reached.json"))
+    assert run("solve", trace_file, *setting, "--solver", "eplb", "-o", planned).code == 0
+    where = ["--topology", "h100-1x8", "--ranks", 6, "--model", "deepseek-v3", "--staging", 1]
+    found = run("migrate", running, planned, *where, "-o", steps, "--reached", reached, "--json").json
+    assert found["moves"] > 0
+    assert found["commits"] >= found["most_moves_of_a_layer"] / 6
+    again = run("migrate", reached, planned, *where, "--json").json
+    assert again["moves"] == 0
+    plain = run("migrate", running, planned, *where, "--no-relabel", "--json").json
+    assert plain["moves"] >= found["moves"]
+    refused(run("migrate", running, planned, "--topology", "h100-1x8", "--model", "deepseek-v3"), 1, "6 ranks", "8")
+    refused(run("migrate", running, planned, *where[:-1], 0), 1, "room to receive one expert")
+    refused(run("migrate", running, "nowhere.json", *where), 1, "nowhere.json", "no such file")
+
+
+def test_losses_of_a_plan(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
+    found = run("survive", trace_file, *setting, "--plan", running, "--steps", 1, "--json").json
+    assert len(found["losses"]) == 6
+    assert all(loss["kind"] == "gpu" for loss in found["losses"])  # the only node is all there is
+    done = run("survive", trace_file, *setting, "--plan", running, "--steps", 1, "--lose", "gpu")
+    assert "experts gone" in done.out
+    refused(run("survive", trace_file, *setting, "--plan", running, "--lose", "gpus"), 1, "did you mean 'gpu'?")
+
+
+def test_a_lost_gpu_is_planned_around(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
+    lost = ["--topology", "h100-1x8", "--without", "node0.gpu7", "--without", "node0.gpu6", "--tokens-per-rank", 64,
+            "--dims", "deepseek-v3", "--deadline", 1, "--slots-per-rank", 3]  # fmt: skip
+    # what runs is of the first six GPUs: all of them are left, or all but one
+    assert run("solve", trace_file, *lost, "--previous", running, "--json").json["ranks"] == 6
+    one = [*lost, "--without", "node0.gpu2", "--previous", running, "--json"]
+    found = run("solve", trace_file, *one).json
+    assert found["ranks"] == 5
+    more = [*lost[:2], "--without", "node0.gpu2", *lost[6:]]
+    refused(run("solve", trace_file, *more, "--previous", running), 1, "previous placement", "what is left")
+
+
+def test_recovery_that_cannot_be(trace_file: Path, setting: list[str], run: Run) -> None:
+    refused(run("recover", trace_file, *setting, "--moves", "few"), 1, "--moves")
+    refused(run("recover", trace_file, *setting, "--share", 0), 1, "share")
+
+
+def test_advice_fits_one_screen(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    done = run("advise", trace_file, *setting, "--deadline", 1, "--steps", 2, "-o", plan)
+    assert done.code == 0
+    for word in ("now:", "bottleneck:", "placement:", "eplb:", "slots:", "policy:", "regret:"):
+        assert word in done.out
+    assert len(done.out.splitlines()) < 50
+    assert plan.exists()
+    found = run("advise", trace_file, *setting, "--deadline", 1, "--steps", 2, "--previous", plan, "--json").json
+    assert set(found["answers"]) == {"placement", "eplb", "slots", "policy"}
+    refused(run("advise", trace_file, *setting, "--horizon", "0 s"), 1, "horizon")
+    refused(run("advise", trace_file, *setting, "--policy", "neerest"), 1, "did you mean 'nearest'?")
