@@ -16,7 +16,7 @@ from tests.app.serving import Visitor, served, visit  # noqa: E402
 
 OUT = ROOT / "docs" / "screenshots"
 PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
-DEADLINE_S = 30
+DEADLINE_S = 120
 
 
 def shoot(visitor: Visitor, name: str) -> None:
@@ -40,7 +40,7 @@ def plan(visitor: Visitor) -> None:
     visitor.settle()
     visitor.press("Plan")
     visitor.page.wait_for_selector("text=Stop, keep the best so far")
-    visitor.page.wait_for_timeout(DEADLINE_S * 500)
+    visitor.page.wait_for_timeout(DEADLINE_S * 400)
     shoot(visitor, "plan-search")
     visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 6000)
     visitor.settle()
@@ -54,8 +54,9 @@ def main() -> None:
         visitor.open()
         print(f"first page after {time.monotonic() - began:.1f} s, server and browser started")
         tall(visitor, 900)
-        visitor.choose("Picked together")
         shoot(visitor, "inputs")
+        visitor.choose("Domains")
+        shoot(visitor, "inputs-domains")
         visitor.choose("Skew")
         plan(visitor)
         tall(visitor, 860)
@@ -68,6 +69,12 @@ def main() -> None:
         visitor.choose("Step time")
         tall(visitor, 1180)
         shoot(visitor, "compare")
+        visitor.choose("Pareto")
+        shoot(visitor, "compare-pareto")
+        visitor.choose("Spread")
+        tall(visitor, 1400)
+        shoot(visitor, "compare-spread")
+        tall(visitor, 1180)
         visitor.choose("Expert diff")
         shoot(visitor, "compare-diff")
         visitor.choose("Take away")
@@ -80,6 +87,13 @@ def main() -> None:
         shoot(visitor, "simulation-timeline")
         visitor.go("What if")
         tall(visitor, 1180)
+        slider = visitor.page.get_by_role("slider", name="Bandwidth between nodes (×)")
+        slider.focus()
+        for _ in range(2):
+            slider.press("ArrowRight")
+            visitor.settle()
+        visitor.page.wait_for_timeout(2500)
+        visitor.settle()
         shoot(visitor, "what-if")
         for title in PAGES:
             start = time.monotonic()

@@ -54,9 +54,13 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     config.set_option("runner.magicEnabled", False)
     monkeypatch.syspath_prepend(str(APP))
     monkeypatch.setenv("MOESIM_APP_DATA", str(folder))
+    import dash_ui
+
+    # kernels that compile for the first time take long; a test looks at the page that comes after
+    monkeypatch.setattr(dash_ui, "_PATIENCE_S", 120.0)
 
     def begin(page: str = "inputs", **query: str) -> Any:
-        session = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=60)
+        session = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
         small = {"trace": "data:0/monday.parquet", "held": "data:0/tuesday.parquet", "dims": "its own",
                  "ranks": "8", "tokens": "64", "deadline": "3"}  # fmt: skip
         for key, value in (small | query).items():
@@ -76,7 +80,7 @@ def clean(session: Any) -> Any:
     return session
 
 
-def finish(session: Any, patience_s: float = 60.0) -> Any:
+def finish(session: Any, patience_s: float = 120.0) -> Any:
     """Run a session until its planning jobs have ended, as the timer of the page does."""
     end = time.monotonic() + patience_s
     while session.session_state["awaited"] and time.monotonic() < end:

@@ -19,7 +19,7 @@ CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-c
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run", "--disable-dev-shm-usage")  # fmt: skip
 LAPTOP = {"width": 1366, "height": 768}
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 
 
 def chromium() -> str | None:

@@ -114,6 +114,7 @@ def test_every_page_fits_a_laptop_in_both_themes(address: str, dark: bool):
             visitor.go(title)
             wide = visitor.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 0, f"{title} is {wide} pixels wider than the window"
+            visitor.page.wait_for_selector(".js-plotly-plot .main-svg")
             paper = visitor.page.evaluate(
                 "getComputedStyle(document.querySelector('.js-plotly-plot .main-svg')).backgroundColor"
             )
