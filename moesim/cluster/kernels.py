@@ -304,6 +304,20 @@ def slowest_matrix(
         for pair in range(core.size):
             for k in range(core_start[pair], core_start[pair + 1]):
                 core[pair] = max(core[pair], value[batch, core_link[k]])
+        if relay.size == 0 and free.all():
+            # no relays and no shared chains, as almost everywhere: a pair's path is two chain ends and a core
+            for i in range(wanted):
+                s = members[i]
+                for j in range(wanted):
+                    t = members[j]
+                    plane = 1 if node[s] != node[t] else 0
+                    a, b = attach[plane, s], attach[plane, t]
+                    worst = max(ends[0, plane * ranks + s], ends[1, plane * ranks + t])
+                    if a != b:
+                        worst = max(worst, core[row[a] + column[b]])
+                    out[batch, i, j] = worst
+                out[batch, i, i] = 0.0
+            continue
         for i in range(wanted):
             for j in range(wanted):
                 if i == j:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 
@@ -244,6 +245,7 @@ SMS: Final[dict[str, int]] = {
 """Streaming multiprocessors by device (datasheets)."""
 
 
+@lru_cache(maxsize=256)
 def family(device: str) -> str:
     """Return the product family of a device name: ``"NVIDIA H100-SXM"`` is ``"H100"``, unknown ones ``""``."""
     upper = device.upper()

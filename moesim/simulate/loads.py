@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import NETWORKS, TRANSPORTS, Timing
+from moesim.costs.transports.parts import between_nodes
 from moesim.placement import dispatch, table_of
 from moesim.simulate.inputs import Setup
 from moesim.simulate.jitter import jittered
@@ -89,8 +90,6 @@ class Loader:
         cluster, placement = setup.cluster, setup.placement
         self.network = NETWORKS.get(setup.costs.network)
         self.table = table_of(setup.policy, placement, cluster.node)
-        self.one_hot = np.zeros((cluster.ranks, cluster.nodes))
-        self.one_hot[np.arange(cluster.ranks), cluster.node] = 1.0
         self.chunk = max(1, _CHUNK_ELEMENTS // cluster.ranks**2)
 
     def load(self, step: int) -> Load:
@@ -186,8 +185,9 @@ class Loader:
             spec = replace(setup.costs.spec, dispatch_bytes=setup.costs.spec.combine_bytes)
             transfers.append(TRANSPORTS.get(setup.costs.transport)(flow, cluster, spec, "dispatch"))
         moved = transfers if setup.training is None else [*transfers, back]
-        pairs = np.sum([leg.sum(axis=0) for part in moved for leg in part.legs], axis=0)
-        node_bytes = self.one_hot.T @ pairs @ self.one_hot
+        node_bytes = np.zeros((cluster.nodes, cluster.nodes))
+        for leg in (leg for part in moved for leg in part.legs):
+            between_nodes(leg, cluster.node, node_bytes)
         timings = [self.network(part, cluster) for part in transfers]
         packed = pack(timings[0].senders), pack(timings[1].senders)
         # of what is per pair of ranks only the bits are kept: the rest is let go with the layers

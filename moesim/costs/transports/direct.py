@@ -9,7 +9,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
-from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, sm_share, split_rows
+from moesim.costs.transports.parts import cited, leg_of, net_floor, sm_share, split_columns, split_rows
 from moesim.costs.tuned import is_tuned, tuned
 from moesim.costs.types import Direction, FlowLike, Transfer
 from moesim.spec import ModelSpec
@@ -29,12 +29,12 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     pairs = np.asarray(flow.pairs, np.float64)
     if direction == "dispatch":
         size = spec.dispatch_token_bytes + k.LL_HEADER_BYTES.value
-        leg, inbound = pairs * size, pairs.sum(axis=1)
+        leg, inbound = leg_of(pairs, size, back=False), pairs.sum(axis=1)
         moved, hidden = 2 * inbound * size, k.LL_DISPATCH_HIDDEN_S
         floor = tuned(cluster, "direct_dispatch_floor", k.LL_DISPATCH_FLOOR_S)
     else:
         size = spec.combine_token_bytes
-        leg, inbound = pairs.transpose(0, 2, 1) * size, pairs.sum(axis=2)
+        leg, inbound = leg_of(pairs, size, back=True), pairs.sum(axis=2)
         moved, hidden = (inbound + flow.tokens) * size, k.LL_COMBINE_HIDDEN_S
         floor = tuned(cluster, "direct_combine_floor", k.LL_COMBINE_FLOOR_S)
     # the receive pass; its launch is in the floor
@@ -49,13 +49,12 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         "floors of Blackwell": k.BLACKWELL_FLOORS,
         "SMs while its kernels run": k.LL_SM_SHARE,
     }
-    leg = clear_diagonal(leg)
     own = split_rows(leg, cluster)
     rate = tuned(cluster, "direct_combine_bandwidth", k.LL_COMBINE_BANDWIDTH)
     engine = np.array([rate is not k.LL_COMBINE_BANDWIDTH or k.is_hopper(device) for device in cluster.device])
     engine = engine / rate.value
     if direction == "combine":
-        out_s, in_s = own[:, :, 0] * engine, split_rows(leg.transpose(0, 2, 1), cluster)[:, :, 0] * engine
+        out_s, in_s = own[:, :, 0] * engine, split_columns(leg, cluster)[:, :, 0] * engine
         used["NVLink rate of combine"] = rate
     else:
         # a kernel has an SM for each expert, or for as many as make the groups of experts even
@@ -64,10 +63,9 @@ def direct(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
         in_s = np.zeros(pairs.shape[:2])
         used["token on an SM"] = k.LL_TOKEN_S
     net = net_floor(floor) + spec.experts * k.LL_EXPERT_S.value
-    remote = ~cluster.same_node
     return Transfer(
         legs=(leg,),
-        messages=np.einsum("lsd,sd->ls", leg, remote) / size,
+        messages=own[:, :, 1] / size,
         floor_s=net * (1.0 if is_tuned(cluster, f"direct_{direction}_floor") else k.floor_factor(cluster.device)),
         hidden_s=min(hidden.value, net),
         per_message_s=k.NIC_MESSAGE_S.value,
@@ -108,5 +106,5 @@ def rank_dedup(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dir
 
 def _rank_leg(copies: Array, spec: ModelSpec, direction: Direction) -> Array:
     if direction == "dispatch":
-        return clear_diagonal(copies * (spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value))
-    return clear_diagonal(copies.transpose(0, 2, 1) * spec.combine_token_bytes)
+        return leg_of(copies, spec.dispatch_token_bytes + spec.top_k * k.INDEX_BYTES.value, back=False)
+    return leg_of(copies, spec.combine_token_bytes, back=True)
