@@ -234,10 +234,25 @@ def link_bytes(
     ends = np.empty((2, 2 * ranks), np.float64)
     core = np.empty(core_start.size - 1, np.float64)
     free = alone(chain_start, chain_vertex)
+    plain = relay.size == 0 and free.all()
     for batch in range(batches):
         ends[:] = 0.0
         core[:] = 0.0
-        for i in range(traffic.shape[1]):
+        if plain:
+            # no relays and no shared chains, as almost everywhere: a pair's path is two chain ends and a core
+            for i in range(traffic.shape[1]):
+                s = members[i]
+                for j in range(traffic.shape[2]):
+                    amount = traffic[batch, i, j]
+                    t = members[j]
+                    plane = 1 if node[s] != node[t] else 0
+                    if i != j and amount != 0.0:
+                        ends[0, plane * ranks + s] += amount
+                        ends[1, plane * ranks + t] += amount
+                        a, b = attach[plane, s], attach[plane, t]
+                        if a != b:
+                            core[row[a] + column[b]] += amount
+        for i in range(0 if plain else traffic.shape[1]):
             for j in range(traffic.shape[2]):
                 amount = traffic[batch, i, j]
                 if i == j or amount == 0.0:
@@ -294,6 +309,7 @@ def slowest_matrix(
     ends = np.empty((2, 2 * ranks), np.float64)
     core = np.empty(core_start.size - 1, np.float64)
     free = alone(chain_start, chain_vertex)
+    plain = relay.size == 0 and free.all()
     for batch in range(batches):
         ends[:] = 0.0
         core[:] = 0.0
@@ -304,8 +320,7 @@ def slowest_matrix(
         for pair in range(core.size):
             for k in range(core_start[pair], core_start[pair + 1]):
                 core[pair] = max(core[pair], value[batch, core_link[k]])
-        if relay.size == 0 and free.all():
-            # no relays and no shared chains, as almost everywhere: a pair's path is two chain ends and a core
+        if plain:
             for i in range(wanted):
                 s = members[i]
                 for j in range(wanted):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +26,8 @@ class Kernel:
     """Grouped GEMMs of one library.
 
     Share of peak inside an fp8 or fp4 tile, tile heights, what a launch costs, and how often the kernels around the
-    GEMMs would move their bytes; pairs are (Hopper, Blackwell).
+    GEMMs would move their bytes; pairs are (Hopper, Blackwell). ``align``: rows to which every expert is padded;
+    ``moves``: whether kernels of its own put tokens into slots and add results up, or dispatch and combine do.
     """
 
     name: str
@@ -35,11 +36,17 @@ class Kernel:
     heights: tuple[int, ...]
     launches: tuple[k.Constant, k.Constant]
     passes: tuple[k.Constant, k.Constant]
+    align: int = 0
+    moves: bool = True
 
 
 DEEPGEMM: Final = Kernel(
     "DeepGEMM", k.GEMM_SHARE, k.GEMM_SHARE_BLACKWELL, k.TILE_M, (k.LAUNCH_S, k.LAUNCH_S), (k.PASSES, k.PASSES)
 )
+MASKED: Final = replace(DEEPGEMM, name="DeepGEMM masked", moves=False)
+"""Slots of fixed capacity that low-latency dispatch fills and combine empties; only rows that hold tokens compute."""
+CONTIGUOUS: Final = replace(DEEPGEMM, name="DeepGEMM contiguous", heights=(128,), align=128)
+"""Tokens of each expert in one block, padded to 128 rows, scattered before and gathered after."""
 CUTLASS: Final = Kernel(
     "CUTLASS of TensorRT-LLM",
     k.CUTLASS_SHARE,
@@ -134,14 +141,15 @@ def mlp_s(
     fp8 = uses_fp8(spec)
     element = FP8_BLOCK if fp8 else BF16
     rows, active = m.sum(axis=-1), (m > 0).sum(axis=-1)
-    first = gemm_s(m, device, wide, spec.hidden, kernel.heights)
-    second = gemm_s(m, device, spec.hidden, intermediate, kernel.heights)
+    padded = np.ceil(m / kernel.align) * kernel.align if kernel.align and permuted else m
+    first = gemm_s(padded, device, wide, spec.hidden, kernel.heights)
+    second = gemm_s(padded, device, spec.hidden, intermediate, kernel.heights)
     first_bytes = active * wide * spec.hidden * spec.weight_bytes + rows * (spec.hidden * element + wide * BF16)
     second_bytes = active * spec.hidden * intermediate * spec.weight_bytes
     second_bytes = second_bytes + rows * (intermediate * element + spec.hidden * BF16)
     between = rows * (wide * BF16 + intermediate * element)
     # write into slots, and read the results to add them up per token; what is read once per token counts as received
-    around = rows * spec.hidden * (element + BF16) if permuted else 0.0
+    around = rows * spec.hidden * (element + BF16) if permuted and kernel.moves else 0.0
     busy = together(first, first_bytes / device.hbm) + together(second, second_bytes / device.hbm)
     busy = busy + (between + around) / device.copy
     launches = (_KERNELS if permuted else _KERNELS - 2) * device.launch
@@ -201,6 +209,16 @@ def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None, kernel:
         if is_tuned(cluster, name):
             own[f"compute: {title}"] = str(tuned(cluster, name, k.GEMM_SHARE))
     return Roofline(device, SOURCES | own, notes, kernel)
+
+
+def masked(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:
+    """Build the roofline of DeepGEMM's masked grouped GEMMs (decode with DeepEP low latency)."""
+    return roofline(spec, cluster, path, MASKED)
+
+
+def contiguous(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:
+    """Build the roofline of DeepGEMM's contiguous grouped GEMMs (prefill with DeepEP normal)."""
+    return roofline(spec, cluster, path, CONTIGUOUS)
 
 
 def cutlass(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> Roofline:

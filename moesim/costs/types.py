@@ -259,6 +259,10 @@ COMPUTES: Registry[ComputeFactory] = Registry(
         "roofline": "moesim.costs.roofline:roofline",
         "table": "moesim.costs.table:table",
         "roofline-cutlass": "moesim.costs.roofline:cutlass",
+        "roofline-masked": "moesim.costs.roofline:masked",
+        "roofline-contiguous": "moesim.costs.roofline:contiguous",
+        "silicon": "moesim.costs.silicon:masked",
+        "silicon-context": "moesim.costs.silicon:contiguous",
     },
     "moesim.computes",
 )

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.arrays import Array
+from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.costs.constants import HBM_SHARE, LAUNCH_S, family
 from moesim.costs.roofline import Device, gemm_s, together, uses_fp8
@@ -161,3 +162,19 @@ def test_grouped_gemm_reproduces_the_published_rows(shared_data: Path):
     # reached: 8.3 % on average and 17 % at most, over rows that were not used for any constant; without launches
     assert np.abs(errors).mean() < 0.10
     assert np.abs(errors).max() < 0.20
+
+
+def test_masked_and_contiguous_grouped_gemm_differ_in_padding_and_moves() -> None:
+    one = Cluster.preset("h100-1x8").restrict([0])
+    spec = ModelSpec.preset("deepseek-v3")
+
+    def seconds(name: str, loads: list[float]) -> float:
+        return float(Costs.default(spec, one, compute=name).experts_s(np.array([loads]))[0])
+
+    # contiguous blocks are padded to 128 rows: 129 tokens cost what 256 do, one more row moved apart
+    assert seconds("roofline-contiguous", [1000.0 + 129.0] * 8) == pytest.approx(
+        seconds("roofline-contiguous", [1000.0 + 152.0] * 8), rel=0.02
+    )
+    # low-latency dispatch fills the slots itself: nothing is scattered or gathered
+    assert seconds("roofline-masked", [1024.0] * 8) < seconds("roofline", [1024.0] * 8)
+    assert seconds("roofline-masked", [1.0] * 8) == pytest.approx(seconds("roofline", [1.0] * 8), rel=0.02)
