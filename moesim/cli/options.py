@@ -119,7 +119,7 @@ Transport = Annotated[
 Network = Annotated[str, typer.Option(metavar="NAME", help="How bytes become seconds.", rich_help_panel=_RUN)]
 Compute = Annotated[
     str,
-    typer.Option(metavar="NAME|FILE", help="Expert compute: roofline, silicon, or a kernel cost table.", rich_help_panel=_RUN),
+    typer.Option(metavar="NAME|FILE", help="Compute: roofline, silicon, or a kernel table.", rich_help_panel=_RUN),
 ]
 SlotsPerRank = Annotated[
     int | None,
