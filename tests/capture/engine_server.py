@@ -67,6 +67,7 @@ class Engine:
     seen: list[tuple[str, dict]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    live: list[dict] = field(default_factory=list)
     busiest: int = 0
     pause_s: float = 0.0
     _busy: int = 0
@@ -185,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         verb = self.path.strip("/").split("_")[0]
         engine.calls.append(verb)
         if verb == "start":
-            engine.seen.clear()
+            # what others ask while it runs
+            engine.seen[:] = [("/generate", content) for content in engine.live]
         if verb == "dump":
             engine.dump()
         said = {"start": "Start recording", "stop": "Stop recording", "dump": "Dump"}[verb].encode()

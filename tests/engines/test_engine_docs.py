@@ -1,25 +1,34 @@
-"""docs/engines.md: its commands run, from capture to launch, and print the arguments that the page gives."""
+"""docs/engines: their commands run, from capture to launch, and print the arguments that the pages give."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import json
 import re
 import shlex
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from capture.engine_server import Engine, running
 
 from moesim.cli import main
 from moesim.placement import EMPTY, Placement
 from moesim.placement.launch import RULES, engine_formats
 from moesim.spec import ModelSpec
+from moesim.trace import Trace
 
-SECTIONS = ["SGLang", "vLLM", "vllm-ascend", "TensorRT-LLM"]
+PAGES = {"sglang": "SGLang", "vllm": "vLLM", "vllm-ascend": "vllm-ascend", "tensorrt-llm": "TensorRT-LLM"}
+WORDS = ["the", "router", "sends", "each", "token", "to", "a", "few", "of", "many", "experts", "and", "they", "answer"]
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path) -> Path:
+    return root / "docs" / "engines"
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +36,35 @@ def page(root: Path) -> str:
     return (root / "docs" / "engines.md").read_text()
 
 
-def section(page: str, title: str) -> str:
-    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+def commands_of(text: str) -> list[list[str]]:
+    """The commands of a page, one list a block."""
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
-def routed(spec: ModelSpec, seed: int) -> np.ndarray:
-    """Routes of one request, int [tokens, decoder layers, top_k], dense layers 0 as engines leave them."""
-    rng = np.random.default_rng(seed)
-    popular = rng.dirichlet(np.ones(spec.experts))
-    noise = rng.gumbel(size=(24, spec.num_hidden_layers, spec.experts))
-    picks = np.argsort(-np.log(popular) - noise, axis=2)[:, :, : spec.top_k]
-    picks[:, [layer for layer in range(spec.num_hidden_layers) if layer not in spec.layer_ids]] = 0
-    return picks
-
-
-def write_responses(path: Path, spec: ModelSpec, *, npy: bool) -> None:
-    """Write what a server answers, one response a line, in vLLM's (npy) or SGLang's encoding."""
-    lines = []
-    for request in range(12):
-        picks = routed(spec, request)
-        buffer = io.BytesIO()
-        np.save(buffer, picks.astype(np.uint8))
-        data = base64.b64encode(buffer.getvalue() if npy else picks.astype("<i4").tobytes()).decode()
-        found = {"routed_experts": data}
-        lines.append({"choices": [found]} if npy else {"meta_info": found | {"prompt_tokens": 9}})
+def write_prompts(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [
+        {"prompt": f"{i} " + " ".join(rng.permutation(WORDS)), "domain": ("law", "code")[i % 2]} for i in range(30)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@contextlib.contextmanager
+def serving(command: str, folder: Path) -> Iterator[str]:
+    """Start the server that a capture wants, and yield the command with its address."""
+    words = shlex.split(command)
+    if words[1] != "capture" or "--url" not in words:
+        yield command
+        return
+    url = words[words.index("--url") + 1]
+    spec = ModelSpec.preset(words[words.index("--model") + 1])
+    (folder / "dumps").mkdir(exist_ok=True)
+    engine = Engine(words[2], spec, folder=folder / "dumps", mode="stat" if words[2] == "sglang" else None)
+    with running(engine) as address:
+        if "--seconds" in words:
+            # traffic before the recorder starts is not of the recording; this is what comes while it runs
+            engine.live = [{"text": line, "sampling_params": {"max_new_tokens": 3}} for line in WORDS]
+        yield command.replace(url, address)
 
 
 def write_statistics(folder: Path, spec: ModelSpec) -> None:
@@ -67,31 +80,69 @@ def write_statistics(folder: Path, spec: ModelSpec) -> None:
         numpy.save_file(named, folder / f"rank{rank}.safetensors")
 
 
-@pytest.mark.parametrize("title", SECTIONS)
+def run(command: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(command)[1:], "--json"])
+    printed = capsys.readouterr()
+    assert not ended.value.code, f"{command}: {printed.err}"
+    return json.loads(printed.out)
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_from_capture_to_launch(
-    title: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_responses(tmp_path / "sglang.jsonl", ModelSpec.preset("gpt-oss-20b"), npy=False)
-    write_responses(tmp_path / "vllm.jsonl", ModelSpec.preset("gpt-oss-20b"), npy=True)
-    write_responses(tmp_path / "vllm-lite.jsonl", ModelSpec.preset("deepseek-v2-lite"), npy=True)
-    write_responses(tmp_path / "vllm-mixtral.jsonl", ModelSpec.preset("mixtral-8x7b"), npy=True)
-    if title == "TensorRT-LLM":
+    write_prompts(tmp_path / "prompts.jsonl")
+    if name == "tensorrt-llm":
         write_statistics(tmp_path / "expert_statistic", ModelSpec.preset("mixtral-8x7b"))
-    text = section(page, title)
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    assert [shlex.split(line)[1] for line in commands[-3:]] == ["import", "solve", "export"]
+    text = (folder / f"{name}.md").read_text()
+    [commands, *_] = commands_of(text)
+    assert [shlex.split(line)[1] for line in commands[-3:]] == ["capture", "solve", "export"]
     for command in commands:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([*shlex.split(command)[1:], "--json"])
-        printed = capsys.readouterr()
-        assert not ended.value.code, f"{command}: {printed.err}"
-    launch = json.loads(printed.out)["launch"]
+        with serving(command, tmp_path) as adapted:
+            found = run(adapted, capsys)
+    launch = found["launch"]
     assert f"$ {launch['command_line']}\n" in text
     if launch["config"]:
         [shown] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
         assert yaml.safe_load(shown) == yaml.safe_load(launch["config"])
+
+
+def test_the_recorder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="SGLang's recorder writes torch files")
+    monkeypatch.chdir(tmp_path)
+    [_, commands] = commands_of((folder / "sglang.md").read_text())
+    for command in commands:
+        with serving(command, tmp_path) as adapted:
+            run(adapted, capsys)
+    trace = Trace.read(tmp_path / "counts.parquet")
+    assert trace.loads.sum() > 0
+    assert set(trace.phase.tolist()) == {1}
+
+
+def test_transformers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="needs transformers: pip install 'moesim[capture]'")
+    from capture.families import tiny
+
+    monkeypatch.chdir(tmp_path)
+    tiny("qwen3_moe").save_pretrained(tmp_path / "my-moe")
+    tokens = np.random.default_rng(0).integers(3, 97, (6, 5)).tolist()
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens))
+    text = (folder / "transformers.md").read_text()
+    for command in chain.from_iterable(commands_of(text)):
+        run(command, capsys)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "docs/engines/transformers.md", "exec"), {})
+        [expected] = re.findall(r"^print\(.*\)\s+# (.*)$", code, re.MULTILINE)
+        assert printed.getvalue().strip() == expected
 
 
 def test_a_refusal_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
