@@ -48,7 +48,7 @@ def attention_s(tokens: Array, context: Array, decode: bool, cluster: Cluster, s
     gate_tokens, exchange = tokens, np.zeros(1)
     if tp > 1:
         tokens, context = grouped(tokens, tp), grouped(context, tp)
-        exchange = _exchange_s(tokens, cluster, spec, tp)
+        exchange = exchange_s(tokens, cluster, spec, tp)
     # block-scaled fp8 models quantise all linear layers; models with narrower experts keep attention in bf16
     fp8 = uses_fp8(spec) and spec.weight_bytes >= 1
     device, plain = Device.of(cluster, fp8), Device.of(cluster, fp8=False)
@@ -78,7 +78,7 @@ def grouped(values: Array, tp: int) -> Array:
     return np.broadcast_to(groups, (*groups.shape[:-1], tp)).reshape(values.shape)
 
 
-def _exchange_s(tokens: Array, cluster: Cluster, spec: ModelSpec, tp: int) -> Array:
+def exchange_s(tokens: Array, cluster: Cluster, spec: ModelSpec, tp: int) -> Array:
     """Return the seconds of gathering the group's tokens and scattering its sums; the slowest pair decides."""
     first = np.arange(cluster.ranks) // tp * tp
     cost = np.zeros(cluster.ranks)

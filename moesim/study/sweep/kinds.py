@@ -39,6 +39,7 @@ KINDS: Final[Registry[Kind]] = Registry(
     "kind of study",
     {
         "step": "moesim.study.sweep.step",
+        "moe-dense": "moesim.study.sweep.moe_dense",
         "rebalance": "moesim.study.sweep.rebalance",
         "failure": "moesim.study.sweep.failure",
         "serve": "moesim.study.sweep.serve",

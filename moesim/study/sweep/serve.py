@@ -71,7 +71,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     whole = chosen.group(shared)
     arrivals: Arrivals = shared[_key(chosen)]
     dims = chosen.dimensions(trace)
-    first = chosen.prefill_ranks
+    first = chosen.prefill_ranks or None
     groups = [whole] if first is None else [
         Deployment(size=first).restrict(whole), whole.restrict(range(first, whole.ranks))
     ]  # fmt: skip
