@@ -84,7 +84,7 @@ def locate(reference: str) -> Path:
         If it names nothing that was offered; a reference may come from an URL, so it is never trusted.
     """
     kind, _, name = reference.partition(":")
-    if kind == "sample" and name in (_FIT, _EVAL):
+    if kind == "sample" and name in (_FIT, _EVAL) and (_bundled() / name).is_file():
         return _bundled() / name
     if kind == "data":
         number, _, relative = name.partition("/")

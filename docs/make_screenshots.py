@@ -16,7 +16,7 @@ from tests.app.serving import Visitor, served, visit  # noqa: E402
 
 OUT = ROOT / "docs" / "screenshots"
 PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
-DEADLINE_S = 120
+DEADLINE_S = 180
 
 
 def shoot(visitor: Visitor, name: str) -> None:
@@ -42,7 +42,7 @@ def plan(visitor: Visitor) -> None:
     visitor.page.wait_for_selector("text=Stop, keep the best so far")
     visitor.page.wait_for_timeout(DEADLINE_S * 400)
     shoot(visitor, "plan-search")
-    visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 6000)
+    visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 10_000)
     visitor.settle()
 
 
@@ -52,6 +52,8 @@ def main() -> None:
     began = time.monotonic()
     with served() as address, visit(address) as visitor:
         visitor.open()
+        visitor.metric("Model")
+        visitor.settle()
         print(f"first page after {time.monotonic() - began:.1f} s, server and browser started")
         tall(visitor, 900)
         shoot(visitor, "inputs")

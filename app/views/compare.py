@@ -103,7 +103,8 @@ with right:
         splits = {name: work.split(judged[name].report) for name in shown}
         ui.draw(figures.comparison(splits, bound_s=min(row.bound_s for row in rows.values()), dark=dark), "cmp_bars")
     elif view == "Pareto":
-        against = ui.pick("Against", "cmp_cost", ["memory", "migration"])
+        with st.columns([1, 2])[0]:
+            against = ui.pick("Against", "cmp_cost", ["memory", "migration"])
         if against == "memory":
             cost, label = {n: memory[n] / 1e9 for n in shown}, "expert weights (GB a GPU)"
         else:

@@ -141,9 +141,9 @@ def progress(key: str) -> None:
     first = next((points[0][1] for points in curves.values() if points), None)
     a, b, c, d = st.columns([1, 1.2, 1, 1.2])
     a.metric("Time spent", f"{job.elapsed_s:.0f} s", border=True)
+    better = best is not None and first is not None and best < first
     b.metric("Best step so far", show(best, "time") if best is not None else "searching",
-             ui.change(best, first) if best is not None and first is not None else None, delta_color="inverse",
-             border=True)  # fmt: skip
+             ui.change(best, first) if better else None, delta_color="inverse", border=True)  # fmt: skip
     c.metric("Now", job.stage, border=True)
     with d:
         st.progress(

@@ -10,8 +10,11 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from moesim.figures import theme
+from moesim.study.sweep.pareto import front as front_of
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+_NEAR: Final = 0.04
+"""Part of an axis within which two points lie on one another."""
 
 
 def pareto(cost: Mapping[str, float], step_s: Mapping[str, float], *, cost_label: str, dark: bool = False) -> go.Figure:
@@ -51,9 +54,8 @@ def pareto(cost: Mapping[str, float], step_s: Mapping[str, float], *, cost_label
     points = go.Scatter(
         x=[cost[name] for name in names],
         y=[step_s[name] * 1e3 for name in names],
-        mode="markers+text",
+        mode="markers",
         text=names,
-        textposition=_beside([cost[name] for name in names]),
         cliponaxis=False,
         marker={
             "size": 13,
@@ -64,18 +66,25 @@ def pareto(cost: Mapping[str, float], step_s: Mapping[str, float], *, cost_label
         hovertemplate=f"%{{text}}<br>%{{y:.4g}} ms a step<br>%{{x:.4g}} {cost_label}<extra></extra>",
         showlegend=False,
     )
-    return result.add_trace(points)
+    result.add_trace(points)
+    labels = _labels(cost, step_s)
+    words = go.Scatter(
+        x=[cost[name] for name in labels],
+        y=[step_s[name] * 1e3 for name in labels],
+        mode="text",
+        text=[f"  {text}  " for text in labels.values()],
+        textposition=_beside([cost[name] for name in labels], max(cost.values(), default=0.0)),
+        cliponaxis=False,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    return result.add_trace(words)
 
 
 def pareto_front(cost: Mapping[str, float], step_s: Mapping[str, float]) -> list[str]:
     """Return the plans that no other plan beats in both, cheapest first."""
-    front: list[str] = []
-    fastest = np.inf
-    for name in sorted(step_s, key=lambda one: (cost[one], step_s[one])):
-        if step_s[name] < fastest:
-            front.append(name)
-            fastest = step_s[name]
-    return front
+    names = list(step_s)
+    return [names[point] for point in front_of([cost[name] for name in names], [step_s[name] for name in names])]
 
 
 def spread(
@@ -201,7 +210,22 @@ def sensitivity(
     return result
 
 
-def _beside(x: Sequence[float]) -> list[str]:
+def _labels(cost: Mapping[str, float], step_s: Mapping[str, float]) -> dict[str, str]:
+    """Return the names to write: points that lie on one another share a label, at the first of them."""
+    wide = max(cost.values()) - min(cost.values()) or 1.0
+    high = max(step_s.values()) - min(step_s.values()) or 1.0
+    shared: dict[str, list[str]] = {}
+    for name in sorted(step_s, key=lambda one: step_s[one]):
+        near = next(
+            (first for first in shared
+             if abs(cost[first] - cost[name]) < _NEAR * wide and abs(step_s[first] - step_s[name]) < _NEAR * high),
+            name,
+        )  # fmt: skip
+        shared.setdefault(near, []).append(name)
+    return {first: ", ".join(names) for first, names in shared.items()}
+
+
+def _beside(x: Sequence[float], largest: float) -> list[str]:
     """Return on which side of each point its name stands: towards the middle, where there is room."""
-    middle = (min(x) + max(x)) / 2 if x else 0.0
+    middle = (min(x) + largest) / 2 if x else 0.0
     return ["middle right" if value <= middle else "middle left" for value in x]

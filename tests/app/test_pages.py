@@ -265,3 +265,18 @@ def test_a_bad_upload_says_what_is_wrong_and_keeps_the_inputs(start: Start):
     assert session.selectbox(key="trace").value == "data:0/monday.parquet"
     session.file_uploader(key="up_topology").upload("cluster.toml", b"schema = 1\nnodes = 'x'", "x/y").run()
     assert any(one.value.startswith("cluster.toml") for one in session.error)
+
+
+def test_an_installation_without_samples_asks_for_a_trace(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    import dash_files
+
+    monkeypatch.setattr(dash_files, "_bundled", lambda: tmp_path)
+    monkeypatch.setenv("MOESIM_APP_DATA", "")
+    session = start(trace="sample:bundled-moe-fit.parquet", held="sample:bundled-moe-eval.parquet")
+    assert not session.exception
+    assert "upload a trace" in session.warning[0].value
+    session.switch_page("views/what_if.py").run()
+    assert not session.exception
+    assert "choose one of the list" in session.error[0].value

@@ -47,6 +47,8 @@ def test_the_first_page_and_page_switches_on_the_bundled_traces():
     with served() as address, visit(address) as visitor:
         up = time.perf_counter() - begin
         visitor.open("?solver=eplb")
+        visitor.metric("Model")
+        visitor.settle()
         first = time.perf_counter() - begin
         print(f"\nfirst page: {first:.1f} s, of which {up:.1f} s until server and browser are up")
         plan(visitor, "eplb")

@@ -241,6 +241,11 @@ def test_the_front_is_what_nothing_beats_in_both():
     assert line.line.shape == "hv"
 
 
+def test_plans_that_lie_on_one_another_share_a_label():
+    words = figures.pareto(COST | {"twin": 3.001}, STEP | {"twin": 1.001e-3}, cost_label="GB").data[2]
+    assert {text.strip() for text in words.text} == {"small", "middle", "large, twin", "bad"}
+
+
 def test_pairs_picked_together_stand_side_by_side_in_doublings():
     heat = figures.coactivation(LIFT, layer=0).data[0]
     order = heat.customdata[:, 0, 0].astype(int).tolist()
