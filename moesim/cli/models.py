@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moesim.base.errors import MissingExtra
+from moesim.base.errors import InputError, MissingExtra
 from moesim.cli import load, screen
 from moesim.moe.routers import ROUTERS
 
@@ -91,6 +91,12 @@ def capture_bundled(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Parquet file to write.")],
     part: Annotated[str, typer.Option(metavar="PART", help="Part of the corpus; parts share no document.")] = "eval",
     requests: Annotated[int, typer.Option(metavar="N", help="Requests, equally many for each domain.")] = 480,
+    prompt_tokens: Annotated[
+        str, typer.Option(metavar="A,B", help="Shortest and longest prompt, in tokens.")
+    ] = "48,400",
+    new_tokens: Annotated[
+        str, typer.Option(metavar="A,B", help="Fewest and most tokens that may follow a prompt.")
+    ] = "32,160",
     weights: Annotated[bool, typer.Option("--weights", help="Keep gate weights.")] = False,
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a trained model. Default: the bundled weights.")
@@ -105,9 +111,20 @@ def capture_bundled(
     from moesim.moe.weights import BUNDLED
 
     trace = run(
-        corpus, output, part=part, count=requests, seed=seed, weights=weights, model=model or BUNDLED, device=device
-    )
+        corpus, output, part=part, count=requests, seed=seed, weights=weights, model=model or BUNDLED, device=device,
+        prompt_tokens=_bounds("--prompt-tokens", prompt_tokens), new_tokens=_bounds("--new-tokens", new_tokens),
+    )  # fmt: skip
     screen.say(f"wrote {output}: {trace.tokens} tokens in {trace.steps} steps")
+
+
+def _bounds(option: str, text: str) -> tuple[int, int]:
+    try:
+        low, high = (int(word) for word in text.split(","))
+    except ValueError:
+        low, high = 0, -1
+    if not 0 <= low <= high:
+        raise InputError(f"{option} {text}: expected two whole numbers, the smaller one first, such as 48,400")
+    return low, high
 
 
 def _torch() -> Any:

@@ -7,13 +7,13 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moesim.base.errors import MoesimError
 from moesim.moe.corpus import clean
 from moesim.moe.corpus.fetch import fetch_all, sha256_of
-from moesim.moe.corpus.pack import DOMAINS, PARTS, Document, gather, split, write_corpus
+from moesim.moe.corpus.pack import DOMAINS, PARTS, SHARES, Document, gather, split, write_corpus
 
 CAP_BYTES = 6_000_000
 
@@ -67,12 +67,14 @@ def _print_bible(folders: dict[str, Path]) -> str:
     return done.stdout
 
 
-def build(out: Path, *, cap_bytes: int = CAP_BYTES, seed: int = 0) -> dict[str, object]:
+def build(
+    out: Path, *, cap_bytes: int = CAP_BYTES, seed: int = 0, shares: Mapping[str, float] = SHARES
+) -> dict[str, object]:
     """Build `corpus.parquet` and `manifest.json` in `out` and return the manifest."""
     folders, packages = fetch_all(out)
     documents = list[Document]()
     for domain in DOMAINS:
-        documents += split(domain, units_of(domain, folders), cap_bytes=cap_bytes, seed=seed)
+        documents += split(domain, units_of(domain, folders), cap_bytes=cap_bytes, seed=seed, shares=shares)
         print(f"{domain}: {sum(d.domain == domain for d in documents)} documents", file=sys.stderr)
     path = out / "corpus.parquet"
     write_corpus(documents, path)
@@ -89,6 +91,7 @@ def build(out: Path, *, cap_bytes: int = CAP_BYTES, seed: int = 0) -> dict[str, 
     manifest: dict[str, object] = {
         "seed": seed,
         "cap_bytes": cap_bytes,
+        "shares": dict(shares),
         "sha256": sha256_of(path),
         "packages": packages,
         "domains": sizes,
@@ -97,15 +100,37 @@ def build(out: Path, *, cap_bytes: int = CAP_BYTES, seed: int = 0) -> dict[str, 
     return manifest
 
 
+def read_shares(text: str) -> dict[str, float]:
+    """Read the shares of the parts, separated by commas.
+
+    Raises
+    ------
+    MoesimError
+        If they are not four positive numbers that add up to 1.
+    """
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != len(PARTS) or min(values) <= 0 or abs(sum(values) - 1) > 1e-6:
+        raise MoesimError(f"--shares {text}: expected {len(PARTS)} positive numbers that add up to 1")
+    return dict(zip(PARTS, values, strict=True))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m moesim.moe.corpus", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for packages, corpus.parquet and manifest.json")
     parser.add_argument("--cap-bytes", type=int, default=CAP_BYTES, help="most bytes of a domain (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--shares",
+        help=f"of the parts {', '.join(PARTS)} (default {','.join(str(SHARES[part]) for part in PARTS)})",
+    )
     options = parser.parse_args(arguments)
     try:
-        manifest = build(options.out, cap_bytes=options.cap_bytes, seed=options.seed)
+        shares = SHARES if options.shares is None else read_shares(options.shares)
+        manifest = build(options.out, cap_bytes=options.cap_bytes, seed=options.seed, shares=shares)
     except MoesimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

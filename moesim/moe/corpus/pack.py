@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,9 @@ def cut(text: str, *, size_bytes: int = DOCUMENT_BYTES) -> Iterator[str]:
             yield piece
 
 
-def split(domain: str, units: Sequence[str], *, cap_bytes: int, seed: int) -> list[Document]:
+def split(
+    domain: str, units: Sequence[str], *, cap_bytes: int, seed: int, shares: Mapping[str, float] = SHARES
+) -> list[Document]:
     """Shuffle units, keep `cap_bytes` of them, deal them into the parts and cut them to documents.
 
     Returns
@@ -72,7 +74,7 @@ def split(domain: str, units: Sequence[str], *, cap_bytes: int, seed: int) -> li
         size += len(units[unit].encode())
     documents, start = list[Document](), 0
     for part in PARTS:
-        stop = len(kept) if part == PARTS[-1] else start + round(SHARES[part] * len(kept))
+        stop = len(kept) if part == PARTS[-1] else start + round(shares[part] * len(kept))
         for unit in kept[start:stop]:
             for text in cut(units[unit]):
                 if len(text.encode()) >= SHORTEST_BYTES:

@@ -11,7 +11,7 @@ from torch import Tensor
 from moesim.moe.kernels import interpreted
 from moesim.moe.kernels.grouping import SMALLEST, Grouping
 from moesim.moe.kernels.jit import gemm as jit
-from moesim.moe.kernels.tiles import FEW, GRADIENT, MANY, Tile, bench, candidates, prune
+from moesim.moe.kernels.tiles import EXACT, FEW, GRADIENT, MANY, Tile, bench, candidates, prune, prune_gradient
 
 _HEURISTICS: Final = {
     "EVEN_D": lambda a: a["D"] % a["BLOCK_D"] == 0,
@@ -22,11 +22,14 @@ _NAMES: Final = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "GROUP", "BOX", "PERSISTENT")
 _KEY: Final = ["D", "N", "ROWS", "SPREAD", "SWIGLU", "KEEP", "GATHER", "DEEP"]
 plain = triton.heuristics(_HEURISTICS)(jit.grouped)
 tuned = triton.autotune(
-    candidates((*FEW, *MANY), _NAMES), key=_KEY, prune_configs_by={"early_config_prune": prune}, do_bench=bench
+    candidates((*FEW, *MANY, *EXACT), _NAMES), key=_KEY, prune_configs_by={"early_config_prune": prune}, do_bench=bench
 )(plain)
-tuned_gradient = triton.autotune(candidates(GRADIENT, _NAMES[:4]), key=["D", "N", "ROWS"], do_bench=bench)(
-    jit.weight_gradient
-)
+tuned_gradient = triton.autotune(
+    candidates(GRADIENT, _NAMES[:4]),
+    key=["D", "N", "ROWS"],
+    prune_configs_by={"early_config_prune": prune_gradient},
+    do_bench=bench,
+)(jit.weight_gradient)
 
 
 def grouped(

@@ -79,6 +79,8 @@ MANY: Final = (
     Tile(128, 256, 64, 8, 3, box=True, persistent=True, group=16),
 )
 """For many rows: arithmetic binds, so tiles are large."""
+EXACT: Final = (Tile(16, 32, 32, 4, 2), Tile(32, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2))
+"""For float32, which has no tensor cores of full precision: large tiles would not fit the registers."""
 FP8_TILES: Final = (
     Tile(16, 64, 128, 4, 5),
     Tile(16, 128, 128, 4, 4),
@@ -94,6 +96,8 @@ FP8_TILES: Final = (
 GRADIENT: Final = (
     Tile(32, 64, 64, 4, 3),
     Tile(64, 64, 64, 4, 3),
+    Tile(16, 32, 32, 4, 2),
+    Tile(16, 64, 32, 4, 2),
     Tile(64, 128, 64, 4, 3),
     Tile(64, 128, 128, 8, 3),
     Tile(32, 128, 128, 8, 4),
@@ -116,16 +120,24 @@ def prune(configs: list[triton.Config], named: Mapping[str, Any], **kwargs: Any)
     given = {**named, **kwargs}
     rows, width = int(given["ROWS"]), int(given["N"])
     boxes = _boxes_allowed(given)
+    exact = "x" in given and given["x"].dtype == torch.float32
     fits = [
         config for config in configs
-        if (boxes or not config.kwargs.get("BOX", False))
+        if exact == (config.kwargs["BLOCK_D"] <= 32)
+        and (boxes or not config.kwargs.get("BOX", False))
         and config.kwargs["BLOCK_M"] <= max(16, 2 * rows)
-        and (8 * config.kwargs["BLOCK_M"] > rows or config.kwargs["BLOCK_M"] >= 128)
+        and (exact or 8 * config.kwargs["BLOCK_M"] > rows or config.kwargs["BLOCK_M"] >= 128)
         and config.kwargs["BLOCK_N"] < max(128, 2 * width)
         # two sums of 128 x 256 in float32 do not fit the registers
         and not (given.get("SWIGLU") and config.kwargs["BLOCK_M"] * config.kwargs["BLOCK_N"] > 128 * 128)
     ]  # fmt: skip
-    return fits or [min(configs, key=lambda config: int(config.kwargs["BLOCK_M"] * config.kwargs["BLOCK_N"]))]
+    return fits or configs[:1]
+
+
+def prune_gradient(configs: list[triton.Config], named: Mapping[str, Any], **kwargs: Any) -> list[triton.Config]:
+    """Leave the large tiles to the dtypes that have tensor cores; called by the tuner."""
+    exact = {**named, **kwargs}["x"].dtype == torch.float32
+    return [config for config in configs if exact == (config.kwargs["BLOCK_D"] <= 32)] or configs[:1]
 
 
 def _boxes_allowed(given: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -86,11 +87,13 @@ def provenance(device: Device) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the source this runs from, from git or the file COMMIT beside the package; else unknown."""
+    """Return the commit of the source this runs from: of the variable MOESIM_COMMIT, of git, or unknown."""
     root = Path(__file__).parents[3]
-    if (root / "COMMIT").is_file():
-        return (root / "COMMIT").read_text("utf-8").strip()
-    return _said(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]) or "unknown"
+    return (
+        os.environ.get("MOESIM_COMMIT", "")
+        or _said(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
+        or "unknown"
+    )
 
 
 def _driver() -> str:

@@ -1,0 +1,103 @@
+"""What is brought back: few files of bounded size, with checksums, and how they become a tree again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from moesim.base.errors import FormatError
+from moesim.base.files import atomic_path, write_text
+from moesim.moe.gpu_run.phases import Setting
+from moesim.moe.gpu_run.report import table
+
+LIMIT_BYTES: Final = 15 * 2**20
+"""Most bytes of a file that is brought back."""
+_MANIFEST: Final = "manifest.json"
+
+
+def artefacts(work: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (name in the tree, file) of what is to be kept: weights, traces, cost tables, logs."""
+    for path in sorted((work / "model").glob("*")):
+        if path.name in {"config.json", "tokenizer.json", "weights.json"} or path.suffix == ".safetensors":
+            yield f"weights/{path.name}", path
+        elif path.suffix in {".jsonl"}:
+            yield f"logs/train-{path.name}", path
+    for path in sorted(work.glob("bundled-moe-*.parquet")):
+        yield f"traces/{path.name}", path
+    for name in ("kernel-tables.json", "profile.json"):
+        if (work / "profile" / name).is_file():
+            yield f"tables/{name}", work / "profile" / name
+    for path in sorted(work.glob("*")):
+        if path.suffix in {".log", ".xml", ".json"}:
+            yield f"logs/{path.name}", path
+
+
+def bring(setting: Setting, phases: dict[str, dict[str, Any]]) -> None:
+    """Write `manifest.json`, `summary.md` and one archive, cut into parts of at most `LIMIT_BYTES`, to the out folder.
+
+    One archive, because few files come back; nothing of an earlier packing is left.
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name, path in artefacts(setting.work):
+            archive.add(path, arcname=name)
+    data = buffer.getvalue()
+    parts = [data[start : start + LIMIT_BYTES] for start in range(0, len(data), LIMIT_BYTES)]
+    records = []
+    for number, part in enumerate(parts, start=1):
+        name = f"gpu-run-{number:02d}.part"
+        with atomic_path(setting.out / name) as temporary:
+            temporary.write_bytes(part)
+        records.append({"file": name, "bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()})
+    for old in setting.out.glob("gpu-run-*.part"):
+        if old.name not in {record["file"] for record in records}:
+            old.unlink()
+    names = [name for name, _ in artefacts(setting.work)]
+    write_text(
+        setting.out / _MANIFEST, json.dumps({"parts": records, "files": names, "phases": phases}, indent=1) + "\n"
+    )
+    write_text(setting.out / "summary.md", table(phases, setting))
+
+
+def unpack(folder: Path, target: Path) -> list[str]:
+    """Check the parts in `folder` and unpack them; returns the names of the files.
+
+    Raises
+    ------
+    FormatError
+        If a part is missing or damaged, or names a file outside of the target.
+    """
+    manifest = folder / _MANIFEST
+    try:
+        records = json.loads(manifest.read_text("utf-8"))["parts"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(manifest, "parts", f"expected the manifest of a run, found {error!r}") from None
+    data = b""
+    for record in records:
+        path = folder / Path(str(record["file"])).name
+        try:
+            part = path.read_bytes()
+        except OSError as error:
+            raise FormatError(path, "", f"cannot be read: {error.strerror}; bring it back again") from None
+        if hashlib.sha256(part).hexdigest() != record["sha256"]:
+            raise FormatError(path, "", "its sha256 differs from the manifest's; bring it back again")
+        data += part
+    names = []
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        for member in archive.getmembers():
+            place = PurePosixPath(member.name)
+            if not member.isfile() or place.is_absolute() or ".." in place.parts:
+                raise FormatError(manifest, member.name, "expected plain files inside of the archive")
+            source = archive.extractfile(member)
+            if source is not None:
+                path = target / place
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(source.read())
+                names.append(member.name)
+    return names
