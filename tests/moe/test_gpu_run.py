@@ -28,7 +28,7 @@ def corpus(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     documents = [
-        Document(domain, part, number, " ".join(map(str, rng.integers(0, 10_000, 300))))
+        Document(domain, part, number, " ".join(map(str, rng.integers(0, 10_000, 120))))
         for number, (domain, part) in enumerate((d, p) for d in DOMAINS for p in PARTS for _ in range(2))
     ]
     write_corpus(documents, folder / "corpus.parquet")

@@ -87,10 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=15)
     options = parser.parse_args(arguments)
     bundle = load_model(options.model, device=options.device)
     parameters = sum(parameter.numel() for parameter in bundle.model.parameters())
-    found = {"parameters": parameters, "weights_digest": bundle.digest} | figures(bundle.model, options.device)
+    found = {"parameters": parameters, "weights_digest": bundle.digest} | figures(
+        bundle.model, options.device, runs=options.runs
+    )
     write_text(options.out, json.dumps(found, indent=1) + "\n")
     return 0
 

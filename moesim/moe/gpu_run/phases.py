@@ -84,7 +84,7 @@ def _train(setting: Setting, minutes: float) -> list[Command]:
     from dataclasses import asdict
 
     model = TINY if setting.dry else LARGER
-    training = {"tokens": 4096, "rows": 8, "warmup": 2} if setting.dry else {
+    training = {"tokens": 1024, "rows": 8, "warmup": 2} if setting.dry else {
         "tokens": 120_000_000, "rows": 64, "learning_rate": 2e-3, "warmup": 100, "save_every": 200,
     }  # fmt: skip
     config = setting.work / "train.json"
@@ -133,7 +133,7 @@ def _tests(setting: Setting, minutes: float) -> list[Command]:
 def _card(setting: Setting, minutes: float) -> list[Command]:
     return [Command((
         "-m", "moesim.moe.gpu_run.card", "--model", str(setting.work / "model"), "--device", setting.device,
-        "--out", str(setting.work / "card.json"),
+        "--out", str(setting.work / "card.json"), "--runs", "3" if setting.dry else "15",
     ))]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def check(device: str, *, seed: int | None = None) -> Iterator[dict[str, Any]]:
     seed = generator.seed() if seed is None else seed
     generator.manual_seed(seed)
     # the interpreter is slow, and cuts float32 to bfloat16 where devices round
-    cases = _SMALL if interpreted() else (*_SMALL, *_LARGE)
+    cases = _SMALL[:1] if interpreted() else (*_SMALL, *_LARGE)
     slack = 2.0 if interpreted() else 1.0
     for name, *sizes in cases:
         for dtype, limit in LIMITS.items():
@@ -57,7 +57,7 @@ def check(device: str, *, seed: int | None = None) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
     for name, options in {"softmax": {}, "sigmoid, groups": {"sigmoid": True, "groups": 8, "limit": 4}}.items():
         yield {
-            "case": f"router, {name}", "dtype": "float32", "error": _router(device, generator, options), "limit": 1e-5,
+            "case": f"router, {name}", "dtype": "float32", "error": _router(device, generator, 10 if interpreted() else 500, options), "limit": 1e-5,
             "seed": seed,
         }  # fmt: skip
 
@@ -106,18 +106,19 @@ def _plain(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Te
 
 
 def _fp8(device: str, generator: torch.Generator) -> float:
-    x = torch.randn(60, 256, generator=generator, device=device)
+    tokens = 5 if interpreted() else 500
+    x = torch.randn(tokens, 256, generator=generator, device=device)
     gate_up = torch.randn(6, 256, 256, generator=generator, device=device) / 16
     down = torch.randn(6, 128, 256, generator=generator, device=device) / 128**0.5
-    chosen = torch.rand(60, 6, generator=generator, device=device).argsort(-1)[:, :2]
-    weights = torch.rand(60, 2, generator=generator, device=device)
+    chosen = torch.rand(tokens, 6, generator=generator, device=device).argsort(-1)[:, :2]
+    weights = torch.rand(tokens, 2, generator=generator, device=device)
     found = fp8.experts_fp8(x.bfloat16(), group(chosen, 6), weights, fp8.to_fp8(gate_up, down))
     wanted = _plain(x.double(), chosen, weights.double(), gate_up.double(), down.double())
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
-def _router(device: str, generator: torch.Generator, options: dict[str, Any]) -> float:
-    logits = torch.randn(200, 64, generator=generator, device=device)
+def _router(device: str, generator: torch.Generator, tokens: int, options: dict[str, Any]) -> float:
+    logits = torch.randn(tokens, 64, generator=generator, device=device)
     chosen, weights = pick(logits, 6, **options)
     expected, wide = pick_torch(logits.double(), 6, **options)
     return float((weights.double() - wide).abs().max()) if torch.equal(chosen, expected) else float("inf")
