@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'moes
 
 from moesim.moe.config import MoeConfig
 from moesim.moe.experts import Experts
-from moesim.moe.kernels import fp8, gemm, move, tiles
+from moesim.moe.kernels import fp8, gemm, move, tiles, warm
 from moesim.moe.kernels.grouping import HEIGHTS, SMALLEST, group
 from moesim.moe.kernels.mlp import experts as by_kernels
 from moesim.moe.kernels.tiles import Tile
@@ -299,8 +299,21 @@ def test_quantising_zeros_gives_zeros():
     assert torch.isfinite(scales).all()
 
 
+@pytest.mark.parametrize("kind", ["gate-up, gathered", "to inputs", "to weights"])
+def test_warming_compiles_what_it_says(kind):
+    chosen = next(job for job in warm.jobs(with_fp8=True, with_boxes=True) if job.kind == kind)
+    assert warm.build(chosen._replace(tile=Tile(16, 64, 64)), DEVICE) > 0
+
+
+def test_warming_covers_every_tile_of_the_tuner():
+    found = list(warm.jobs(with_fp8=True, with_boxes=True))
+    assert {job.tile for job in found if job.kind == "down"} == {*tiles.FEW, *tiles.MANY, *tiles.EXACT}
+    assert {job.tile for job in found if job.kind == "to weights"} == set(tiles.GRADIENT)
+    assert {job.tile for job in found if job.kind == "fp8"} == set(tiles.FP8_TILES)
+
+
 def test_tiles_that_do_not_fit_the_problem_are_left_out():
-    configs = [tile.config(gemm._NAMES) for tile in (*tiles.FEW, *tiles.MANY)]
+    configs = [tile.config(gemm._NAMES) for tile in (*tiles.FEW, *tiles.MANY, *tiles.EXACT)]
     decode = tiles.prune(configs, {"ROWS": 4, "N": 4096, "SWIGLU": True})
     prefill = tiles.prune(configs, {"ROWS": 2048, "N": 4096, "SWIGLU": False})
     assert {config.kwargs["BLOCK_M"] for config in decode} == {16}

@@ -75,8 +75,10 @@ def _facts(setting: Setting, minutes: float) -> list[Command]:
 
 
 def _kernels(setting: Setting, minutes: float) -> list[Command]:
-    environment = {"TRITON_INTERPRET": "1"} if setting.dry else {}
-    return [Command(("-m", "moesim.moe.kernels.check", "--device", setting.device), environment)]
+    check = "-m", "moesim.moe.kernels.check", "--device", setting.device
+    if setting.dry:
+        return [Command(check, {"TRITON_INTERPRET": "1"})]
+    return [Command(("-m", "moesim.moe.kernels.warm", "--device", setting.device)), Command(check)]
 
 
 def _train(setting: Setting, minutes: float) -> list[Command]:

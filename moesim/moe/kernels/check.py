@@ -29,6 +29,10 @@ _LARGE: Final = (
     ("decode", 64, 32, 4, 1024, 512), ("prefill", 4096, 16, 4, 1024, 768),
 )  # fmt: skip
 
+_ROUTERS: Final[dict[str, dict[str, Any]]] = {
+    "softmax": {}, "sigmoid, groups": {"sigmoid": True, "groups": 8, "limit": 4},
+}  # fmt: skip
+
 
 def check(device: str, *, seed: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield a row a case: name, dtype, the largest relative error of output and gradients, and its limit."""
@@ -55,11 +59,10 @@ def check(device: str, *, seed: int | None = None) -> Iterator[dict[str, Any]]:
             "case": "experts in fp8", "dtype": "float8_e4m3", "error": _fp8(device, generator), "limit": FP8_LIMIT,
             "seed": seed,
         }  # fmt: skip
-    for name, options in {"softmax": {}, "sigmoid, groups": {"sigmoid": True, "groups": 8, "limit": 4}}.items():
-        yield {
-            "case": f"router, {name}", "dtype": "float32", "error": _router(device, generator, 10 if interpreted() else 500, options), "limit": 1e-5,
-            "seed": seed,
-        }  # fmt: skip
+    tokens = 10 if interpreted() else 500
+    for name, options in _ROUTERS.items():
+        error = _router(device, generator, tokens, options)
+        yield {"case": f"router, {name}", "dtype": "float32", "error": error, "limit": 1e-5, "seed": seed}
 
 
 def _experts(

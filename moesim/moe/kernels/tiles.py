@@ -142,7 +142,7 @@ def prune_gradient(configs: list[triton.Config], named: Mapping[str, Any], **kwa
 
 def _boxes_allowed(given: Mapping[str, Any]) -> bool:
     """Whether the copy engine takes these matrices: device, alignment, and rows that lie in a row."""
-    if given.get("GATHER") or "x" not in given:
+    if given.get("GATHER") or "stride_x" not in given:
         return False
     x, w = given["x"], given["w"]
     if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] < 9:
