@@ -9,6 +9,7 @@ import typer
 import moesim
 from moesim.cli import (
     advise,
+    bench,
     calibrate,
     capture,
     dashboard,
@@ -70,6 +71,7 @@ app.command("survive", rich_help_panel=_DECIDE)(survive.survive)
 app.command("migrate", rich_help_panel=_DECIDE)(migrate.migrate)
 app.command("recover", rich_help_panel=_DECIDE)(migrate.recover)
 app.command("export", rich_help_panel=_DECIDE)(files.export)
+app.add_typer(bench.bench, name="bench", rich_help_panel=_DECIDE)
 app.command("validate", rich_help_panel=_SEE)(validate.validate)
 app.command("calibrate", rich_help_panel=_SEE)(calibrate.calibrate)
 app.command("profile", rich_help_panel=_MODEL)(profile.profile)

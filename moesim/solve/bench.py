@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from moesim.spec import ModelSpec
 from moesim.trace import Trace
 from moesim.trace.batching import make_batches
 
-BENCHED: Final = ("contiguous", "lpt", "snake", "eplb", "moesim")
+BENCHED: Final = ("contiguous", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
 """Solvers of a benchmark run by default."""
 POLICIES_BENCHED: Final = ("nearest", "shares", "token-aware")
 """Dispatch policies of a benchmark run by default."""
@@ -42,13 +42,16 @@ def bench(
     deadline_s: float = 60.0,
     jobs: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    efforts: Sequence[float] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per policy and solver, ready for JSON.
 
     A row holds ``trace``, ``topology``, ``slots`` (of all ranks), ``policy``, ``solver``, ``seed``; ``copies`` (of a
     token to nodes other than its own), ``balance`` (mean over largest load of a rank), both mean over layers, homes
     spread evenly over one batch of everything held out; ``step_s``, mean seconds of a held-out step; ``fitted_step_s``;
-    ``wall_s``, seconds of solving, score and bound; ``notes`` of the plan.
+    ``wall_s`` and ``cpu_s``, seconds of solving, score and bound; ``gap`` of the plan on what it was fitted to;
+    ``notes`` of the plan. A hierarchical EPLB that does not divide is left out.
 
     Parameters
     ----------
@@ -56,6 +59,10 @@ def bench(
         Part of the requests that plans are fitted to; the others judge.
     options
         Options of solvers by name.
+    efforts
+        Efforts of ``moesim``, one row each, called ``moesim 1e+07`` and so on; its default only, if None.
+    progress
+        Told what runs.
 
     Raises
     ------
@@ -67,15 +74,22 @@ def bench(
     costs = Costs.default(spec, cluster, transport=transport)
     steps = make_batches(held_out, cluster.ranks, tokens_per_rank=tokens_per_rank, seed=seed)
     rows = []
+    say = progress or (lambda _line: None)
+    given = dict(options or {})
     for policy in policies:
-        for solver in solvers:
-            began = time.monotonic()
-            plan = solve(
-                fitted, cluster, slots_per_rank=slots_per_rank, solver=solver, policy=policy, transport=transport,
-                dims=dims, tokens_per_rank=tokens_per_rank, seed=seed, deadline_s=deadline_s, jobs=jobs,
-                **dict(options or {}).get(solver, {}),
-            )  # fmt: skip
-            wall_s = time.monotonic() - began
+        for solver, label, extra in _runs(solvers, given, efforts):
+            say(f"{cluster.name}, {policy}: {label}")
+            began, busy = time.monotonic(), time.process_time()
+            try:
+                plan = solve(
+                    fitted, cluster, slots_per_rank=slots_per_rank, solver=solver, policy=policy, transport=transport,
+                    dims=dims, tokens_per_rank=tokens_per_rank, seed=seed, deadline_s=deadline_s, jobs=jobs, **extra,
+                )  # fmt: skip
+            except InputError:
+                if solver != "eplb-hierarchical":
+                    raise
+                continue
+            wall_s, cpu_s = time.monotonic() - began, time.process_time() - busy
             copies, balance = judged(plan.placement, held_out, cluster, policy, seed)
             rows.append(
                 {
@@ -83,17 +97,32 @@ def bench(
                     "topology": cluster.name,
                     "slots": cluster.ranks * slots_per_rank,
                     "policy": policy,
-                    "solver": solver,
+                    "solver": label,
                     "seed": seed,
                     "copies": copies,
                     "balance": balance,
                     "step_s": score(steps, plan.placement, costs, policy, seed).mean_s,
                     "fitted_step_s": plan.score_s,
+                    "gap": plan.gap if np.isfinite(plan.gap) else None,
                     "wall_s": wall_s,
+                    "cpu_s": cpu_s,
                     "notes": list(plan.notes),
                 }
             )
     return rows
+
+
+def _runs(
+    solvers: Sequence[str], options: Mapping[str, Mapping[str, Any]], efforts: Sequence[float] | None
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield solver, label and options of every run."""
+    for solver in solvers:
+        extra = dict(options.get(solver, {}))
+        if solver == "moesim" and efforts is not None:
+            for effort in efforts:
+                yield solver, f"moesim {effort:g}", {**extra, "effort": effort}
+        else:
+            yield solver, solver, extra
 
 
 def judged(placement: Placement, trace: Trace, cluster: Cluster, policy: str, seed: int = 0) -> tuple[float, float]:
@@ -114,18 +143,22 @@ def judged(placement: Placement, trace: Trace, cluster: Cluster, policy: str, se
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of :func:`bench` as a Markdown table, each solver beside EPLB where that was run."""
-    lines = ["| trace | topology | slots | policy | solver | copies | x EPLB | balance | held-out step | seconds |"]
+    """Return rows of :func:`bench` as a Markdown table, each beside the better EPLB where one was run."""
+    lines = ["| trace | topology | slots | policy | solver | copies | x EPLB | balance | held-out step | CPU s |"]
     lines.append("|" + "---|" * 10)
     case = ("trace", "topology", "slots", "policy", "seed")
-    eplb = {tuple(row[key] for key in case): row for row in rows if row["solver"] == "eplb"}
+    eplb: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        if row["solver"] in ("eplb", "eplb-hierarchical"):
+            key = tuple(row[name] for name in case)
+            eplb[key] = min(row["copies"], eplb.get(key, np.inf))
     for row in rows:
         base = eplb.get(tuple(row[key] for key in case))
-        ratio = f"{row['copies'] / base['copies']:.2f}" if base and base["copies"] else "-"
+        ratio = f"{row['copies'] / base:.2f}" if base else "-"
         lines.append(
             f"| {row['trace']} | {row['topology']} | {row['slots']} | `{row['policy']}` | `{row['solver']}` "
             f"| {row['copies']:.3f} | {ratio} | {row['balance']:.3f} | {row['step_s'] * 1e3:.2f} ms "
-            f"| {row['wall_s']:.1f} |"
+            f"| {row['cpu_s']:.1f} |"
         )
     return "\n".join(lines)
 

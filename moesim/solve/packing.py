@@ -17,6 +17,9 @@ from moesim.solve.repair import EMPTY, repair_duplicates
 
 Ints = NDArray[np.int32]
 
+_ENOUGH = 1e-3
+"""How far above the mean the fullest rank may stay: less is below what tomorrow's traffic differs by."""
+
 
 @compiled
 def _copies(load: Any, slots: int, most: int) -> Any:
@@ -62,27 +65,31 @@ def _lightest(share: Any, item: Any, count: Any, speed: Any, experts: Any) -> No
     """Heaviest copy first to the rank that then finishes first; fills ``experts`` [L, R, C]."""
     layers, ranks, slots = experts.shape
     total = share.shape[1]
+    pace = 1 / speed
+    held = np.zeros((total, ranks), np.bool_)
+    load = np.zeros(ranks)
+    used = np.zeros(ranks, np.int32)
     for layer in range(layers):
-        load = np.zeros(ranks)
-        used = np.zeros(ranks, np.int32)
-        held = np.zeros((ranks, total), np.bool_)
+        load[:], used[:], held[:] = 0, 0, False
         for position in range(count[layer]):
             expert = item[layer, position]
-            best, fallback = -1, -1
+            more = share[layer, expert]
+            taken = held[expert]
+            best, soonest = -1, np.inf
             for rank in range(ranks):
-                if used[rank] == slots:
-                    continue
-                finish = (load[rank] + share[layer, expert]) / speed[rank]
-                if fallback < 0 or finish < (load[fallback] + share[layer, expert]) / speed[fallback]:
-                    fallback = rank
-                if not held[rank, expert] and (best < 0 or finish < (load[best] + share[layer, expert]) / speed[best]):
-                    best = rank
+                finish = (load[rank] + more) * pace[rank]
+                if finish < soonest and used[rank] < slots and not taken[rank]:
+                    best, soonest = rank, finish
             if best < 0:
-                best = fallback  # only ranks that hold it have room: the repair moves it
+                # only ranks that hold it have room: the repair moves it
+                for rank in range(ranks):
+                    finish = (load[rank] + more) * pace[rank]
+                    if finish < soonest and used[rank] < slots:
+                        best, soonest = rank, finish
             experts[layer, best, used[best]] = expert
             used[best] += 1
-            held[best, expert] = True
-            load[best] += share[layer, expert]
+            held[expert, best] = True
+            load[best] += more
 
 
 def lightest_first(load: ArrayLike, ranks: int, slots: int, speed: ArrayLike | None = None) -> Ints:
@@ -109,6 +116,7 @@ def _swap(experts: Any, load: Any, speed: Any, rounds: int) -> None:
     """Swap copies between the slowest rank and others while the slower of the two gets faster; in place."""
     layers, ranks, slots = experts.shape
     total_experts = load.shape[1]
+    pace = 1 / speed
     for layer in range(layers):
         copies = np.zeros(total_experts, np.int32)
         held = np.zeros((ranks, total_experts), np.bool_)
@@ -129,16 +137,20 @@ def _swap(experts: Any, load: Any, speed: Any, rounds: int) -> None:
                 total[rank] += share[experts[layer, rank, slot]]
         mean = total.sum() / speed.sum()
         for _ in range(rounds):
-            worst = 0
+            worst = lightest = 0
             for rank in range(ranks):
-                if total[rank] / speed[rank] > total[worst] / speed[worst]:
+                if total[rank] * pace[rank] > total[worst] * pace[worst]:
                     worst = rank
-            peak = total[worst] / speed[worst]
-            if peak <= mean * (1 + 1e-4):
+                if total[rank] * pace[rank] < total[lightest] * pace[lightest]:
+                    lightest = rank
+            peak = total[worst] * pace[worst]
+            if peak <= mean * (1 + _ENOUGH):
                 break
             best, best_rank, best_slot, best_mine = peak * (1 - 1e-9), -1, -1, -1
-            for other in range(ranks):
-                if other == worst or total[other] / speed[other] >= peak:
+            for step in range(ranks):
+                # the lightest first: most others then cannot do better, since a swap at best evens out both
+                other = (lightest + step) % ranks
+                if other == worst or total[worst] + total[other] >= best * (speed[worst] + speed[other]):
                     continue
                 for mine in range(slots):
                     give = experts[layer, worst, mine]
@@ -149,7 +161,7 @@ def _swap(experts: Any, load: Any, speed: Any, rounds: int) -> None:
                         moved = share[give] - share[take]
                         if moved <= 0 or (take >= 0 and held[worst, take]):
                             continue
-                        after = max((total[worst] - moved) / speed[worst], (total[other] + moved) / speed[other])
+                        after = max((total[worst] - moved) * pace[worst], (total[other] + moved) * pace[other])
                         if after < best:
                             best, best_rank, best_slot, best_mine = after, other, slot, mine
             if best_rank < 0:
