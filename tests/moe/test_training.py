@@ -222,6 +222,14 @@ def test_drops_and_choices_go_through_files_simulation_and_planning(corpus, rout
     assert empty.any()
     # experts that choose: as wide as the busiest token, and no wider
     assert trace.spec.top_k == (~empty).sum(-1).max()
+    # as a foreign file would bring them
+    np.savez(corpus / "foreign.npz", experts=trace.routes, request=trace.request, position=trace.position)
+    done = CliRunner().invoke(
+        app, ["import", str(corpus / "foreign.npz"), "-o", str(corpus / "imported.parquet"), "--format-option",
+              "experts=8", "--format-option", "dims=olmoe-1b-7b"]
+    )  # fmt: skip
+    assert done.exit_code == 0, done.exception
+    assert np.array_equal(Trace.read(corpus / "imported.parquet").routes, trace.routes)
     cluster = Cluster.read("h100-1x8")
     plan = solve(trace, cluster, slots_per_rank=1, solver="contiguous", seed=0)
     report = simulate(trace, cluster, plan, tokens_per_rank=64)
