@@ -73,7 +73,7 @@ class MoeConfig:
     groups, group_limit
         Groups of experts and how many of them a token may pick from; read by routers that have groups.
     capacity_factor
-        Picks that an expert takes of a sequence (in serving: of a forward pass), in multiples of its even share; the
+        Picks that an expert takes of a batch (in serving: of a forward pass), in multiples of its even share; the
         rest is dropped. None is the router's own default, which but for ``switch`` (1.25) drops nothing.
     """
 

@@ -41,40 +41,39 @@ def loss_of(model: MoeModel, stream: NDArray[np.int64]) -> float:
 
 @torch.no_grad()
 def domain_losses(
-    model: MoeModel, streams_: Mapping[str, NDArray[np.int64]], *, windows: int, group: Group = ALONE, rows: int = 8
+    model: MoeModel, streams_: Mapping[str, NDArray[np.int64]], *, windows: int, group: Group = ALONE
 ) -> dict[str, float]:
     """Return the mean loss (nats per token) of each domain on its first windows; processes share them.
+
+    A forward pass holds a window of every domain, as a batch of training does: where tokens compete for experts, they
+    do so with the same mix.
 
     Parameters
     ----------
     windows
-        Most windows of the model's context that are taken of a domain.
-    rows
-        Most sequences of one forward pass.
+        Most windows of the model's context that are taken of a domain; as many of each.
     """
-    length, device = model.config.context, model.embedding.weight.device
+    shortest = min(len(stream) for stream in streams_.values()) - 1
+    span = min(model.config.context, shortest)
+    # all processes must run the same number of rows; what fills up counts nothing
+    names = list(streams_)
+    padded = names + names[:1] * (-len(names) % group.size)
+    own = range(len(padded))[group.share(len(padded))]
+    device = model.embedding.weight.device
+    total = torch.zeros(len(names), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
-    result = {}
-    for domain, stream in streams_.items():
-        span = min(length, len(stream) - 1)
-        starts = list(range(0, len(stream) - span, span))[:windows]
-        # all processes must run the same number of passes; what fills up counts nothing
-        padded = starts + [starts[0]] * (-len(starts) % group.size)
-        counted = [i < len(starts) for i in range(len(padded))]
-        mine = list(zip(padded, counted, strict=True))[group.share(len(padded))]
-        total = torch.zeros(2, dtype=torch.float64, device=device)
-        for first in range(0, len(mine), rows):
-            part = mine[first : first + rows]
-            batch = torch.from_numpy(np.stack([stream[start : start + span + 1] for start, _ in part])).to(device)
-            logits = model(batch[:, :-1]).logits.float()
-            losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").double()
-            weight = torch.tensor([float(counts) for _, counts in part], dtype=torch.float64, device=device)
-            total += torch.stack([(losses.sum(1) * weight).sum(), weight.sum() * span])
-        total = group.mean(total)
-        result[domain] = round(float(total[0] / total[1]), 4)
+    count = min(windows, shortest // span)
+    for number in range(count):
+        cut = [streams_[padded[row]][number * span : (number + 1) * span + 1] for row in own]
+        batch = torch.from_numpy(np.stack(cut)).to(device)
+        logits = model(batch[:, :-1]).logits.float()
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").double().sum(1)
+        real = [row for row in own if row < len(names)]
+        total[real] += losses[: len(real)]
     model.train(was_training)
-    return result
+    total = group.mean(total) * group.size
+    return {name: round(float(loss) / (count * span), 4) for name, loss in zip(names, total, strict=True)}
 
 
 def unigram(streams_: Sequence[NDArray[np.int64]], vocabulary: int) -> NDArray[np.float64]:

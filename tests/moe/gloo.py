@@ -70,7 +70,7 @@ def scenario(group: Group, folder: Path) -> dict:
     run.model.train()
 
     tokens = {domain: np.random.default_rng(i).integers(0, 300, 70) for i, domain in enumerate(DOMAINS)}
-    found["evaluation"] = domain_losses(run.model, tokens, windows=5, group=group, rows=2)
+    found["evaluation"] = domain_losses(run.model, tokens, windows=5, group=group)
 
     whole = [run.advance()["loss"] for _ in range(2)]
     resumed = Run(CONFIG, RECIPE, batches(), group=group)

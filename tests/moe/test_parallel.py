@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,15 @@ import pytest
 import torch
 from gloo import CONFIG, RECIPE, ROUTERS, batches, scenario
 
+import moesim
 from moesim.base.errors import InputError
 from moesim.moe.experts import Experts
 from moesim.moe.parallel import ALONE, Group
 from moesim.moe.run import Run
 from moesim.trace import TRAIN, Trace
+
+# what is started must import the package that is tested here
+HERE = os.environ | {"PYTHONPATH": str(Path(moesim.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def alone(folder) -> dict:
 def together(request, alone, folder) -> tuple[int, list[dict]]:
     size = request.param
     script = [sys.executable, str(Path(__file__).with_name("gloo.py")), str(size), str(folder)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False, env=HERE)
     assert done.returncode == 0, done.stderr
     return size, [torch.load(folder / f"found-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
 

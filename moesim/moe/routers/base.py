@@ -102,7 +102,7 @@ class Router(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             experts, weights, losses = self.decide(hidden if hidden.dtype == torch.float64 else hidden.float(), context)
         if self.capacity is not None:
-            experts, weights = self._drop(experts, weights, context)
+            experts, weights = self._drop(experts, weights, self.capacity)
         if self.recorder is not None:
             self.recorder.record(self.layer, experts.flatten(0, -2), weights.flatten(0, -2))
         if self.training:
@@ -130,12 +130,9 @@ class Router(nn.Module):
     def _balance(self, share: Tensor, rate: float, low: float, high: float) -> None:
         """Move the bias, given the share of the picks that each expert had in this step [experts]."""
 
-    def _drop(self, experts: Tensor, weights: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        if self.capacity is None:
-            raise InputError("a router without capacity drops nothing")
-        groups = competing(experts, context)
-        room = room_for(groups.shape[1] * groups.shape[2], self.experts, self.capacity)
-        kept = find_room(groups, room).view_as(experts)
+    def _drop(self, experts: Tensor, weights: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        room = room_for(experts.numel() * self.group.size, self.experts, factor)
+        kept = find_room(experts, room, self.experts, self.group)
         return torch.where(kept, experts, -1), torch.where(kept, weights, 0.0)
 
     @torch.no_grad()
@@ -160,15 +157,6 @@ class Gate(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits [..., experts] in the precision of the hidden states."""
         return nn.functional.linear(hidden, self.weight.to(hidden.dtype))
-
-
-def competing(x: Tensor, context: Context) -> Tensor:
-    """Return x [sequences, length, ...] as [groups, tokens, ...]: the tokens of a group compete for room.
-
-    In training and evaluation a group is a sequence, so that a result does not depend on what else is in the batch
-    or on how it is split over ranks. In serving it is all that runs in one forward pass.
-    """
-    return x if context.past is None else x.flatten(0, 1)[None]
 
 
 def check_groups(config: MoeConfig) -> None:

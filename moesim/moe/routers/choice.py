@@ -7,18 +7,17 @@ from torch import Tensor
 
 from moesim.moe.config import MoeConfig
 from moesim.moe.routers import losses
-from moesim.moe.routers.base import Context, Gate, Router, Routing, competing
+from moesim.moe.routers.base import Context, Gate, Router, Routing
 from moesim.moe.routers.capacity import room_for
 
 
 class ExpertChoiceRouter(Router):
     """Each expert takes the tokens that suit it best, an even share of `top_k` picks a token: always balanced.
 
-    A token gets as many experts as chose it: many, or none (-1). Which ones depends on the other tokens of its group,
-    later ones too: in a causal language model the choice leaks the future, so a loss that is measured on whole
-    sequences is flattered, and decoding (a group is then a batch of single tokens) routes differently from training.
-    `capacity_factor` multiplies the share; it is 1 where it is not given. An expert takes at least one token of a
-    group.
+    A token gets as many experts as chose it: many, or none (-1). Which ones depends on the other tokens of the batch,
+    later ones of its sequence too: in a causal language model the choice leaks the future, so a loss that is measured
+    on whole sequences is flattered, and decoding (the batch is then of single tokens) routes differently from training.
+    `capacity_factor` multiplies the share; it is 1 where it is not given. An expert takes at least one token.
     """
 
     def __init__(self, config: MoeConfig, layer: int) -> None:
@@ -36,11 +35,12 @@ class ExpertChoiceRouter(Router):
         """Let each expert pick its most probable tokens."""
         logits = self.gate(hidden)
         scores = torch.softmax(logits, dim=-1)
-        by_group = competing(scores.detach(), context)
-        tokens = by_group.shape[1]
-        room = min(tokens, room_for(tokens * self.top_k, self.experts, self.share))
-        taken = by_group.transpose(1, 2).topk(room, dim=-1).indices.transpose(1, 2)
-        chosen = torch.zeros_like(by_group, dtype=torch.bool).scatter_(1, taken, True).view_as(scores)
+        # over the batch of all processes: each chooses for all, and keeps its own rows
+        everybody = self.group.gather(scores.detach()).flatten(0, 1)
+        room = min(len(everybody), room_for(len(everybody) * self.top_k, self.experts, self.share))
+        taken = everybody.topk(room, dim=0).indices
+        chosen = torch.zeros_like(everybody, dtype=torch.bool).scatter_(0, taken, True)
+        chosen = chosen.view(-1, *scores.shape[1:])[self.group.share(len(scores) * self.group.size)]
         # most tokens have few experts: as wide as the busiest token needs, or as the recorder expects
         busiest = int(chosen.sum(-1).max()) if self.recorder is None else self.experts
         best, experts = torch.where(chosen, scores.detach(), -1.0).topk(max(1, busiest), dim=-1)
