@@ -13,6 +13,19 @@ from moesim.simulate.schedules import Schedule
 from moesim.simulate.work import Timeline, Work, empty_timeline
 
 
+def has_closed_form(schedule: Schedule) -> bool:
+    """Return whether nothing competes for a stream, so that no event queue is needed to tell the order."""
+    side = schedule.stream["shared"] != schedule.stream["attention"]
+    return schedule.micro_batches == 1 and (side or schedule.dispatch_after == "shared") and _usual(schedule)
+
+
+def _usual(schedule: Schedule) -> bool:
+    """Return whether exchanges and experts share a stream that the shared expert, if apart, does not use."""
+    stream = schedule.stream
+    main = {stream[phase] for phase in ("attention", "dispatch", "experts", "combine")}
+    return len(main) == 1 and (stream["shared"] not in main or schedule.dispatch_after == "shared")
+
+
 def run_closed_form(work: Work, schedule: Schedule) -> Timeline:
     """Return when each rank begins and ends each phase of one step, by formula.
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
-from moesim.simulate.closed import run_closed_form
+from moesim.simulate.closed import has_closed_form, run_closed_form
 from moesim.simulate.engine import run_events
 from moesim.simulate.inputs import prepare
 from moesim.simulate.loads import Loader
@@ -43,7 +43,7 @@ def simulate(
     tokens_per_rank: int | Mapping[int, int] | None = None,
     phase: str | None = None,
     costs: Costs | None = None,
-    engine: str = "events",
+    engine: str | None = None,
     spans: bool | Sequence[int] = False,
     max_steps: int | None = None,
     seed: int = 0,
@@ -76,7 +76,8 @@ def simulate(
     costs
         Costs to use instead of the default ones for transport and network.
     engine
-        ``"events"``, ``"closed-form"`` or ``"reference"``; the same numbers, at different speeds.
+        ``"events"``, ``"closed-form"`` or ``"reference"``; the same numbers, at different speeds. By default the closed
+        form where the schedule has one, else events.
     spans
         Whether to keep the interval of every phase on every rank: of all steps, or of those listed.
     seed
@@ -93,7 +94,7 @@ def simulate(
     UnknownName
         If there is no engine, policy, transport, network, schedule or phase of that name.
     """
-    if engine not in ENGINES:
+    if engine is not None and engine not in ENGINES:
         raise UnknownName("engine", engine, ENGINES)
     setup = prepare(
         trace,
@@ -117,6 +118,8 @@ def simulate(
     wanted = set(range(steps)) if spans is True else {int(step) for step in spans or ()}
     if wanted and not wanted <= set(range(steps)):
         raise InputError(f"simulate: spans of step {max(wanted)} wanted, there are steps 0 to {steps - 1}")
+    if engine is None:
+        engine = "closed-form" if has_closed_form(setup.schedule) else "events"
     loader, tally, run = Loader(setup), Tally(setup, engine), ENGINES[engine]
     for step in range(steps):
         load = loader.load(step)
