@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moesim.simulate.run import simulate as simulate
     from moesim.simulate.schedules import SCHEDULES as SCHEDULES
     from moesim.simulate.schedules import Schedule as Schedule
+    from moesim.simulate.stream import simulate_file as simulate_file
     from moesim.simulate.training import Training as Training
 
 # imported when first used: looking at a report needs no engine
@@ -23,6 +24,7 @@ _HOME = {
     "Training": "moesim.simulate.training",
     "chrome_trace": "moesim.simulate.chrome",
     "simulate": "moesim.simulate.run",
+    "simulate_file": "moesim.simulate.stream",
     "write_chrome_trace": "moesim.simulate.chrome",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "Training",
     "chrome_trace",
     "simulate",
+    "simulate_file",
     "write_chrome_trace",
 ]
 

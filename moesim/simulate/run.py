@@ -29,6 +29,28 @@ ENGINES: Final[dict[str, Callable[[Work, Schedule], Timeline]]] = {
 """Engines by name: simpy over vectors of ranks, formula, a simpy process for every rank (slow, for tests)."""
 
 
+OPTIONS: Final[dict[str, Any]] = {
+    "policy": None, "transport": None, "network": None, "schedule": None, "dims": None, "costs": None, "seed": 0,
+    "jitter": 0.0, "training": None,
+}  # fmt: skip
+"""Options that do not depend on how a trace is read, and their defaults."""
+
+
+def engine_of(name: str | None, schedule: Schedule) -> tuple[str, Callable[[Work, Schedule], Timeline]]:
+    """Return an engine and its name; by default the closed form where the schedule has one.
+
+    Raises
+    ------
+    UnknownName
+        If there is no engine of that name.
+    """
+    if name is None:
+        name = "closed-form" if has_closed_form(schedule) else "events"
+    if name not in ENGINES:
+        raise UnknownName("engine", name, ENGINES)
+    return name, ENGINES[name]
+
+
 def simulate(
     trace: Trace | Batches,
     cluster: Cluster,
@@ -118,9 +140,8 @@ def simulate(
     wanted = set(range(steps)) if spans is True else {int(step) for step in spans or ()}
     if wanted and not wanted <= set(range(steps)):
         raise InputError(f"simulate: spans of step {max(wanted)} wanted, there are steps 0 to {steps - 1}")
-    if engine is None:
-        engine = "closed-form" if has_closed_form(setup.schedule) else "events"
-    loader, tally, run = Loader(setup), Tally(setup, engine), ENGINES[engine]
+    name, run = engine_of(engine, setup.schedule)
+    loader, tally = Loader(setup), Tally(setup, name)
     for step in range(steps):
         load = loader.load(step)
         tally.add(step, load, run(load.work, setup.schedule), spans=step in wanted)

@@ -71,14 +71,14 @@ class Tally:
         if spans:
             self.spans.append(_spans(step, timeline, wait_s, L))
 
-    def report(self) -> Report:
-        """Return the report of all steps added."""
+    def report(self, step_tokens: Array | None = None, seen: Array | None = None) -> Report:
+        """Return the report of all steps added; their tokens and which were seen where they are of several setups."""
         setup = self.setup
         return Report(
             facts=_facts(setup, self.engine),
             step_s=np.array(self.step_s),
-            step_tokens=np.diff(setup.batches.offsets),
-            seen=setup.seen,
+            step_tokens=np.diff(setup.batches.offsets) if step_tokens is None else step_tokens,
+            seen=setup.seen if seen is None else seen,
             busy_s=dict(zip(PHASES, self.busy_s, strict=True)),
             wait_s=self.wait_s,
             critical_s=dict(zip(PHASES, self.critical_s, strict=True)),
