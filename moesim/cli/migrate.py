@@ -139,14 +139,25 @@ def print_recovery(found: Recovery) -> None:
         f"{facts['model']} on {facts['topology']}: {facts['share']:.0%} of the later traffic is of other domains; "
         f"{facts['slots_per_rank']} slots a rank, policy {facts['policy']}"
     )
-    columns = ("moves a layer", "experts moved", "bytes", "move", "step", "balance", "recovered", "break-even")
+    columns = (
+        "moves a layer",
+        "experts moved",
+        "bytes",
+        "move",
+        "step",
+        "balance",
+        "of the gain",
+        "of the balance",
+        "break-even",
+    )
     rows: list[list[Any]] = []
     for row in found.rows:
         name = "stay" if row.moves == 0 else ("re-plan" if row.moves is None else f"at most {row.moves}")
         even = "-" if row.break_even_s is None else show(row.break_even_s, "time")
         rows.append(
             [name, f"up to {row.most_moves_of_a_layer}", show(row.move_bytes, "bytes"), show(row.move_s, "time"),
-             show(row.step_s, "time"), f"{row.balance:.3f}", f"{row.recovered:.0%}", even]
+             show(row.step_s, "time"), f"{row.balance:.3f}", f"{row.recovered:.0%}",
+             f"{row.balance_recovered:.0%}", even]
         )  # fmt: skip
     screen.print_table(columns, rows, title=title)
     screen.print_notes(facts["notes"])

@@ -95,6 +95,41 @@ def broken(rules: Rules, slots: Any, held: Any) -> bool:
 
 
 @compiled
+def undoing(rules: Rules, slots: Any, held: Any, copies: Any, rank: int, turn: int) -> tuple[int, int, int, int]:
+    """Return a move that gives a rank back what it held: its slot, the slot it exchanges with if any, the expert.
+
+    Under a move budget that is used up nothing else is permitted but what takes a move back, and drawing slots and
+    experts at random finds that seldom. Returns (slot, other rank, other slot, expert), with -1 for no other rank, and
+    a slot of -1 where there is nothing to give back. ``turn`` is where the looking begins.
+    """
+    count = slots.shape[1]
+    slot = -1
+    for step in range(count):
+        candidate = (turn + step) % count
+        here = slots[rank, candidate]
+        if rules.open[rank, candidate] and (here < 0 or not rules.was[here, rank]):
+            slot = candidate
+            break
+    if slot < 0:
+        return -1, -1, -1, -1
+    old = slots[rank, slot]
+    experts, ranks = held.shape
+    for step in range(experts):
+        new = (turn + step) % experts
+        if not rules.was[new, rank] or held[new, rank]:
+            continue
+        if old < 0 or copies[old] > 1:
+            return slot, -1, -1, new
+        for offset in range(ranks):
+            other = (turn + offset) % ranks
+            if held[new, other] and not rules.was[new, other] and not held[old, other]:
+                for other_slot in range(count):
+                    if slots[other, other_slot] == new:
+                        return slot, other, other_slot, new
+    return -1, -1, -1, -1
+
+
+@compiled
 def fee(rules: Rules, held: Any) -> float:
     """Return the price of hot experts that are not spread, as a share of the layer's time."""
     if rules.price[0] == 0.0 or len(rules.hot) == 0:

@@ -34,8 +34,8 @@ class Row:
         What it took: experts received in the layer that moves most, bytes and seconds of all layers.
     step_s, balance
         Mean seconds of a step; mean over largest load of a rank, mean over steps and layers.
-    recovered
-        Part of what the whole re-plan gains over staying, in step time.
+    recovered, balance_recovered
+        Part of what the whole re-plan gains over staying, in step time and in balance.
     break_even_s
         Seconds of serving after which the move has paid off, None where it never does.
     """
@@ -47,6 +47,7 @@ class Row:
     step_s: float
     balance: float
     recovered: float
+    balance_recovered: float
     break_even_s: float | None
 
 
@@ -143,7 +144,9 @@ def recover(
     stay = score(judged, running.placement, costs, policy, seed)
     judgements = [score(judged, plan.placement, costs, policy, seed) for _, plan in plans]
     gain = stay.mean_s - judgements[-1].mean_s
-    rows = [Row(0, 0, 0.0, 0.0, stay.mean_s, float(stay.balance.mean()), 0.0, None)]
+    uneven = float(stay.balance.mean())
+    evened = float(judgements[-1].balance.mean()) - uneven
+    rows = [Row(0, 0, 0.0, 0.0, stay.mean_s, uneven, 0.0, 0.0, None)]
     for (budget, plan), found in zip(plans, judgements, strict=True):
         move = plan.terms["migration"]
         rows.append(
@@ -155,6 +158,7 @@ def recover(
                 step_s=found.mean_s,
                 balance=float(found.balance.mean()),
                 recovered=(stay.mean_s - found.mean_s) / gain if gain > 0 else 0.0,
+                balance_recovered=(float(found.balance.mean()) - uneven) / evened if evened > 0 else 0.0,
                 break_even_s=break_even_s(move["move_s"], stay.mean_s, found.mean_s),
             )
         )

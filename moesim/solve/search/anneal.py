@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.placement.kernels import compiled
-from moesim.solve.rules import Rules, broken, fee, no_rules
+from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
 from moesim.solve.search.cost import Prices, compute_s, cost, network_s, priced
 from moesim.solve.search.settle import settle
 from moesim.solve.search.state import COVER, State, choose, refresh, reroute, share_out, take_back
 
 MOVE: Final = 100
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
+_REFUSED: Final = 10
+"""Work of a move that a constraint forbids."""
 _GAIN: Final = 0.05
 """Most that one move is taken to save of the network's time: one that unbalances by more is not looked at further."""
 PIECES: Final = 20
@@ -106,7 +108,13 @@ def _anneal(
             continue
         old = state.slots[rank, slot]
         other = other_slot = -1
-        if spare and _draw(rng, 2) == 0:
+        if rules.most[0] >= 0 and _draw(rng, 3) == 0:
+            turn = _draw(rng, 1 << 20)
+            slot, other, other_slot, new = undoing(rules, state.slots, state.held, state.copies, rank, turn)
+            if slot < 0:
+                continue
+            old = state.slots[rank, slot]
+        elif spare and _draw(rng, 2) == 0:
             if old >= 0 and state.copies[old] < 2:
                 continue
             new = _draw(rng, experts)
@@ -118,6 +126,12 @@ def _anneal(
             new = state.slots[other, other_slot]
             if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
                 continue
+        _exchange(state, rank, slot, other, other_slot, new)
+        if broken(rules, state.slots, state.held):
+            _exchange(state, rank, slot, other, other_slot, old)
+            spent -= MOVE - _REFUSED
+            continue
+        _exchange(state, rank, slot, other, other_slot, old)
         moves += 1
         limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
         load[:] = state.load
@@ -126,10 +140,6 @@ def _anneal(
             share_out(state, old, state.serves[:, old], state.served[old], -1.0)
         share_out(state, new, state.serves[:, new], state.served[new], -1.0)
         _exchange(state, rank, slot, other, other_slot, new)
-        if broken(rules, state.slots, state.held):
-            _exchange(state, rank, slot, other, other_slot, old)
-            state.load[:] = load
-            continue
         if old >= 0:
             share_out(state, old, column, choose(state, old, column), 1.0)
         share_out(state, new, column, choose(state, new, column), 1.0)
