@@ -17,6 +17,7 @@ from moesim.cli import (
     files,
     migrate,
     models,
+    phases,
     plans,
     profile,
     rebalance,
@@ -67,6 +68,7 @@ app.command("serve", rich_help_panel=_DECIDE)(serve.serve)
 app.command("rebalance", rich_help_panel=_DECIDE)(rebalance.rebalance)
 app.command("sweep", rich_help_panel=_DECIDE)(sweep.sweep)
 app.command("advise", rich_help_panel=_DECIDE)(advise.advise)
+app.command("phases", rich_help_panel=_DECIDE)(phases.phases)
 app.command("survive", rich_help_panel=_DECIDE)(survive.survive)
 app.command("migrate", rich_help_panel=_DECIDE)(migrate.migrate)
 app.command("recover", rich_help_panel=_DECIDE)(migrate.recover)

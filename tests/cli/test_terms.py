@@ -137,3 +137,17 @@ def test_advice_fits_one_screen(trace_file: Path, setting: list[str], run: Run, 
     assert set(found["answers"]) == {"placement", "eplb", "slots", "policy"}
     refused(run("advise", trace_file, *setting, "--horizon", "0 s"), 1, "horizon")
     refused(run("advise", trace_file, *setting, "--policy", "neerest"), 1, "did you mean 'nearest'?")
+
+
+def test_prefill_and_decode_side_by_side(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> None:
+    plain = [part for part in setting if part not in ("--tokens-per-rank", "64")]
+    how = ["--tokens-per-rank", "prefill=64,decode=16", "--steps", 2, "--deadline", 1]
+    done = run("phases", trace_file, *plain, *how, "--save-plans", tmp_path / "plans", "--json")
+    rows = {(row["phase"], row["plan"]): row for row in done.json["rows"]}
+    assert len(rows) == 4
+    for phase, transport, tokens in (("prefill", "hierarchical", 64), ("decode", "direct", 16)):
+        own = rows[phase, phase]
+        assert (own["slower"], own["transport"], own["tokens_per_rank"]) == (0.0, transport, tokens)
+        assert (tmp_path / "plans" / f"{phase}.json").exists()
+    refused(run("phases", trace_file, *plain, "--tokens-per-rank", "64"), 1, "PHASE=VALUE")
+    refused(run("phases", trace_file, *plain, "--policy", "prefil=nearest"), 1, "did you mean 'prefill'?")
