@@ -149,6 +149,10 @@ def simulate(
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of the first step, for ui.perfetto.dev.")
     ] = None,
+    chakra: Annotated[
+        Path | None,
+        typer.Option(metavar="PREFIX", help="Write the first step for ASTRA-sim: Chakra traces PREFIX.RANK.et."),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Simulate steps of TRACE under a plan.
@@ -157,6 +161,9 @@ def simulate(
     gives the numbers of its table again, to the last digit.
     """
     load.writable(timeline)
+    load.writable(chakra)
+    if chakra is not None and training:
+        raise InputError("--chakra: the backward pass is not written; leave --training out")
     from moesim.simulate import Training, write_chrome_trace
     from moesim.simulate import simulate as run
     from moesim.solve.bounds import step_bound
@@ -190,6 +197,13 @@ def simulate(
         )
         if timeline is not None:
             write_chrome_trace(report, timeline)
+        if chakra is not None:
+            from moesim.simulate.chakra import write_chakra
+
+            say("writing Chakra traces")
+            write_chakra(batches, group, judged, chakra, policy=policy, dims=other, costs=costs, seed=seed)
+    if chakra is not None:
+        screen.say(f"wrote {chakra}.0.et ... {chakra}.{group.ranks - 1}.et")
     if timeline is not None:
         screen.say(f"wrote {timeline}")
     gap = None if bound_s is None else report.mean_step_s / bound_s - 1

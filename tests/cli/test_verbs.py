@@ -284,3 +284,14 @@ def test_every_preset_is_drawn_and_simulates(name: str, trace_file: Path, run: R
     plan = run("solve", trace_file, *how, "-o", tmp_path / "plan.json").json
     report = run("simulate", trace_file, *how[:2], *how[4:], "--plan", tmp_path / "plan.json").json
     assert report["step_s"] == plan["score_s"] > 0
+
+
+def test_a_step_is_written_for_astra_sim(
+    compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    plan = compared[1] / "plans" / "contiguous.json"
+    done = run("simulate", trace_file, *setting, "--plan", plan, "--chakra", tmp_path / "step", "--steps", 2)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step.{rank}.et" for rank in range(6)]
+    refused = run("simulate", trace_file, *setting, "--plan", plan, "--chakra", tmp_path / "x", "--training")
+    assert (refused.code, "leave --training out" in refused.err) == (1, True)
