@@ -1,10 +1,17 @@
-"""How many tokens must leave their node whatever the placement: a bound from token sets.
+"""How many tokens must leave their node whatever the placement: bounds from token sets.
 
-A node that can hold ``room`` of E experts serves a token alone only if it holds all its picks. Give every token's
-unit weight to one of its picks; whichever experts the node lacks, the tokens whose unit lies on them must leave. So at
-least the sum of the ``E - room`` smallest expert weights leave. Units are moved to the lighter picks in a few passes,
-which evens out the weights and sharpens the bound; any split is valid, and a perfectly even one is the dual optimum of
-the covering problem.
+A node that can hold ``room`` of E experts serves a token alone only if it holds all its picks.
+
+* *One pick a token*: give every token's unit weight to one of its picks; whichever experts the node lacks, the tokens
+  whose unit lies on them must leave. So at least the sum of the ``E - room`` smallest expert weights leave. A
+  perfectly even split is the dual optimum of the covering problem's linear relaxation.
+* *Two picks a token*: give the unit to a pair of picks. A node's experts serve alone at most the units on pairs of
+  them; counted from each expert's side, half the sum over ``room`` experts of their ``room - 1`` heaviest pairs. Of
+  half the experts a node holds a quarter of the pairs, so that this is the sharper one where rooms are small and
+  co-activation is not extreme.
+
+Units are moved to the lighter picks or pairs in a few passes, which evens out the weights and sharpens the bounds; any
+split is valid, and the larger bound counts.
 """
 
 from __future__ import annotations
@@ -40,6 +47,50 @@ def _even_weights(routes: Any, members: Any, experts: int, passes: int) -> Any:
     return weight
 
 
+@compiled
+def _even_pairs(routes: Any, members: Any, experts: int, passes: int) -> Any:
+    """Return weights [experts, experts] when every token's unit lies on one pair of its picks, as even as passes allow.
+
+    Symmetric; tokens of a single expert lie on the diagonal.
+    """
+    weight = np.zeros((experts, experts), np.int64)
+    chosen = np.full((len(members), 2), -1, np.int64)
+    picks = routes.shape[1]
+    for _ in range(passes):
+        for index in range(len(members)):
+            row = routes[members[index]]
+            first, second = chosen[index]
+            if first >= 0:
+                weight[first, second] -= 1
+            first = second = -1
+            for one in range(picks):
+                if row[one] < 0:
+                    continue
+                if first < 0:
+                    first = second = row[one]
+                for other in range(one):
+                    if row[other] < 0 or row[other] == row[one]:
+                        continue
+                    low, high = min(row[one], row[other]), max(row[one], row[other])
+                    if first == second or weight[low, high] < weight[first, second]:
+                        first, second = low, high
+            chosen[index, 0], chosen[index, 1] = first, second
+            if first >= 0:
+                weight[first, second] += 1
+    for one in range(experts):
+        for other in range(one):
+            weight[one, other] = weight[other, one]
+    return weight
+
+
+def _served_alone(weight: NDArray[np.int64], room: int) -> float:
+    """Return the most units that any ``room`` experts can hold on pairs of them and on the diagonal."""
+    alone = np.diag(weight)
+    pairs = weight - np.diag(alone)
+    heaviest = np.sort(pairs, axis=1)[:, len(weight) - max(room - 1, 0) :].sum(axis=1) if room > 1 else 0
+    return float(np.sort(alone + heaviest / 2)[len(weight) - room :].sum())
+
+
 def uncovered_tokens(
     routes: NDArray[np.int16],
     home: NDArray[np.int32],
@@ -72,5 +123,8 @@ def uncovered_tokens(
         for members, out, index, space in groups:
             if space < experts and len(members):
                 weight = np.sort(_even_weights(picks, members, experts, _PASSES))
-                out[layer, index] = weight[: experts - space].sum()
+                pairs = _even_pairs(picks, members, experts, _PASSES)
+                by_pairs = pairs[np.triu_indices(experts)].sum() - _served_alone(pairs, int(space))
+                # a token is a whole one; just below, so that rounding does not make it one too many
+                out[layer, index] = max(weight[: experts - space].sum(), np.ceil(by_pairs - 1e-6))
     return by_node, by_home

@@ -99,7 +99,7 @@ def improve(
         problem.note(f"the deadline bought {allowed / effort:.0%} of the search effort")
     effort = min(effort, allowed)
     count = int(options["rows"])
-    scenarios = scenario_of(problem, int(options["windows"]))
+    scenarios = scenario_of(problem, int(options["scenarios"]))
     rows = sample_rows(problem, count, scenarios)
     weight, hot = float(options["balance"]), float(options["hot"])
     first = Stage(problem, NEAREST if policy == COVER else policy, rows, effort, hot, float(options["even"]))
