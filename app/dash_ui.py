@@ -156,8 +156,10 @@ def plan_cards(one: Judged, before: Judged | None, moved: tuple[int, float] | No
 
 
 def draw(figure: go.Figure, key: str) -> None:
-    """Show a figure of moesim.figures as it is."""
-    st.plotly_chart(figure, key=key, theme=None, width="stretch", config=_CONFIG)
+    """Show a figure of moesim.figures as it is; those who cannot see it hear its title and subtitle."""
+    title = figure.layout.title
+    alt = f"{title.text}: {title.subtitle.text}".replace("<b>", "").replace("</b>", "")
+    st.plotly_chart(figure, key=key, theme=None, width="stretch", config=_CONFIG, alt=alt)
 
 
 def notes(lines: Sequence[str]) -> None:

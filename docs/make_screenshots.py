@@ -16,14 +16,22 @@ from tests.app.serving import Visitor, served, visit  # noqa: E402
 
 OUT = ROOT / "docs" / "screenshots"
 PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
-DEADLINE_S = 180
+DEADLINE_S = 90
 
 
 def shoot(visitor: Visitor, name: str) -> None:
     """Write what the browser shows."""
-    visitor.page.wait_for_timeout(600)
+    if name != "plan-search":
+        idle(visitor)
     visitor.page.screenshot(path=OUT / f"{name}.png")
     print(f"wrote {name}.png, {(OUT / f'{name}.png').stat().st_size / 1e3:.0f} kB")
+
+
+def idle(visitor: Visitor) -> None:
+    """Wait until nothing is computed and all is drawn."""
+    visitor.page.wait_for_timeout(1500)
+    visitor.page.wait_for_selector("[data-testid='stProgress']", state="detached")
+    visitor.settle()
 
 
 def tall(visitor: Visitor, height: int) -> None:
@@ -66,7 +74,6 @@ def main() -> None:
         visitor.go("Compare")
         visitor.press("Add the fast baselines")
         visitor.page.wait_for_selector("text=round-robin")
-        visitor.page.wait_for_timeout(4000)
         visitor.settle()
         visitor.choose("Step time")
         tall(visitor, 1180)

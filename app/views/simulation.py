@@ -18,6 +18,7 @@ from moesim.simulate import SCHEDULES, chrome_trace
 from moesim.simulate.phases import PHASES
 
 MOST_BARS = 9000
+MOST_LAYERS = 6
 NOTHING = "no plan"
 
 left, right = ui.header("Simulation", "One plan, step by step: what the critical path runs through, who is overloaded, "
@@ -98,11 +99,12 @@ with right:
                      hide_index=True)  # fmt: skip
     elif view == "Timeline":
         most = max(1, MOST_BARS // (len(report.rank_node) * (len(PHASES) + 1)))
-        first = 0
-        if len(ids) > most:
-            first = st.slider("First layer", 0, len(ids) - most, key="sim_first_layer", persist_state="session")
+        count, first = min(most, MOST_LAYERS, len(ids)), 0
+        if len(ids) > count:
+            state.put("sim_first_layer", min(int(state.get("sim_first_layer") or 0), len(ids) - count))
+            first = st.slider("First layer", 0, len(ids) - count, key="sim_first_layer", persist_state="session")
         try:
-            span = (first, min(first + min(most, 6), len(ids)))
+            span = (first, first + count)
             shown = step if report.spans is not None and (report.spans["step"] == step).any() else None
             ui.draw(
                 figures.timeline(report.spans, PHASES, step=shown, layers=span, layer_ids=ids, dark=dark), "sim_time"

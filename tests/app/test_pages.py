@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,14 @@ def test_a_simulation_takes_other_settings(start: Start):
     session.selectbox(key="sim_schedule").set_value("two-batch").run()
     session.selectbox(key="sim_part").set_value("fitted").run()
     assert value(clean(session), "Step time, mean") != before
+
+
+def test_every_layer_of_a_step_can_be_looked_at(start: Start):
+    session = start("simulation", trace="sample:bundled-moe-fit.parquet", held="sample:bundled-moe-eval.parquet")
+    session.segmented_control(key="sim_detail").set_value("Timeline").run()
+    session.slider(key="sim_first_layer").set_value(2).run()
+    spec = json.loads(clean(session).get("plotly_chart")[0].proto.spec)
+    assert spec["layout"]["title"]["subtitle"]["text"].startswith("decoder layers 2 to 7")
 
 
 def test_the_timeline_can_be_taken_to_perfetto(start: Start):
