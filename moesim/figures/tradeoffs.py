@@ -13,6 +13,8 @@ from moesim.figures import theme
 from moesim.study.sweep.pareto import front as front_of
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+_GAP: Final = "\u00a0" * 4
+"""Keeps a name off its mark; plain spaces would be dropped."""
 _NEAR: Final = 0.04
 """Part of an axis within which two points lie on one another."""
 
@@ -72,7 +74,7 @@ def pareto(cost: Mapping[str, float], step_s: Mapping[str, float], *, cost_label
         x=[cost[name] for name in labels],
         y=[step_s[name] * 1e3 for name in labels],
         mode="text",
-        text=[f"  {text}  " for text in labels.values()],
+        text=[f"{_GAP}{text}{_GAP}" for text in labels.values()],
         textposition=_beside([cost[name] for name in labels], max(cost.values(), default=0.0)),
         cliponaxis=False,
         hoverinfo="skip",
