@@ -21,6 +21,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # relative to the norm: bfloat16 keeps 8 bits, fp8 (e4m3) 4
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# the interpreter widens bfloat16 before the product, so that float32 says it all; a device has other instructions
+TYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
 TILES = (
     Tile(16, 16, 16),
     Tile(32, 16, 32, group=2),
@@ -136,12 +138,12 @@ def test_experts_equal_float64(poisoned, tokens, experts, top_k, hidden, interme
     assert got.dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("tokens", "experts", "top_k", "pool", "dropped"),
     [
-        (1, 8, 3, 8, 0), (1, 1, 1, 1, 0), (33, 8, 1, 8, 0), (40, 16, 2, 2, 0), (25, 4, 4, 4, 0), (20, 5, 2, 5, 0.5),
-        (9, 3, 2, 3, 1),
+        (1, 8, 3, 8, 0), (1, 1, 1, 1, 0), (19, 8, 1, 8, 0), (20, 16, 2, 2, 0), (9, 4, 4, 4, 0), (14, 5, 2, 5, 0.5),
+        (5, 3, 2, 3, 1),
     ],
     ids=["one token", "one expert", "top-1", "all on two experts", "all experts", "half dropped", "all dropped"],
 )  # fmt: skip
@@ -192,7 +194,7 @@ def test_no_token_at_all_gives_none_and_keeps_the_graph_whole():
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("deep", [False, True], ids=["rows", "columns"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", TYPES)
 def test_every_kind_of_tile_gives_the_product(poisoned, tile, deep, dtype):
     if tile.box and DEVICE == "cuda" and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("this device has no tensor memory accelerator")

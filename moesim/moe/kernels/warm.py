@@ -65,7 +65,7 @@ def build(job: Job, device: str = "cuda") -> float:
     experts, hidden = 2, 512
     x = torch.randn(32, hidden, device=device).to(dtype)
     grouping = group(torch.arange(32, device=device)[:, None] % experts, experts)
-    w = torch.randn(experts, hidden, hidden, device=device).to(dtype)
+    w = (torch.randn(experts, hidden, hidden, device=device) / hidden**0.5).to(dtype)
     if job.kind == "fp8":
         packed = fp8.to_fp8(torch.cat([w, w], -1).float(), w.float())
         rows = quantise_rows(permute(x, grouping), grouping.offsets[-1:])
