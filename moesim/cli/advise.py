@@ -117,8 +117,9 @@ def print_advice(found: Advice) -> None:
         if option.kind == "policy":
             by_policy.setdefault(option.policy, {})[option.solver] = option
     table = [
-        [name, *(f"{where[key].gain:+.1%}" for key in ("stay", "re-plan")), where["stay"].engine]
+        [name, *(f"{one.gain:+.1%}" for one in where.values()), where["stay"].engine]
         for name, where in by_policy.items()
     ]
-    screen.print_table(("policy", "saves, stay", "saves, re-plan", "who runs it"), table)
+    places = list(next(iter(by_policy.values())))
+    screen.print_table(("policy", *(f"saves, {place}" for place in places), "who runs it"), table)
     screen.print_notes(found.notes)

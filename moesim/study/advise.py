@@ -249,7 +249,8 @@ def advise(
         )
         found = case.judge(plan.placement, policy)
         options.append(case.option(name, "placement", found, policy, slots, solver, plan, plan.score_s))
-    best = plans["re-plan"].placement
+    fastest = min(options, key=lambda option: option.step_s).name
+    best = plans[fastest].placement
     fewest = fewest_slots(trace.spec.experts, cluster.ranks)
     for count in (slots - 1, slots + 1):
         if count < fewest or count > trace.spec.experts:
@@ -268,7 +269,7 @@ def advise(
         if name in (policy, "random"):
             continue  # `random` is what `uniform` is the mean of
         say(f"trying policy {name}")
-        for where, placement in (("stay", previous), ("re-plan", best)):
+        for where, placement in (("stay", previous), (fastest, best)):
             found = case.judge(placement, name)
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
     say("planning on the held-out steps, to tell the regret")
@@ -343,24 +344,23 @@ def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
             or "no other number fits"
         )
     others = [option for option in options if option.kind == "policy"]
-    base = min(0.0, -max(replanned.gain, 0.0))
-    winning = [o for o in others if o.gain + base > LEAST_GAIN]
+    winning = [option for option in others if option.gain - max(best.gain, 0.0) > LEAST_GAIN]
     today = [o for o in winning if o.engine != NEEDS_SUPPORT]
     parts = []
     if today:
         pick = max(today, key=lambda option: option.gain)
-        parts.append(f"{pick.policy} ({pick.engine}) {_by_policy(pick, replanned, 'saves')}")
+        parts.append(f"{pick.policy} ({pick.engine}) {_by_policy(pick, best, 'saves')}")
     if winning and (not today or max(winning, key=lambda o: o.gain) is not max(today, key=lambda o: o.gain)):
         pick = max(winning, key=lambda option: option.gain)
-        parts.append(f"{pick.policy} {_by_policy(pick, replanned, 'would save')}, but {pick.engine}")
-    by_policy = "; ".join(parts) or f"keep policy {policy}: no other saves {LEAST_GAIN:.0%} beyond re-planning"
+        parts.append(f"{pick.policy} {_by_policy(pick, best, 'would save')}, but {pick.engine}")
+    by_policy = "; ".join(parts) or f"keep policy {policy}: no other saves {LEAST_GAIN:.0%} beyond re-placing"
     return {"placement": place, "eplb": by_eplb, "slots": by_slots, "policy": by_policy}
 
 
-def _by_policy(option: Option, replanned: Option, verb: str) -> str:
+def _by_policy(option: Option, best: Option, verb: str) -> str:
     if option.solver == "stay":
         return f"{verb} {option.gain:.1%} with the running placement"
-    return f"{verb} {option.gain:.1%} with the re-plan ({replanned.policy}: {replanned.gain:.1%})"
+    return f"{verb} {option.gain:.1%} with {option.solver} ({best.policy}: {best.gain:.1%})"
 
 
 def _saves(option: Option) -> str:
