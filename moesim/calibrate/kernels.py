@@ -17,8 +17,9 @@ from moesim.base.errors import FormatError, InputError
 from moesim.calibrate.observe import Observation, text_of
 from moesim.costs import constants as k
 from moesim.costs.attention import attention_s
+from moesim.costs.constants import family
 from moesim.costs.roofline import Device, gemm_s, mlp_s, together, uses_fp8
-from moesim.costs.table import read_table
+from moesim.costs.table import read_tables
 from moesim.costs.types import Direction
 from moesim.spec import BF16, FP8_BLOCK, ModelSpec
 from moesim.validate.exchange import exchange
@@ -27,6 +28,10 @@ from moesim.validate.loads import mlp_spec, uniform
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
+_BYTES: Final = {
+    "bf16": (BF16, BF16), "fp16": (BF16, BF16), "fp8": (1.0, FP8_BLOCK), "fp4": (0.5 + 1 / 16, 0.5 + 1 / 16),
+}  # fmt: skip
+"""Bytes per element of weights and of tokens, by the dtype of a table."""
 _KINDS: Final = {
     # in this order: what a name says first
     "dispatch": re.compile(r"dispatch", re.IGNORECASE),
@@ -37,28 +42,26 @@ _KINDS: Final = {
 
 
 def read_kernel_table(path: str | Path, cluster: Cluster) -> list[Observation]:
-    """Return the rows of a kernel table: they tell launches, memory and arithmetic of the roofline.
+    """Return the rows of a kernel table or of several: they tell launches, memory and arithmetic of the roofline.
 
     Raises
     ------
     FormatError
-        If the file is not a kernel table.
+        If the file is not a kernel table, or of another device.
     """
-    table, name = read_table(path), Path(path).name
-    fp8 = table.dtype == "fp8"
-    spec = mlp_spec(table.hidden, table.intermediate, 1, 1, *((1.0, FP8_BLOCK) if fp8 else (BF16, BF16)))
+    tables, name = read_tables(path).tables, Path(path).name
+    device = cluster.device[0]
+    if tables[0].device != device and family(tables[0].device) != (family(device) or None):
+        raise FormatError(path, "device", f"expected {device} ({cluster.name}), got {tables[0].device!r}")
     found = []
-    for row in table.rows:
-        loads = np.full(row.active_experts, row.tokens_per_expert)
-        found.append(
-            Observation(
-                name,
-                f"{row.active_experts} experts of {row.tokens_per_expert:g} tokens",
-                _compute_key(cluster, spec, loads),
-                row.seconds,
-                _whole_experts(spec, loads),
-            )
-        )
+    for table in tables:
+        spec = mlp_spec(table.hidden, table.intermediate, 1, 1, *_BYTES[table.dtype])
+        for row in table.rows:
+            loads = np.full(row.active_experts, row.tokens_per_expert)
+            label = f"{table.hidden} x {table.intermediate} {table.dtype}, {row.active_experts} experts of "
+            label += f"{row.tokens_per_expert:g} tokens"
+            key = _compute_key(cluster, spec, loads)
+            found.append(Observation(name, label, key, row.seconds, _whole_experts(spec, loads)))
     return found
 
 

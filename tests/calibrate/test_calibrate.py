@@ -154,9 +154,12 @@ def test_a_kernel_table_tells_arithmetic_memory_and_launches(tmp_path: Path) -> 
     path = tmp_path / "table.json"
 
     def write() -> None:
-        path.write_text(json.dumps({"schema": 1, "kind": "moesim-kernel-table", **facts, "rows": rows}))
+        one = {"schema": 1, "kind": "moesim-kernel-table", **facts, "rows": rows}
+        path.write_text(json.dumps({"schema": 1, "kind": "moesim-kernel-tables", "tables": [one]}))
 
     write()
+    with pytest.raises(FormatError, match=r"expected GB200 .*, got 'H100-SXM'"):
+        read_kernel_table(path, Cluster.preset("gb200-nvl72"))
     for row, seen in zip(rows, read_kernel_table(path, truth), strict=True):
         row["seconds"] = seen.predict(truth)
     write()
