@@ -141,6 +141,10 @@ def load(model: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_r
             kind: Any = transformers.AutoModelForCausalLM
             if getattr(config, "is_encoder_decoder", False):
                 kind = transformers.AutoModelForSeq2SeqLM
+            elif type(config) not in kind._model_mapping:
+                # models of images and text run on text alone as well
+                images: Any = transformers.AutoModelForImageTextToText
+                kind = images if type(config) in images._model_mapping else kind
             spread = {"device_map": "auto"} if device == "auto" else {}
             net: Any = kind.from_pretrained(model, dtype=dtype, **spread, **options)
         except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:

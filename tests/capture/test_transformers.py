@@ -276,3 +276,22 @@ def test_a_tokenizer_and_a_chat_template(folder, tmp_path):
     fast.save_pretrained(model)
     capture_transformers(model, file, tmp_path / "t.parquet", how=Generation(0))
     assert np.unique(Trace.read(tmp_path / "t.parquet").request, return_counts=True)[1].tolist() == [3, 2]
+
+
+def test_a_model_of_images_and_text_runs_on_text(tmp_path):
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 8,
+        "num_experts_per_tok": 2, "max_position_embeddings": 128, "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+    transformers.Qwen3VLMoeForConditionalGeneration(config).save_pretrained(tmp_path / "tiny-vl")
+    file = write_prompts(tmp_path / "p.jsonl", prompts((4, 2, 3)))
+    capture_transformers(tmp_path / "tiny-vl", file, tmp_path / "t.parquet", how=Generation(new_tokens=0))
+    trace = Trace.read(tmp_path / "t.parquet")
+    assert (trace.tokens, trace.spec.layer_ids, trace.spec.experts) == (9, (0, 1), 8)
