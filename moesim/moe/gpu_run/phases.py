@@ -128,7 +128,8 @@ def _tests(setting: Setting, minutes: float) -> list[Command]:
         "tests/moe/test_kernels.py", "tests/moe/test_gating.py", "tests/moe/test_experts.py", "tests/moe/test_model.py",
     )  # fmt: skip
     return [Command((
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={setting.work / 'tests.xml'}", *chosen,
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default",
+        f"--junitxml={setting.work / 'tests.xml'}", *chosen,
     ))]  # fmt: skip
 
 

@@ -155,4 +155,4 @@ def _boxes_allowed(given: Mapping[str, Any]) -> bool:
 
 def bench(kernel: Any, quantiles: Any) -> Any:
     """Time one candidate briefly; what is reported to people is measured elsewhere and for longer."""
-    return triton.testing.do_bench(kernel, warmup=4, rep=16, quantiles=quantiles)
+    return triton.testing.do_bench(kernel, warmup=1, rep=6, quantiles=quantiles)

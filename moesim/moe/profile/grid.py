@@ -16,6 +16,8 @@ MODELS: Final = (
 )  # fmt: skip
 TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 2, 8, 32, 128, 512, 2048)
 ACTIVE: Final = (1, 8, 64, 2, 4, 16, 32)
+COARSE: Final = (7, 3)
+"""How many of the tokens and of the active experts the first pass takes."""
 COMPARED: Final = ((1, 8), (16, 8), (64, 8), (256, 8), (1024, 8), (4096, 8), (16, 64), (256, 64))
 """Tokens per expert and active experts at which the other kernels stand beside ours."""
 

@@ -15,7 +15,7 @@ from moesim.moe.profile import others
 from moesim.moe.profile.ceilings import ceilings
 from moesim.moe.profile.device import Device, find_device, provenance
 from moesim.moe.profile.experts import Case, kernels_of, measure
-from moesim.moe.profile.grid import ACTIVE, MODELS, TOKENS, cases, shape_of
+from moesim.moe.profile.grid import ACTIVE, COARSE, MODELS, TOKENS, cases, shape_of
 from moesim.moe.profile.tables import cost_tables, summary
 from moesim.moe.profile.timing import Clock
 
@@ -96,14 +96,16 @@ def _measure_experts(
     kernels = kernels_of(found)
     specs = {(s.hidden, s.intermediate): s for s in map(shape_of, plan.models)}
     known = {_key(row) for row in journal.of("experts")}
-    # all shapes coarsely before any finely
-    for m in plan.tokens:
+    # all shapes coarsely before any finely: a budget that ends the run then leaves few points of each, not many of one
+    coarse = [(m, plan.active[: COARSE[1]]) for m in plan.tokens[: COARSE[0]]]
+    for m, active in (*coarse, *((m, plan.active) for m in plan.tokens)):
         for spec in specs.values():
-            for case in cases(spec, kernels, (m,), plan.active):
+            for case in cases(spec, kernels, (m,), active):
                 if _key(asdict(case)) in known:
                     continue
                 if spent():
                     return False
+                known.add(_key(asdict(case)))
                 say(f"{case.kernel} {case.dtype}: {case.hidden} x {case.intermediate}, {m} x {case.active_experts}")
                 journal.add("experts", _row(case, found, clock))
     return True
