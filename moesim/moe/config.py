@@ -75,6 +75,8 @@ class MoeConfig:
     capacity_factor
         Picks that an expert takes of a batch (in serving: of a forward pass), in multiples of its even share; the
         rest is dropped. None is the router's own default, which but for ``switch`` (1.25) drops nothing.
+    compete
+        What competes for that room, and to be chosen by experts: the tokens of a ``"batch"``, or of a ``"sequence"``.
     """
 
     vocabulary: int = 4096
@@ -91,6 +93,7 @@ class MoeConfig:
     groups: int = 8
     group_limit: int = 2
     capacity_factor: float | None = None
+    compete: str = "batch"
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "layers", "hidden", "heads", "intermediate", "context"):
@@ -100,6 +103,8 @@ class MoeConfig:
             raise InputError(f"hidden {self.hidden} must be heads {self.heads} times an even width")
         if self.experts and not 0 < self.top_k <= self.experts:
             raise InputError(f"top_k {self.top_k} must lie between 1 and experts {self.experts}")
+        if self.compete not in ("batch", "sequence"):
+            raise InputError(f"compete {self.compete!r}: expected 'batch' or 'sequence'")
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             raise InputError(f"capacity_factor {self.capacity_factor} must be above 0")
 

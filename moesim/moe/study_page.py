@@ -70,6 +70,11 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def _fit(name: str, wide: float) -> str:
+    """Squeeze a name that would run into the next panel."""
+    return f' textLength="{wide}" lengthAdjust="spacingAndGlyphs"' if len(name) > 30 else ""
+
+
 def _panel(x: int, y: int, name: str, group: Sequence[Mapping[str, Any]], most: float, most_bytes: float) -> list[str]:
     loads = np.mean([row["sorted_loads"] for row in group], axis=0)
     drop = float(np.mean([row["dropped"] for row in group]))
@@ -83,7 +88,7 @@ def _panel(x: int, y: int, name: str, group: Sequence[Mapping[str, Any]], most: 
     even = floor - tall / most
     share = min(carried / most_bytes, 1.0)
     return [
-        f'<text x="{x}" y="{y + 14}" font-weight="bold">{escape(name)}</text>',
+        f'<text x="{x}" y="{y + 14}" font-weight="bold"{_fit(name, wide)}>{escape(name)}</text>',
         f'<path d="{bars}" fill="{_LOAD}"/>',
         f'<path d="M{x} {even:.1f}h{wide}" stroke="{_MUTED}" stroke-dasharray="3 3"/>',
         f'<text x="{x + wide}" y="{y + 30}" text-anchor="end" fill="{_MUTED}">busiest {loads[0]:.1f}</text>',

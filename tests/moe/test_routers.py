@@ -202,6 +202,23 @@ def test_expert_choice_gives_every_expert_the_same_load(length: int):
     assert torch.allclose(weights[picked], expected[picked], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["switch", "expert-choice"])
+def test_sequences_may_compete_apart(name: str):
+    router = build(name, compete="sequence", capacity_factor=1.0)
+    hidden = states(3, 40)
+    together = router(hidden).experts
+    for number in range(3):
+        alone = router(hidden[number : number + 1]).experts[0]
+        width = alone.shape[-1]
+        assert torch.equal(together[number, :, :width], alone)
+        assert (together[number, :, width:] == -1).all()
+        counts = torch.bincount(alone[alone >= 0], minlength=8)
+        assert counts.max() == (5 if name == "switch" else 10)
+    # the judge finds no other sequence in it
+    config = MoeConfig(vocabulary=50, hidden=12, heads=2, experts=8, top_k=2, groups=4, context=48, compete="sequence")
+    check_router(ROUTERS.get(name), config=config, causal=name != "expert-choice")
+
+
 def test_with_expert_choice_tokens_get_many_experts_or_none():
     router = build("expert-choice", seed=3)
     with torch.no_grad():

@@ -25,6 +25,7 @@ from moesim.moe.corpus.pack import write_corpus
 from moesim.moe.data import Batches
 from moesim.moe.health import collapse, health
 from moesim.moe.recipe import Recipe, read_settings
+from moesim.moe.routers import ROUTERS
 from moesim.moe.run import Run
 from moesim.moe.train import train
 from moesim.simulate import simulate
@@ -278,3 +279,15 @@ def test_torchrun_trains_on_several_processes(corpus):
     assert done.stderr.count("wrote") == 1
     assert [line["step"] for line in lines(corpus / "run/metrics.jsonl")] == list(range(1, 7))
     assert np.unique(Trace.read(corpus / "training.parquet").source).tolist() == [0, 1]
+
+
+def test_the_settings_of_the_page_are_settings(root, tmp_path):
+    page = (root / "docs/routing.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    (tmp_path / "settings.toml").write_text(example)
+    model, recipe = read_settings(tmp_path / "settings.toml")
+    assert (model.router, recipe.balance_rate) == ("deepseek-v3", 1e-3)
+    # the page has a row for every router, in both of its tables
+    for name in ROUTERS.names():
+        assert f"| `{name}` |" in page
+        assert re.search(rf"^\| {name}[ ,][^|]*\|( [\d.]+ )", page, re.M), name

@@ -74,6 +74,8 @@ class Router(nn.Module):
         super().__init__()
         self.layer, self.experts, self.top_k, self.scale = layer, config.experts, config.top_k, config.routed_scale
         self.capacity = self.default_capacity if config.capacity_factor is None else config.capacity_factor
+        # in serving all that runs together competes: there a pass holds pieces of sequences
+        self.apart = config.compete == "sequence"
         self.recorder: RoutingSink | None = None
         self.group: Group = ALONE
         if self.grouped:
@@ -102,7 +104,7 @@ class Router(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             experts, weights, losses = self.decide(hidden if hidden.dtype == torch.float64 else hidden.float(), context)
         if self.capacity is not None:
-            experts, weights = self._drop(experts, weights, self.capacity)
+            experts, weights = self._drop(experts, weights, context)
         if self.recorder is not None:
             self.recorder.record(self.layer, experts.flatten(0, -2), weights.flatten(0, -2))
         if self.training:
@@ -130,9 +132,14 @@ class Router(nn.Module):
     def _balance(self, share: Tensor, rate: float, low: float, high: float) -> None:
         """Move the bias, given the share of the picks that each expert had in this step [experts]."""
 
-    def _drop(self, experts: Tensor, weights: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        room = room_for(experts.numel() * self.group.size, self.experts, factor)
-        kept = find_room(experts, room, self.experts, self.group)
+    def _drop(self, experts: Tensor, weights: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        factor = self.capacity or 0.0
+        if self.apart and context.past is None:
+            room = room_for(experts[0].numel(), self.experts, factor)
+            kept = torch.cat([find_room(one[None], room, self.experts) for one in experts])
+        else:
+            room = room_for(experts.numel() * self.group.size, self.experts, factor)
+            kept = find_room(experts, room, self.experts, self.group)
         return torch.where(kept, experts, -1), torch.where(kept, weights, 0.0)
 
     @torch.no_grad()

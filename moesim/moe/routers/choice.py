@@ -35,12 +35,12 @@ class ExpertChoiceRouter(Router):
         """Let each expert pick its most probable tokens."""
         logits = self.gate(hidden)
         scores = torch.softmax(logits, dim=-1)
-        # over the batch of all processes: each chooses for all, and keeps its own rows
-        everybody = self.group.gather(scores.detach()).flatten(0, 1)
-        room = min(len(everybody), room_for(len(everybody) * self.top_k, self.experts, self.share))
-        taken = everybody.topk(room, dim=0).indices
-        chosen = torch.zeros_like(everybody, dtype=torch.bool).scatter_(0, taken, True)
-        chosen = chosen.view(-1, *scores.shape[1:])[self.group.share(len(scores) * self.group.size)]
+        if self.apart and context.past is None:
+            chosen = torch.stack([self._choose(one) for one in scores.detach()])
+        else:
+            # over the batch of all processes: each chooses for all, and keeps its own rows
+            everybody = self.group.gather(scores.detach())
+            chosen = self._choose(everybody.flatten(0, 1)).view(everybody.shape)[self.group.share(len(everybody))]
         # most tokens have few experts: as wide as the busiest token needs, or as the recorder expects
         busiest = int(chosen.sum(-1).max()) if self.recorder is None else self.experts
         best, experts = torch.where(chosen, scores.detach(), -1.0).topk(max(1, busiest), dim=-1)
@@ -48,6 +48,11 @@ class ExpertChoiceRouter(Router):
         weights = torch.where(none, 0.0, scores.gather(-1, experts))
         extra = {"z": losses.z_loss(logits)} if self.training else {}
         return Routing(torch.where(none, -1, experts), self.scale * weights, extra)
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        """Return which tokens each expert takes, bool [tokens, experts]."""
+        room = min(len(scores), room_for(len(scores) * self.top_k, self.experts, self.share))
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(0, scores.topk(room, dim=0).indices, True)
 
     def _lost(self, experts: Tensor) -> tuple[Tensor | int, int]:
         return (experts < 0).all(-1).sum(), experts[..., 0].numel()
