@@ -147,11 +147,11 @@ def load(model: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_r
                 kind = images if type(config) in images._model_mapping else kind
             spread = {"device_map": "auto"} if device == "auto" else {}
             net: Any = kind.from_pretrained(model, dtype=dtype, **spread, **options)
-        except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # configurations, weights and code of others raise what they like
             raise InputError(f"{model}: transformers cannot load it: {_line(error)}") from None
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options)
-        except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError):
+        except Exception:  # as above; where a prompt needs the tokenizer, its absence is told
             tokenizer = None
     return Loaded((net if device == "auto" else net.to(device)).eval(), tokenizer)
 
@@ -176,7 +176,12 @@ def run(
         done = 0
         for number, batch in enumerate(_batches(encoded, how.batch)):
             if number >= spool.chunks:
-                seen = forward(net, [tokens for _, tokens in batch], how, number)
+                try:
+                    seen = forward(net, [tokens for _, tokens in batch], how, number)
+                except torch.OutOfMemoryError:
+                    raise InputError(
+                        f"the device has no memory for {len(batch)} prompts at once: lower --batch"
+                    ) from None
                 spool.append(_chunk(recorder, seen, [prompt for prompt, _ in batch], domains))
             done += len(batch)
             if progress is not None:

@@ -161,9 +161,13 @@ def test_the_command_and_its_refusals(folder, tmp_path, capsys):
     nowhere = tmp_path / "nowhere"
     (tmp_path / "text.txt").write_text("hello\n")
     (tmp_path / "big.jsonl").write_text('{"input_ids": [3, 500]}\n')
+    tiny("mixtral").save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
     transformers.AutoConfig.for_model("llama", vocab_size=97).save_pretrained(tmp_path / "dense")
     for arguments, message in [
         (command(nowhere, file, output), "nowhere: transformers cannot load it"),
+        (command(tmp_path / "cut", file, output), "cut: transformers cannot load it"),
         (command(folder, nowhere, output), "expected a file of prompts"),
         (command(folder, tmp_path / "text.txt", output), "has no tokenizer"),
         (command(folder, tmp_path / "big.jsonl", output), "expected token ids below 97"),
