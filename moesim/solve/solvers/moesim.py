@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.placement import EMPTY, Placement
+from moesim.solve.conform import conform
 from moesim.solve.objective import Score, score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
@@ -131,5 +132,10 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
     if problem.previous is not None:
         placements.append(problem.previous)
     if problem.limits.strict:
+        if problem.limits.most:
+            # as much of EPLB's answer as the budget allows: a start that single moves may not find
+            eplb = problem.relabelled(placements[list(BASELINES).index("eplb")]).experts
+            inside, _ = conform(eplb, problem.limits, problem.loads, jobs=problem.jobs)
+            placements.append(Placement(inside, problem.experts))
         placements.append(Placement(problem.start, problem.experts))
     return placements
