@@ -88,10 +88,13 @@ def steps_of_move(running: Array, planned: Placement, spec: ModelSpec, cluster: 
     Infeasible
         If a rank has no room to receive a single expert beside its slots.
     """
+    steps = schedule(running, planned, cluster.node)
+    if not len(steps):
+        return steps
     room = staging_room(
         cluster, planned.slots_per_rank, planned.layers, spec.expert_bytes, other_weights(spec), RESERVED_MEMORY
     )
-    return schedule(running, planned, cluster.node, room)
+    return steps if steps.staging <= room else schedule(running, planned, cluster.node, room)
 
 
 def report(placement: Placement, scored: Score, problem: Problem) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from moesim.solve.moving import STORAGE_BANDWIDTH, break_even_s, price, staging_
 from moesim.solve.objective import score
 from moesim.solve.relabel import nodes_alike, rank_kinds, relabel
 from moesim.solve.survival import costs_on, restored, survival, survivors, without_ranks
+from moesim.solve.terms import steps_of_move
 from moesim.trace import make_batches
 from tests.placement.worlds import random_placement
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
@@ -95,6 +96,15 @@ def test_staging_is_what_the_memory_leaves() -> None:
     assert staging_room(CLUSTER, 2, 3, room / 10, 0.0, 0.1) == 4
     with pytest.raises(Infeasible, match="nothing can be received"):
         staging_room(CLUSTER, 2, 5, room / 10, 0.0, 0.1)
+
+
+def test_nothing_to_move_needs_no_room() -> None:
+    spec = tiny_spec()
+    held = np.array([[[0, 1], [2, 3], [4, 5], [6, 7]]] * 2)
+    full = dataclasses.replace(CLUSTER, memory_bytes=np.full(4, 4 * spec.expert_bytes / 0.9 + 1e7))
+    assert len(steps_of_move(held, Placement(held, 8), spec, full)) == 0
+    with pytest.raises(Infeasible, match="nothing can be received"):
+        steps_of_move(held, Placement(held[:, ::-1], 8), spec, full)
 
 
 def test_a_horizon_keeps_layers_whose_move_does_not_pay() -> None:
