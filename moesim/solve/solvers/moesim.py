@@ -24,7 +24,7 @@ SLOW: Final = ("token-aware", "batch-lp", "fewest-active")
 nearest copy."""
 
 
-@takes(effort=2e8, rows=12000, scenarios=8, hot=0.004, cold=0.0001, balance=1.0, floor=1.05, even=0.0)
+@takes(effort=2e8, rows=12000, scenarios=8, hot=0.01, cold=0.0002, balance=1.0, floor=0.0, even=0.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
