@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'moesim' has no attribute {name!r}")
     home = importlib.import_module(_HOME[name])
     # a room that can be called is its verb: importing the room must not change what the name means
-    value = home if callable(home) else getattr(home, name)
+    value = home if home.__name__ == f"moesim.{name}" else getattr(home, name)
     globals()[name] = value
     return value
 

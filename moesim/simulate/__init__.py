@@ -1,10 +1,14 @@
-"""Simulating the steps of a model on a cluster: `simulate` returns a `Report`, `chrome_trace` draws its timeline."""
+"""Simulating the steps of a model on a cluster: `simulate` returns a `Report`, `chrome_trace` draws its timeline.
+
+The room is callable: ``moesim.simulate(trace, cluster, plan)``, see `moesim.simulate.run.simulate`.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from moesim.base.rooms import make_callable
 from moesim.simulate.report import Bottleneck as Bottleneck
 from moesim.simulate.report import Report as Report
 
@@ -47,3 +51,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+make_callable(__name__)

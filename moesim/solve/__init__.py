@@ -1,12 +1,15 @@
 """Planning: where every expert lives and how many copies it has, with a proven bound beside every answer.
 
-:func:`solve` runs a solver by name, verifies what it returns, scores it and wraps it in a :class:`Plan`.
+:func:`solve` runs a solver by name, verifies what it returns, scores it and wraps it in a :class:`Plan`. The room is
+callable: ``moesim.solve(trace, cluster, slots_per_rank=...)``, see :func:`moesim.solve.planning.solve`.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from moesim.base.rooms import make_callable
 
 if TYPE_CHECKING:
     from moesim.solve.constraints import Constraints as Constraints
@@ -37,3 +40,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+make_callable(__name__)

@@ -39,13 +39,17 @@ def test_every_public_name_resolves_and_is_documented(name: str):
     assert thing.__doc__.strip().splitlines()[0].endswith(".")
 
 
-def test_capture_is_one_thing_however_it_is_imported():
+@pytest.mark.parametrize("name", ["capture", "simulate", "solve"])
+def test_a_room_that_is_a_verb_is_one_thing_however_it_is_imported(name: str):
     code = (
-        "import moesim, types; a = moesim.capture; import moesim.capture, moesim.capture.hooks; "
-        "assert a is moesim.capture and callable(a) and isinstance(a, types.ModuleType); "
-        "from moesim import capture; assert capture is a; from moesim.capture import Recorder, Batcher"
+        f"import moesim, pickle, inspect; first = moesim.{name}; import moesim.{name}; "
+        f"assert first is moesim.{name} and callable(first) and pickle.loads(pickle.dumps(first)) is first; "
+        f"from moesim import {name}; assert {name} is first; from moesim.{name} import {name} as verb; "
+        "assert inspect.signature(first) == inspect.signature(verb)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+    # the other order: the room first
+    subprocess.run([sys.executable, "-c", f"import moesim.{name}, moesim; assert callable(moesim.{name})"], check=True)
 
 
 def test_an_unknown_name_is_an_attribute_error():
