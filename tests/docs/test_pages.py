@@ -66,3 +66,12 @@ def test_every_plug_in_group_is_on_the_page():
     )
     assert len(groups) >= 9
     assert groups == set(re.findall(r"`(moesim\.\w+)` \|", text))
+
+
+def test_decisions_are_numbered_without_gaps_and_listed_under_their_titles():
+    folder = ROOT / "docs" / "decisions"
+    pages = sorted(folder.glob("0*.md"))
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    listed = dict(re.findall(r"^\| \[\d{4}\]\(([^)]+)\) \| (.+) \|$", (folder / "README.md").read_text("utf-8"), re.M))
+    titles = {page.name: page.read_text("utf-8").splitlines()[0] for page in pages}
+    assert titles == {name: f"# {name[:4]} {title}" for name, title in listed.items()}
