@@ -187,11 +187,20 @@ class ModelSpec:
 
         A small model's bytes are latency-bound and would hide what placement does; replaying its routing at
         production dimensions shows it. Results say so through the name, ``"mine @ theirs"``.
+
+        Depth is this model's, dense layers included; every width is the other's, that of dense layers and of the
+        output head too. Where only this model has dense layers, they get the width that one token uses in a layer of
+        the other, as DeepSeek-V2 and V3 and GLM-4.5 have it.
         """
-        wanted = ("hidden", "intermediate", "gated", "attention", "weight_bytes", "dispatch_bytes", "combine_bytes")
+        wanted = (
+            "hidden", "intermediate", "gated", "attention", "vocab", "tied_embeddings", "weight_bytes",
+            "dispatch_bytes", "combine_bytes",
+        )  # fmt: skip
         changes = {name: getattr(other, name) for name in wanted}
-        shared = other.shared_intermediate if self.shared_experts else 0
-        return dataclasses.replace(self, name=f"{self.name} @ {other.name}", shared_intermediate=shared, **changes)
+        changes["shared_intermediate"] = other.shared_intermediate if self.shared_experts else 0
+        used = other.top_k * other.intermediate + other.shared_intermediate
+        dense = (other.dense_intermediate or used) if self.num_hidden_layers > self.layers else 0
+        return dataclasses.replace(self, name=f"{self.name} @ {other.name}", dense_intermediate=dense, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from moesim.base.errors import InputError, UnknownName
@@ -63,6 +65,29 @@ def test_routing_replayed_at_other_dimensions_keeps_its_experts_and_says_so():
     assert (replayed.experts, replayed.top_k, replayed.layers) == (small.experts, small.top_k, small.layers)
     assert (replayed.hidden, replayed.intermediate) == (big.hidden, big.intermediate)
     assert replayed.name == "olmoe-1b-7b @ deepseek-v3"
+
+
+def test_a_replay_has_the_widths_of_the_other_model_outside_its_moe_layers_too():
+    small, big = PRESETS["deepseek-v2-lite"], PRESETS["deepseek-v3"]
+    replayed = small.at_dimensions(big)
+    assert replayed.vocab == big.vocab
+    assert replayed.dense_intermediate == big.dense_intermediate
+    # with the same depth and routing nothing of the small model is left
+    alike = dataclasses.replace(
+        small, experts=big.experts, top_k=big.top_k, layer_ids=big.layer_ids, num_hidden_layers=big.num_hidden_layers
+    )
+    assert alike.at_dimensions(big).parameters() == big.parameters()
+    # a model without dense layers needs none, and one with some gets a width from a model that has none
+    assert PRESETS["olmoe-1b-7b"].at_dimensions(big).dense_intermediate == 0
+    wide = PRESETS["qwen3-235b-a22b"]
+    assert small.at_dimensions(wide).dense_intermediate == wide.top_k * wide.intermediate
+
+
+def test_models_with_dense_layers_make_them_about_as_wide_as_what_a_token_uses_in_a_moe_layer():
+    for name in ("deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "glm-4.5"):
+        spec = PRESETS[name]
+        used = spec.top_k * spec.intermediate + spec.shared_intermediate
+        assert abs(spec.dense_intermediate / used - 1) < 0.12, name
 
 
 def test_a_spec_survives_json():

@@ -105,6 +105,9 @@ def prepare(
     if costs.spec.name != batches.trace.spec.name:
         theirs = dims.name if dims is not None else costs.spec.name
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")
+        if dense := costs.spec.num_hidden_layers - costs.spec.layers:
+            own = costs.spec.dense_intermediate
+            notes.append(f"depth stays that of {batches.trace.spec.name}: {dense} dense layers, here {own} wide")
     planned_for = getattr(plan, "inputs", {}).get("model")
     if planned_for not in (None, costs.spec.name):
         notes.append(f"the plan was made for {planned_for}; simulated for {costs.spec.name}")
