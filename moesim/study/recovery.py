@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.cluster import Cluster
 from moesim.solve import Constraints, Plan, solve
@@ -71,30 +72,42 @@ def drifted(trace: Trace, share: float, seed: int = 0) -> tuple[Trace, Trace]:
     Raises
     ------
     InputError
-        If the trace has one domain only, or the share is not above 0 and at most 1.
+        If the trace has one domain or too few requests, or the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise InputError(f"drift: expected a share above 0 and at most 1, got {share}")
-    held = [code for code in range(len(trace.domains)) if (trace.domain == code).any()]
-    if len(held) < 2:
+    if len(np.unique(trace.domain)) < 2:
         raise InputError(f"drift: the trace of {trace.spec.name} has one domain; import it with domains")
     rng = np.random.default_rng(seed)
-    old = np.isin(trace.domain, held[: len(held) // 2])
+    old = _old_domains(trace, trace)
     requests, first = np.unique(trace.request, return_index=True)
     was = old[first]
     order = rng.permutation(len(requests))
     mine = order[was[order]]
     theirs = order[~was[order]]
     size = np.bincount(np.searchsorted(requests, trace.request), minlength=len(requests))
-    # of the old domains one half runs before, and as much of the other half after as the share asks for
+    # of the old domains one half runs before; then as much of the other half and of the new ones as keeps the share
     half = np.searchsorted(np.cumsum(size[mine]), size[mine].sum() / 2)
-    wanted = size[theirs].sum() * (1 - share) / share
-    kept = mine[half:][: np.searchsorted(np.cumsum(size[mine[half:]]), wanted, side="right")]
-    after = np.concatenate([theirs, kept])
+    rest = mine[half:]
+    whole = min(size[theirs].sum() / share, size[rest].sum() / (1 - share) if share < 1 else np.inf)
+    after = np.concatenate([_within(theirs, size, share * whole), _within(rest, size, (1 - share) * whole)])
+    if not half or not len(after):
+        raise InputError(f"drift: {len(mine)} and {len(theirs)} requests of two sets of domains are too few; give more")
     return (
         trace.select(np.isin(trace.request, requests[mine[:half]])),
         trace.select(np.isin(trace.request, requests[after])),
     )
+
+
+def _old_domains(whole: Trace, part: Trace) -> Array:
+    """Return which tokens of a part are of the first half of the domains, bool [tokens]."""
+    held = np.unique(whole.domain)
+    return np.isin(part.domain, held[: len(held) // 2])
+
+
+def _within(requests: Array, size: Array, tokens: float) -> Array:
+    """Return the first requests that hold about so many tokens together."""
+    return requests[: np.searchsorted(np.cumsum(size[requests]) - size[requests] / 2, tokens)]
 
 
 def recover(
@@ -169,6 +182,7 @@ def recover(
         "policy": policy,
         "transport": costs.transport,
         "share": share,
+        "drifted": float(1 - _old_domains(trace, after).mean()),
         "tokens_per_rank": judged.tokens_per_rank,
         "tokens": {"before": before.tokens, "fitted": fit_trace.tokens, "judged": judge_trace.tokens},
         "seed": seed,
