@@ -63,15 +63,21 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
     Raises
     ------
     FormatError
-        If a column is missing, or there is no row.
+        If it is no CSV, a column is missing, or there is no row.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        found = reader.fieldnames or []
-        missing = [column for column in columns if column not in found]
-        if missing:
-            raise FormatError(str(path), "header", f"expected columns {missing}, found {list(found)}")
-        rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+    try:
+        # a spreadsheet may put a byte order mark first
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            found = reader.fieldnames or []
+            missing = [column for column in columns if column not in found]
+            if missing:
+                raise FormatError(str(path), "header", f"expected columns {missing}, found {list(found)}")
+            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FormatError(str(path), "", f"expected CSV in UTF-8: {error}") from None
+    except OSError as error:
+        raise FormatError(str(path), "", f"cannot be read: {error.strerror}") from None
     if not rows:
         raise FormatError(str(path), "", "expected at least one row")
     return rows

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from moesim.base.errors import FormatError, InputError, UnknownName
-from moesim.validate.rows import Case, Scorer, Skip, read
+from moesim.base.errors import FormatError, InputError, MoesimError, UnknownName
+from moesim.validate.rows import Case, Row, Scorer, Skip, read
 from moesim.validate.score import Result, result
 from moesim.validate.tables import deepep, effects, fused, gemm, layers, megamoe, nccl, nvlink, published, wideep
+
+_BROKEN: Final = (ValueError, KeyError, IndexError, ArithmeticError, MoesimError)
+"""What a scorer may stumble over in a row that is not what it should be."""
+_SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def validate(folder: str | Path, tables: Collection[str] = (), progress: Callabl
     InputError
         If the folder does not exist or holds none of the tables.
     FormatError
-        If a file lacks a column, or holds text where a number belongs.
+        If a file that is asked for by name, or the only one there, cannot be read. Otherwise it is left out, as a row
+        is that holds text or a negative number where none belongs; both are counted among what is skipped.
     """
     where = Path(folder)
     for name in tables:
@@ -72,9 +78,61 @@ def validate(folder: str | Path, tables: Collection[str] = (), progress: Callabl
         family = FAMILIES[name]
         if progress:
             progress(f"scoring {name}")
-        rows = read(path, family.columns)
         try:
-            found.extend(family.scorer(rows))
-        except ValueError as error:
-            raise FormatError(path, "a row", f"expected numbers where numbers belong: {error}") from None
+            rows = read(path, family.columns)
+        except FormatError as error:
+            if name in tables or len(present) == 1:
+                raise
+            found.append(Skip(name, f"whole file: {error}"))
+            continue
+        found.extend(_score(name, family, rows))
+    if not any(isinstance(item, Case) for item in found):
+        reasons = sorted({f"{item.table}: {item.reason}" for item in found if isinstance(item, Skip)})
+        raise InputError(f"{where}: no row can be scored; {'; '.join(reasons[:_SHOWN])}")
     return result(found)
+
+
+def _score(name: str, family: Family, rows: list[Row]) -> list[Case | Skip]:
+    """Score a table; rows that break the scorer are left out and named by their line, the header being line 1."""
+    skipped: list[Case | Skip] = []
+    good = []
+    for line, row in enumerate(rows, start=2):
+        # the tables of effects give changes in percent under "value"
+        below = [column for column in family.columns if column != "value" and _negative(row[column])]
+        if below:
+            skipped.append(Skip(name, f"line {line}: {below[0]} is negative: {row[below[0]]}"))
+        else:
+            good.append((line, row))
+    try:
+        scored = list(family.scorer([row for _, row in good]))
+    except _BROKEN:
+        # a scorer stops at the first broken row and compares rows, so each is tried alone and the good ones together
+        kept = []
+        for line, row in good:
+            try:
+                list(family.scorer([row]))
+            except _BROKEN as error:
+                what = f"unknown value {error}" if isinstance(error, KeyError) else str(error)
+                skipped.append(Skip(name, f"line {line}: {what}"))
+            else:
+                kept.append(row)
+        scored = list(family.scorer(kept))
+    for item in scored:
+        if isinstance(item, Case) and not all(_counts(v) for v in (item.measured, item.predicted, item.null)):
+            item = Skip(
+                item.table,
+                f"{item.label}: measured {item.measured:g}, predicted {item.predicted:g}, expected both above zero",
+            )
+        skipped.append(item)
+    return skipped
+
+
+def _negative(text: str) -> bool:
+    try:
+        return float(text) < 0
+    except ValueError:
+        return False
+
+
+def _counts(value: float) -> bool:
+    return math.isfinite(value) and value > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -115,6 +116,40 @@ def test_a_phase_that_takes_too_long_is_stopped_and_said_to_be(setting, monkeypa
     assert not run(setting, names, 0.1)
     assert states(setting) == {"long": "failed"}
     assert "out of time" in (setting.out / "summary.md").read_text()
+
+
+def test_what_hangs_costs_the_others_nothing_and_takes_its_workers_along(setting, monkeypatch, tmp_path):
+    monkeypatch.setattr("moesim.moe.gpu_run.run._LEAST_S", 1.0)
+    mark = tmp_path / "mark"
+    worker = f"import time; time.sleep(6); open({str(mark)!r}, 'w')"
+    start = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(60)"
+    names = pretend(
+        monkeypatch,
+        hangs=((), start),
+        others=((), ""),
+        more=((), ""),
+        last=((), ""),
+    )
+    begin = time.monotonic()
+    assert not run(setting, names, 0.2)
+    assert states(setting) == {"hangs": "failed", "others": "done", "more": "done", "last": "done"}
+    time.sleep(max(0.0, 8 - (time.monotonic() - begin)))
+    assert not mark.exists()
+
+
+def test_what_is_too_large_to_come_back_is_left_out_whole_and_named(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "TOTAL_BYTES", 5000)
+    (setting.work / "model").mkdir(parents=True)
+    setting.out.mkdir()
+    noise = np.random.default_rng(0)
+    (setting.work / "model/model-01-of-01.safetensors").write_bytes(noise.bytes(3000))
+    for part, size in (("fit", 1000), ("eval", 2000)):
+        (setting.work / f"bundled-moe-{part}.parquet").write_bytes(noise.bytes(size))
+    assert pack.bring(setting, {}) == ["traces/bundled-moe-eval.parquet"]
+    assert json.loads((setting.out / "manifest.json").read_text())["left_out"] == ["traces/bundled-moe-eval.parquet"]
+    assert sorted(pack.unpack(setting.out, tmp_path / "tree")) == [
+        "traces/bundled-moe-fit.parquet", "weights/model-01-of-01.safetensors",
+    ]  # fmt: skip
 
 
 def test_a_refused_command_has_standins(setting, monkeypatch):

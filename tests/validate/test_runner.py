@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +98,44 @@ def test_errors_name_what_is_missing(folder: Path, tmp_path: Path):
         validate(folder, ["deepgemm_readme"])
 
 
-def test_text_where_a_number_belongs_is_an_error_that_names_the_file(tmp_path: Path):
+def test_a_broken_cell_costs_its_row_and_is_named(folder: Path):
+    whole = validate(folder)
+    file = folder / "nccl_single_node.csv"
+    head, first, *rest = file.read_text().splitlines()
+    broken = [
+        "h100_sxm,alltoall,8,much,1.0,holdout",
+        "h100_sxm,alltoall,8,512,-7,holdout",
+        "h100_sxm,alltoall,8,512,nan,holdout",
+        "h100_sxm,alltoall,8,512,0,holdout",
+        "h100_sxm,alltoall,0,512,7,holdout",
+        "h100_sxm,alltoall",
+    ]
+    # a byte order mark and columns nobody knows do no harm
+    lines = [f"{head},extra", *(f"{line},x" for line in (first, *broken[:-1])), broken[-1], *rest]
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    found = validate(folder)
+    assert found.cases == whole.cases
+    assert sum(count for _, _, count in found.skipped) == sum(count for _, _, count in whole.skipped) + len(broken)
+    reasons = " | ".join(reason for _, reason, _ in found.skipped)
+    assert "line 3: could not convert string to float: 'much'" in reasons
+    assert "line 4: latency_us is negative: -7" in reasons
+    assert re.search("measured nan, predicted .*, expected both above zero", reasons)
+
+
+def test_a_broken_file_costs_itself_unless_it_is_asked_for(folder: Path):
+    whole = validate(folder)
+    (folder / "deepgemm_readme.csv").write_text("id,hardware\nG1,H800\n")
+    (folder / "megamoe_layer_gb200.csv").write_bytes(b"\xff\xfe\x00,")
+    found = validate(folder)
+    assert found.cases == whole.cases
+    reasons = {table: reason for table, reason, _ in found.skipped}
+    assert "expected columns" in reasons["deepgemm_readme"]
+    assert "expected CSV in UTF-8" in reasons["megamoe_layer_gb200"]
+
+
+def test_nothing_to_score_is_an_error(tmp_path: Path):
     write(tmp_path, [("h100_sxm", "alltoall", 8, "much", 1.0, "holdout")])
-    with pytest.raises(FormatError, match=r"nccl_single_node\.csv: a row: expected numbers .*much"):
+    with pytest.raises(InputError, match=r"no row can be scored; nccl_single_node: line 2: .*much"):
         validate(tmp_path)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from moesim.moe.gpu_run.report import table
 
 LIMIT_BYTES: Final = 15 * 2**20
 """Most bytes of a file that is brought back."""
+TOTAL_BYTES: Final = 4 * LIMIT_BYTES
+"""Most bytes of all parts together; traces beyond are left out, since an archive that lacks a part is lost whole."""
 _MANIFEST: Final = "manifest.json"
 
 
@@ -37,16 +39,16 @@ def artefacts(work: Path) -> Iterator[tuple[str, Path]]:
             yield f"logs/{path.name}", path
 
 
-def bring(setting: Setting, phases: dict[str, dict[str, Any]]) -> None:
+def bring(setting: Setting, phases: dict[str, dict[str, Any]]) -> list[str]:
     """Write `manifest.json`, `summary.md` and one archive, cut into parts of at most `LIMIT_BYTES`, to the out folder.
 
-    One archive, because few files come back; nothing of an earlier packing is left.
+    One archive, because few files come back; nothing of an earlier packing is left. Returns the names of what did not
+    fit, traces first, the largest first.
     """
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        for name, path in artefacts(setting.work):
-            archive.add(path, arcname=name)
-    data = buffer.getvalue()
+    chosen, left_out = list(artefacts(setting.work)), list[str]()
+    while len(data := _archive(chosen)) > TOTAL_BYTES:
+        chosen.sort(key=lambda item: (item[0].startswith("traces/"), item[1].stat().st_size))
+        left_out.append(chosen.pop()[0])
     parts = [data[start : start + LIMIT_BYTES] for start in range(0, len(data), LIMIT_BYTES)]
     records = []
     for number, part in enumerate(parts, start=1):
@@ -57,11 +59,19 @@ def bring(setting: Setting, phases: dict[str, dict[str, Any]]) -> None:
     for old in setting.out.glob("gpu-run-*.part"):
         if old.name not in {record["file"] for record in records}:
             old.unlink()
-    names = [name for name, _ in artefacts(setting.work)]
-    write_text(
-        setting.out / _MANIFEST, json.dumps({"parts": records, "files": names, "phases": phases}, indent=1) + "\n"
-    )
+    names = sorted(name for name, _ in chosen)
+    manifest = {"parts": records, "files": names, "left_out": left_out, "phases": phases}
+    write_text(setting.out / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
     write_text(setting.out / "summary.md", table(phases, setting))
+    return left_out
+
+
+def _archive(chosen: Sequence[tuple[str, Path]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name, path in chosen:
+            archive.add(path, arcname=name)
+    return buffer.getvalue()
 
 
 def unpack(folder: Path, target: Path) -> list[str]:

@@ -48,7 +48,12 @@ def _figures(work: Path) -> Iterator[tuple[str, str]]:
         if path.is_file():
             import pyarrow.parquet as pq
 
-            yield f"tokens of the {part} trace", f"{pq.read_metadata(path).num_rows:,} ({path.stat().st_size:,} bytes)"
+            try:
+                rows = f"{pq.read_metadata(path).num_rows:,}"
+            except (OSError, ValueError) as error:
+                # a summary that fails would lose all that was done
+                rows = f"not readable: {error}"
+            yield f"tokens of the {part} trace", f"{rows} ({path.stat().st_size:,} bytes)"
     profile = _json(work / "profile" / "profile.json")
     for name, value in profile.get("ceilings", {}).items():
         yield name, f"{value:.4g}"

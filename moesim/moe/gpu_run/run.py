@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,10 @@ from moesim.moe.gpu_run.report import table
 from moesim.moe.profile.device import commit
 
 _GRACE_S: Final = 5.0
+_OVERRUN: Final = 2.0
+"""How many times its share a phase may take while others wait: what hangs must not cost them."""
+_LEAST_S: Final = 60.0
+"""What every phase may take all the same: a first import on a cold machine is slow, and all phases need the facts."""
 _REFUSED: Final = 1
 
 
@@ -50,20 +56,21 @@ def run(setting: Setting, chosen: tuple[str, ...], minutes: float) -> bool:
         left = 60 * minutes - (time.monotonic() - begin)
         later = sum(PHASES[other].share for other in chosen if not state.done(other) and other != name)
         budget = left * PHASES[name].share / (PHASES[name].share + later)
-        _phase(setting, state, name, budget, left)
+        _phase(setting, state, name, budget, min(left, max(_OVERRUN * budget, _LEAST_S)) if later else left)
         # after each phase, so that a stop costs one phase and not all
-        bring(setting, state.phases)
+        for left_out in bring(setting, state.phases):
+            _say(f"{left_out}: left out of what is brought back, which would be too large")
     sys.stdout.write(table(state.phases, setting))
     return all(state.done(name) for name in chosen)
 
 
 def _phase(setting: Setting, state: _State, name: str, budget: float, left: float) -> None:
     start = time.monotonic()
-    _say(f"{name}: {budget:.0f} s of {left:.0f} s")
+    _say(f"{name}: {budget:.0f} s, at most {left:.0f} s")
     state.set(name, "running", 0.0, "")
     problem = ""
     for command in PHASES[name].commands(setting, budget / 60):
-        # a phase may overrun into what is left, as its own budget is only a plan
+        # a phase may overrun, as its own budget is only a plan
         limit = max(left - (time.monotonic() - start) - _GRACE_S, 1.0)
         problem = _attempt(command, setting, name, limit)
         if problem:
@@ -92,14 +99,18 @@ def _run(arguments: tuple[str, ...], command: Command, log: Path, limit: float) 
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ python {' '.join(arguments)}\n")
         file.flush()
-        try:
-            done = subprocess.run(
-                python(arguments), stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            file.write(f"stopped after {limit:.0f} s\n")
-            return None
-    return done.returncode
+        # a group of its own, so that a stop takes the workers along, which would hold the device
+        with subprocess.Popen(
+            python(arguments), stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0
+        ) as process:
+            try:
+                return process.wait(timeout=limit)
+            except subprocess.TimeoutExpired:
+                file.write(f"stopped after {limit:.0f} s\n")
+                return None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last(log: Path) -> str:
