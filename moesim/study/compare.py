@@ -22,7 +22,7 @@ from moesim.solve.windows import check_way, domain_windows
 from moesim.spec import ModelSpec
 from moesim.study.judge import Judged, Row, adopt, judge
 from moesim.study.spread import by_domain
-from moesim.study.windows import costs_of, part_of, steps_of
+from moesim.study.windows import costs_of, parts_of, steps_of
 from moesim.trace import PHASES, Batches, Trace
 
 DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
@@ -173,7 +173,7 @@ def compare(
     if not solvers:
         raise InputError("compare: no solver was named")
     group = (deployment or Deployment()).restrict(cluster)
-    fit_trace, judge_trace = _parts(trace, held_out, fit, seed)
+    fit_trace, judge_trace = parts_of(trace, held_out, fit=fit, seed=seed)
     say("packing steps")
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
     fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
@@ -288,21 +288,6 @@ def gather(
         cluster=cluster,
         costs=costs,
     )
-
-
-def _parts(trace: Trace, held_out: Trace | None, fit: float, seed: int) -> tuple[Trace, Trace]:
-    if held_out is None:
-        return part_of(trace, "fit", fit=fit, seed=seed), part_of(trace, "held-out", fit=fit, seed=seed)
-    ours, theirs = trace.spec, held_out.spec
-    if (ours.layers, ours.experts, ours.top_k) != (theirs.layers, theirs.experts, theirs.top_k):
-        raise InputError(
-            f"compare: the traces are of different models: {ours.name} ({ours.layers} layers, {ours.experts} experts, "
-            f"top {ours.top_k}) and {theirs.name} ({theirs.layers}, {theirs.experts}, {theirs.top_k}); "
-            "judge on traffic of the same model"
-        )
-    if trace.digest == held_out.digest:
-        raise InputError("compare: the held-out trace is the fit trace itself; give other traffic, or a fraction")
-    return trace, held_out
 
 
 def facts_of(

@@ -46,6 +46,33 @@ def part_of(trace: Trace, part: str, *, fit: float = 0.5, seed: int = 0) -> Trac
     return fitted if part == "fit" else held_out
 
 
+def parts_of(trace: Trace, held_out: Trace | None, *, fit: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
+    """Return what plans are fitted on and what they are judged on.
+
+    Parameters
+    ----------
+    held_out
+        Other traffic of the same model to judge on; None divides the trace, see :func:`part_of`.
+
+    Raises
+    ------
+    InputError
+        If the other traffic is of another model, or is the trace itself.
+    """
+    if held_out is None:
+        return part_of(trace, "fit", fit=fit, seed=seed), part_of(trace, "held-out", fit=fit, seed=seed)
+    ours, theirs = trace.spec, held_out.spec
+    if (ours.layers, ours.experts, ours.top_k) != (theirs.layers, theirs.experts, theirs.top_k):
+        raise InputError(
+            f"the traces are of different models: {ours.name} ({ours.layers} layers, {ours.experts} experts, "
+            f"top {ours.top_k}) and {theirs.name} ({theirs.layers}, {theirs.experts}, {theirs.top_k}); "
+            "judge on traffic of the same model"
+        )
+    if trace.digest == held_out.digest:
+        raise InputError("the held-out trace is the fit trace itself; give other traffic, or a fraction")
+    return trace, held_out
+
+
 def steps_of(
     trace: Trace,
     cluster: Cluster,

@@ -226,3 +226,33 @@ def test_the_trace_of_all_points_is_read_once(study: Path, tmp_path: Path, monke
     monkeypatch.setattr(formats, "read_any", lambda *args, **options: reads.append(args) or read_any(*args, **options))
     sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
     assert len(reads) == 1
+
+
+def test_files_of_a_study_count_from_it_and_are_read_anew(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shape = {
+        "model_type": "mixtral", "hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_local_experts": 16, "num_experts_per_tok": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "vocab_size": 1000,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    study.write_text(STUDY.replace("steps = 1", 'steps = 1\ndims = "config.json"'))
+    monkeypatch.chdir(tmp_path.parent)
+    asked = read_study(study, smoke=True)
+    small = sweep(asked, tmp_path / "out", jobs=1)
+    assert sweep(asked, tmp_path / "out", jobs=1).computed == 0
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"intermediate_size": 2048}))
+    wide = sweep(asked, tmp_path / "out", jobs=1)
+    assert wide.computed == small.computed == len(asked.points)
+    assert all(after["compute_s"] > before["compute_s"] for before, after in zip(small.rows, wide.rows, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["step", "moe-dense"])
+def test_other_traffic_to_judge_on(study: Path, tmp_path: Path, kind: str):
+    lognormal(LITTLE, 4000, seed=2).write(tmp_path / "other.parquet")
+    asked = STUDY.replace("[study]", f'[study]\nkind = "{kind}"').replace("steps = 1", 'steps = 1\nheld_out = "H"')
+    if kind == "moe-dense":
+        asked = asked.replace("[axes]", '[axes]\narchitecture = ["moe", "dense"]')
+    for file, status in (("other", "done"), ("little", "cannot run: the held-out trace is the fit trace itself")):
+        study.write_text(asked.replace('"H"', f'"{file}.parquet"'))
+        rows = sweep(read_study(study, smoke=True), tmp_path / file, jobs=1).rows
+        assert all(row["status"].startswith(status) for row in rows)

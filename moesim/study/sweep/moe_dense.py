@@ -22,7 +22,7 @@ from moesim.costs.roofline import Device, mlp_s, uses_fp8
 from moesim.study.sweep import step as moe
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import parse
-from moesim.study.windows import costs_of, part_of, steps_of
+from moesim.study.windows import costs_of, steps_of
 from moesim.trace import DECODE, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "attention_s", "weight_bytes_per_gpu")
@@ -55,8 +55,8 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     if group.ranks % chosen.tp:
         raise InputError(f"tp: {chosen.tp} does not divide the {group.ranks} ranks of the group")
     batches = steps_of(
-        part_of(trace, "held-out", fit=chosen.fit, seed=chosen.seed), group, phase=chosen.phase,
-        tokens_per_rank=chosen.tokens_per_rank, max_steps=chosen.steps, seed=chosen.seed,
+        chosen.parts(shared)[1], group, phase=chosen.phase, tokens_per_rank=chosen.tokens_per_rank,
+        max_steps=chosen.steps, seed=chosen.seed,
     )  # fmt: skip
     costs = costs_of(batches, group, dims=chosen.dimensions(trace), compute=chosen.compute)
     parts = np.mean([dense_layer_s(batches, step, group, costs, chosen.tp) for step in range(len(batches))], axis=0)

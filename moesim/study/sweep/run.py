@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from moesim.base.arrays import digest
 from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError
@@ -16,6 +16,9 @@ from moesim.study.sweep.file import Study
 from moesim.study.sweep.kinds import KINDS, Row
 from moesim.study.sweep.runners import RUNNERS
 from moesim.study.sweep.store import TABLE, Store
+
+_FILES: Final = ("model", "dims", "compute")
+"""Settings that are a name or the path of a file."""
 
 
 @dataclass(frozen=True)
@@ -102,19 +105,21 @@ def sweep(
     begin = time.monotonic()
     kind, run = KINDS.get(study.kind), RUNNERS.get(runner)
     say = progress or (lambda _done, _all: None)
-    needs = [_needs(kind, study, number) for number in range(len(study.points))]
+    points = [_located(settings, study.folder) for settings in study.points]
+    needs = [_needs(kind, study, settings) for settings in points]
     readers = {key: read for found in needs for key, read in found.items()}
     shared = {key: read() for key, read in readers.items()}
     named = {key: _digest_of(value) for key, value in shared.items()}
+    # by what files hold, not by where they lie
     identities = [
-        digest(VERSION, study.kind, settings, {key: named[key] for key in found})
-        for settings, found in zip(study.points, needs, strict=True)
+        digest(VERSION, study.kind, settings, [named[key] for key in found], _held(there))
+        for settings, there, found in zip(study.points, points, needs, strict=True)
     ]
     store = Store(output)
     done = store.done(identities)
     # a point that stands twice in a list is run once
     missing = [identity for identity in dict.fromkeys(identities) if identity not in done]
-    settings_of = dict(zip(identities, study.points, strict=True))
+    settings_of = dict(zip(identities, points, strict=True))
     # workers of this machine write what they found themselves: a killed sweep loses no finished point
     own = store.folder.absolute() if runner == "local" else None
     tasks = [Task(identity, study.kind, settings_of[identity], study.folder, own) for identity in missing]
@@ -157,8 +162,19 @@ def run_task(task: Task, shared: Mapping[str, Any]) -> tuple[str, Row, float, st
     return task.identity, row, wall_s, ""
 
 
-def _needs(kind: Any, study: Study, number: int) -> Mapping[str, Callable[[], Any]]:
-    settings = study.points[number]
+def _located(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings in which what may be a name or a file is the path of the file, where the study has that file."""
+    files = {key: folder / value for key in _FILES if isinstance(value := settings.get(key), str)}
+    return {**settings, **{key: str(path) for key, path in files.items() if path.is_file()}}
+
+
+def _held(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of files that settings name and that nobody else reads."""
+    paths = {key: Path(value) for key in _FILES if isinstance(value := settings.get(key), str)}
+    return {key: digest(path.read_bytes()) for key, path in paths.items() if path.is_file()}
+
+
+def _needs(kind: Any, study: Study, settings: Mapping[str, Any]) -> Mapping[str, Callable[[], Any]]:
     try:
         found: Mapping[str, Callable[[], Any]] = kind.needs(settings, study.folder)
     except InputError as error:

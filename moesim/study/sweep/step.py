@@ -18,7 +18,7 @@ from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, parse
-from moesim.study.windows import costs_of, part_of, steps_of
+from moesim.study.windows import costs_of, parts_of, steps_of
 from moesim.trace import Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "batch_imbalance", "cross_node_bytes")
@@ -41,27 +41,34 @@ class StepSettings(Common):
         if self.schedule is not None:
             get_schedule(self.schedule)
 
+    def needs(self, folder: Path) -> dict[str, Callable[[], Any]]:
+        """Return what is read from files: the trace, the held-out trace if one is named, and the cluster."""
+        found = super().needs(folder)
+        if (other := self._other) is not None:
+            found[other.trace_key] = lambda: other.read_trace(folder)
+        return found
+
+    def parts(self, shared: Mapping[str, Any]) -> tuple[Trace, Trace]:
+        """Return what plans are fitted on and what they are judged on."""
+        other = None if self._other is None else shared[self._other.trace_key]
+        return parts_of(shared[self.trace_key], other, fit=self.fit, seed=self.seed)
+
+    @property
+    def _other(self) -> StepSettings | None:
+        return None if self.held_out is None else self.model_copy(update={"trace": self.held_out})
+
 
 def needs(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Callable[[], Any]]:
     """Check settings and name the trace, the held-out trace and the cluster."""
-    chosen = parse(StepSettings, settings)
-    found = chosen.needs(folder)
-    if (other := _held_out(chosen)) is not None:
-        found[other.trace_key] = lambda: other.read_trace(folder)
-    return found
+    return parse(StepSettings, settings).needs(folder)
 
 
 def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) -> Row:
     """Return one row of a comparison."""
     chosen = parse(StepSettings, settings)
     trace: Trace = shared[chosen.trace_key]
-    other = _held_out(chosen)
     group = chosen.group(shared)
-    if other is None:
-        fit_part = part_of(trace, "fit", fit=chosen.fit, seed=chosen.seed)
-        judge_part = part_of(trace, "held-out", fit=chosen.fit, seed=chosen.seed)
-    else:
-        fit_part, judge_part = trace, shared[other.trace_key]
+    fit_part, judge_part = chosen.parts(shared)
     size: dict[str, Any] = {"tokens_per_rank": chosen.tokens_per_rank, "max_steps": chosen.steps, "seed": chosen.seed}
     judged = steps_of(judge_part, group, phase=chosen.phase, **size)
     fitted = steps_of(fit_part, group, phase=chosen.fit_phase or chosen.phase, **size)
@@ -128,10 +135,6 @@ def planned(chosen: Common, fitted: Batches, group: Cluster, costs: Costs, slots
         while len(_PLANS) > _PLANS_KEPT:
             _PLANS.popitem(last=False)
     return plan
-
-
-def _held_out(chosen: StepSettings) -> StepSettings | None:
-    return None if chosen.held_out is None else chosen.model_copy(update={"trace": chosen.held_out})
 
 
 _LOCK: Final = threading.Lock()
