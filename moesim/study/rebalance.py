@@ -176,6 +176,7 @@ def replay(
     steps = len(world.batches)
     step_s, stall_s, imbalance = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     running, plans, moves, moved, planned_at, fresh = start, 0, 0, 0.0, 0, 0.0
+    leaving, under_way = start, 0.0
     for step in range(steps):
         wanted = _wanted(world, how, step, planned_at, imbalance, fresh)
         old = running
@@ -195,7 +196,12 @@ def replay(
                 stall_s[step] = how.stall_s + link_seconds(world, old, running).max()
             elif how.migrate == "overlap":
                 stall_s[step] = how.stall_s
-                step_s[step] = _overlapped(world, how, old, running, step)
+                leaving, under_way = old, under_way + _steps_of_move(world, how, old, running, step)
+        if under_way > 0:
+            # layers switch one after the other, so that in the mean half of them run the old plan
+            part = min(under_way, how.repeat) / how.repeat
+            step_s[step] += (world.price(leaving, step)[0] - seconds) / 2 * part
+            under_way = max(under_way - how.repeat, 0.0)
         if progress is not None:
             progress(step + 1, steps)
     return Replay(step_s, stall_s, imbalance, plans, moves, moved, how.repeat)
@@ -239,17 +245,14 @@ def _faster(world: World, candidate: Placement, running: Placement, window: tupl
     return bool(new < old * (1 - gain))
 
 
-def _overlapped(world: World, how: Rebalancing, old: Placement, new: Placement, step: int) -> float:
-    """Return the mean seconds of the real steps of one step while experts move beside serving.
+def _steps_of_move(world: World, how: Rebalancing, old: Placement, new: Placement, step: int) -> float:
+    """Return the real steps in which experts move beside serving, which may be more than a replayed one stands for.
 
-    Layers switch one after the other as their experts arrive, so that in the mean half of them run the old plan. Copies
-    take a share of the time in which their links carry no tokens; what does not fit waits for the next real step.
+    Copies take a share of the time in which their links carry no tokens.
     """
     before, after = world.price(old, step), world.price(new, step)
     idle = np.maximum(before[0] - np.maximum(before[2], after[2]), 1e-9) * how.share
-    needed = float((link_seconds(world, old, new) / idle).max())
-    moving = min(needed, how.repeat) / how.repeat
-    return after[0] * (1 - moving) + (before[0] + after[0]) / 2 * moving
+    return float((link_seconds(world, old, new) / idle).max())
 
 
 def break_even(interval: Sequence[float], total_s: Sequence[float], never_s: float) -> float | None:

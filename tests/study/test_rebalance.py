@@ -76,6 +76,12 @@ def test_moves_are_paid_for(world: World):
     # beside serving nothing stops, but the old plan runs on for a while
     assert runs["overlap"].stall_s.sum() == 0
     assert runs["overlap"].step_s.sum() != runs["free"].step_s.sum()
+    # what does not fit into the steps that a replayed one stands for goes on in the next
+    late = {repeat: [replay(world, start, Rebalancing("interval", interval=3, migrate=name, repeat=repeat)).step_s
+                     for name in ("free", "overlap")] for repeat in (1, 100_000)}  # fmt: skip
+    differ = {repeat: np.flatnonzero(free != beside) for repeat, (free, beside) in late.items()}
+    assert set(differ[100_000]) == set(np.flatnonzero(runs["stop"].stall_s))
+    assert len(differ[1]) > len(differ[100_000])
     stalled = replay(world, start, Rebalancing("interval", interval=3, stall_s=0.5, repeat=10))
     moved = np.count_nonzero(runs["stop"].stall_s)
     assert stalled.total_s - runs["stop"].total_s == pytest.approx(0.5 * moved)
