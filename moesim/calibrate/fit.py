@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _SPAN: Final = 8.0  # how far from its first value a constant is looked for, as a factor
 _ROUNDS: Final = 2
 _AT_EDGE: Final = 1.01
+_ABSURD: Final = 0.5
+"""Mean relative error beyond which a constant that stands at its limit explains nothing and is left as it was."""
 
 
 @dataclass(frozen=True)
@@ -132,19 +134,22 @@ def calibrate(
                 if progress:
                     progress(f"fitting {knob.key} to {len(mine)} observations")
                 now, tried[knob] = _fit_one(now, knob, mine)
+    absurd = {knob: why for knob, ends in tried.items() if (why := _absurd(now, knob, ends, groups[knob]))}
+    if absurd:
+        kept = (knob for knob in tried if knob not in absurd)
+        now = cluster.edit({knob.key: knob.text(float(_value(now, knob) or np.nan)) for knob in kept})
     fitted, not_fitted = [], []
     for knob, mine in groups.items():
-        if knob not in tried:
-            not_fitted.append((knob.key, _reason(cluster, knob, mine)))
+        if knob not in tried or knob in absurd:
+            not_fitted.append((knob.key, absurd.get(knob) or _reason(cluster, knob, mine)))
             continue
         before, after = _value(cluster, knob), _value(now, knob)
-        low, high = tried[knob]
         value = float(after if after is not None else np.nan)
-        limit = "lower" if value <= low * _AT_EDGE else "upper" if value >= high / _AT_EDGE else ""
         fitted.append(
             Fitted(
                 knob.key, knob.text(value), knob.text(float(before or np.nan)), len(mine),
-                tuple(sorted({o.source for o in mine})), error(cluster, mine), error(now, mine), limit,
+                tuple(sorted({o.source for o in mine})), error(cluster, mine), error(now, mine),
+                _limit(value, tried[knob]),
             )
         )  # fmt: skip
     return Fit(now, tuple(fitted), tuple(not_fitted), _residuals(cluster, now, observations))
@@ -153,6 +158,23 @@ def calibrate(
 def error(cluster: Cluster, observations: Sequence[Observation]) -> float:
     """Return the mean of |predicted / measured - 1|."""
     return float(np.mean([abs(o.predict(cluster) / o.measured_s - 1) for o in observations]))
+
+
+def _limit(value: float, ends: tuple[float, float]) -> str:
+    low, high = ends
+    return "lower" if value <= low * _AT_EDGE else "upper" if value >= high / _AT_EDGE else ""
+
+
+def _absurd(fitted: Cluster, knob: Knob, ends: tuple[float, float], mine: Sequence[Observation]) -> str:
+    """Return why a fitted constant is not taken, or nothing."""
+    value = float(_value(fitted, knob) or np.nan)
+    limit, off = _limit(value, ends), error(fitted, mine)
+    if not limit or off <= _ABSURD:
+        return ""
+    return (
+        f"{len(mine)} observations are off by {off:.3g} times what was measured even at its {limit} limit of "
+        f"{knob.text(value)}; check their units, and whether they are of this cluster"
+    )
 
 
 def _fit_one(cluster: Cluster, knob: Knob, mine: Sequence[Observation]) -> tuple[Cluster, tuple[float, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from moesim.base.errors import FormatError
 from moesim.calibrate.observe import Observation, text_of, timed
+from moesim.costs.constants import family
 from moesim.costs.types import Direction
 from moesim.spec import BF16
 from moesim.validate.loads import Counts, mlp_spec
@@ -18,7 +19,7 @@ from moesim.validate.loads import Counts, mlp_spec
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
-_RANK: Final = re.compile(r"^#?\s*Rank\s+(\d+).*?\bon\s+(\S+)\s+device", re.MULTILINE)
+_RANK: Final = re.compile(r"^#?\s*Rank\s+(\d+).*?\bon\s+(\S+)\s+device([^\n]*)", re.MULTILINE)
 # size (B), count, type, redop, root, time (us) ...; all_gather and alltoall print "none -1" or leave them out
 _ROW: Final = re.compile(
     r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(?:(\w+)\s+)?(?:(-?\d+)\s+)?(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+\S+",
@@ -42,10 +43,11 @@ def read_nccl(path: str | Path, cluster: Cluster) -> list[Observation]:
     Raises
     ------
     FormatError
-        If no rank or row is found, or nodes hold different numbers of GPUs.
+        If no rank or row is found, nodes hold different numbers of GPUs, or they are of another device.
     """
     text, name = text_of(path), Path(path).name
-    hosts = [host for _, host in _RANK.findall(text)]
+    ranks = _RANK.findall(text)
+    hosts = [host for _, host, _ in ranks]
     if len(hosts) < 2:
         raise FormatError(
             path,
@@ -55,6 +57,7 @@ def read_nccl(path: str | Path, cluster: Cluster) -> list[Observation]:
     counts = {host: hosts.count(host) for host in hosts}
     if len(set(counts.values())) > 1:
         raise FormatError(path, "ranks", f"expected as many GPUs on every host, found {counts}; measure even groups")
+    _check_device(path, {family(rest) for _, _, rest in ranks}, cluster)
     nodes, gpus = len(counts), next(iter(counts.values()))
     op = _operation(text, name, path)
     transport, side = _OPS[op]
@@ -69,6 +72,16 @@ def read_nccl(path: str | Path, cluster: Cluster) -> list[Observation]:
     if not found:
         raise FormatError(path, "", "no row of sizes and times found; give the output of nccl-tests as it prints it")
     return found
+
+
+def _check_device(path: str | Path, measured: set[str], cluster: Cluster) -> None:
+    """Refuse what GPUs of another family measured; names that nobody knows are taken."""
+    ours = {family(device) for device in cluster.device}
+    if "" not in ours and (others := sorted(measured - ours - {""})):
+        raise FormatError(
+            path, "ranks", f"expected {' or '.join(sorted(ours))} ({cluster.name}), measured on {', '.join(others)}; "
+            "name the topology of the cluster that was measured"
+        )  # fmt: skip
 
 
 def _operation(text: str, name: str, path: str | Path) -> str:

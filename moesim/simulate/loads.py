@@ -97,9 +97,9 @@ class Loader:
         setup, batches, micro_batches = self.setup, self.setup.batches, self.setup.schedule.micro_batches
         routes, home, position = batches.routes(step), batches.homes(step), batches.positions(step)
         phase, dropped = int(batches.phase[step]), 0
-        # who needs the output head: all tokens, of prompts the last one
+        # who needs the output head: all tokens, of prompts that are served the last one
         ends = np.ones(len(home), bool)
-        if phase == PREFILL:
+        if phase == PREFILL and setup.training is None:
             ends = np.zeros(len(home), bool)
             ends[np.unique(np.stack([home, batches.requests(step)]), axis=1, return_index=True)[1]] = True
         if setup.training is not None and setup.training.capacity_factor is not None:

@@ -232,6 +232,34 @@ def test_the_verb_prints_writes_and_says_what_is_wrong(tmp_path: Path) -> None:
     assert "not fitted: constants.gemm_share: no observation tells it" in table.output.replace("\n", " ")
 
 
+def test_times_that_no_constant_explains_change_nothing(tmp_path: Path) -> None:
+    log, out = tmp_path / "alltoall.txt", tmp_path / "ours.toml"
+    # milliseconds where microseconds belong, of the large sizes alone
+    log.write_text(nccl_log({size: time / 1e3 if size > 1 << 20 else time for size, time in TIMES.items()}))
+    start = Cluster.preset("h100-1x8")
+    fit = calibrate(start, read_nccl(log, start))
+    assert [item.key for item in fit.fitted] == ["constants.collective_floor"]
+    why = dict(fit.not_fitted)["tier.node.effective"]
+    assert "even at its upper limit of" in why
+    assert "check their units" in why
+    tier, before = fit.cluster.description.tier.node, start.description.tier.node
+    assert tier is not None
+    assert before is not None
+    assert tier.effective == before.effective
+    write_overlay(fit, "h100-1x8", out)
+    assert "effective" not in out.read_text().split("[", 2)[-1]
+
+
+def test_a_log_of_other_gpus_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "alltoall.txt"
+    log.write_text(nccl_log(TIMES))
+    with pytest.raises(FormatError, match=r"ranks: expected B200 \(b200-4x8-rail\), measured on H100; name"):
+        read_nccl(log, Cluster.preset("b200-4x8-rail"))
+    # names that nobody knows say nothing
+    log.write_text(nccl_log(TIMES).replace("NVIDIA H100", "Unheard Of"))
+    assert read_nccl(log, Cluster.preset("b200-4x8-rail"))
+
+
 def test_files_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     cluster = Cluster.preset("h100-1x8")
     path = tmp_path / "alltoall.txt"
