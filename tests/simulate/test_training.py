@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moesim.base.errors import InputError
 from moesim.costs import Costs
 from moesim.simulate import Training, simulate
-from moesim.simulate.training import EXPERTS_BACKWARD, drop_beyond
+from moesim.simulate.training import ATTENTION_BACKWARD, EXPERTS_BACKWARD, drop_beyond
 from moesim.spec import ModelSpec
 
 from . import worlds
@@ -133,6 +133,18 @@ def test_the_whole_model_adds_dense_layers_and_the_head() -> None:
     )
     assert "output head of small is not known: not priced" in report.notes
     assert "output head of small is not known: not priced" not in larger.notes
+
+
+def test_training_needs_the_output_head_for_every_token() -> None:
+    world = worlds.world(6)
+    batches, ranks = world.batches, world.cluster.ranks
+    costs = Costs.default(dataclasses.replace(world.trace.spec, vocab=50_000), world.cluster)
+    step = simulate(batches, world.cluster, world.placement, costs=costs, training=Training())
+    home, position = batches.homes(0), batches.positions(0)
+    tokens = np.bincount(home, minlength=ranks).astype(float)
+    context = np.bincount(home, weights=position + 1.0, minlength=ranks)
+    every = costs.outside_s(tokens, context, tokens, False).max() * (1 + ATTENTION_BACKWARD.value)
+    assert step.outside_s[0] == pytest.approx(every)
 
 
 def test_tensor_parallel_attention_shares_heads_and_pays_for_gathering() -> None:
