@@ -121,11 +121,33 @@ def _given(name: str, module: nn.Module, picks: Picks) -> Tap | None:
 
     def attach(record: Record) -> Callable[[], None]:
         def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            record(*read(args, kwargs, output))
+            record(*_checked(name, read(args, kwargs, output)))
 
         return module.register_forward_hook(hook, with_kwargs=True).remove
 
     return Tap(tower, layer, _count(module), module, attach)
+
+
+def _checked(name: str, found: Any) -> Picked:
+    """Return what a rule of the user's read, if it has the shape that is recorded.
+
+    Raises
+    ------
+    InputError
+        If it has not; says what was found.
+    """
+    experts: Any = None
+    weights: Any = None
+    if isinstance(found, tuple | list) and len(found) == 2:
+        experts, weights = found
+    parts = [part for part in (experts, weights) if part is not None]
+    if experts is None or experts.dim() != 2 or experts.is_floating_point() or parts[-1].shape != experts.shape:
+        what = " and ".join(f"{part.dtype} {list(part.shape)}" for part in parts) or type(found).__name__
+        raise InputError(
+            f"capture: picks= must read (experts, weights) of {name}, integers [tokens, top_k] and the same shape or "
+            f"None, found {what}; flatten sequences and keep a dimension for top_k"
+        )
+    return experts, weights
 
 
 def _parameters(kind: type) -> tuple[str, ...]:

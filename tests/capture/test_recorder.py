@@ -156,6 +156,28 @@ def test_other_models_are_watched_by_a_rule():
     assert trace.routes[:, 0].tolist() == hidden.topk(2).indices.tolist()
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda out: (out.topk(2).indices[None], out.topk(2).values[None]),
+        lambda out: (out.argmax(-1), None),
+        lambda out: (out.topk(2).values, None),
+        lambda out: (out.topk(2).indices, out.topk(3).values),
+        lambda out: out.topk(2).indices,
+        lambda out: None,
+    ],
+    ids=["batched", "no dimension of picks", "floats", "other weights", "no pair", "nothing"],
+)
+def test_a_rule_that_reads_something_else_is_told_so(read):
+    net = nn.Sequential(nn.Linear(4, 5))
+    rule = lambda name, module: (lambda args, kwargs, output: read(output)) if name == "0" else None  # noqa: E731
+    with (
+        pytest.raises(InputError, match=r"picks= must read \(experts, weights\) of 0, .* found"),
+        moesim.capture(net, picks=rule),
+    ):
+        net(torch.rand(6, 4))
+
+
 def test_a_file_is_written_as_the_block_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("moesim.capture.recorder.FLUSH_TOKENS", 8)
     net, path = Toy(), tmp_path / "run.parquet"
