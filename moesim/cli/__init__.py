@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from moesim.base.errors import MoesimError
+from moesim.cli.flags import as_options
 
 __all__ = ["main"]
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # reports say by which command they were made
         app(args=arguments, prog_name="moesim", obj=arguments)
     except MoesimError as error:
-        _fail(str(error), error.exit_code)
+        _fail(as_options(str(error)), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:

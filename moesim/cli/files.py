@@ -20,7 +20,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A trace, topology, plan or placement, the name of a topology, or preset:MODEL.",
+            help="A trace, topology, plan, placement or config.json, the name of a topology, or preset:MODEL.",
             show_default=False,
         ),
     ],
@@ -98,7 +98,11 @@ def export(
     to: Annotated[str, typer.Option(metavar="FORMAT", help="Format of a serving engine, e.g. sglang.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
     model: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="Model that is served. Default: what the plan knows of it.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Model that is served: a preset or a config.json. Default: what the plan knows.",
+        ),
     ] = None,
     topology: Annotated[
         str | None,
@@ -153,6 +157,8 @@ def _kind(what: str) -> str:
     if not path.exists() and not path.suffix and path.parent == Path():
         # a bare word that is no file can only be the name of a topology; if it is none, its error lists the names
         return "topology"
+    if _is_a_model(path):
+        return "model"
     if path.suffix in (".json", ".csv", ".yaml", ".yml"):
         if load.is_plan(path):
             return "plan"
@@ -160,6 +166,11 @@ def _kind(what: str) -> str:
     if path.is_dir() or path.suffix in (".xml", ".txt", ".out", ".conf", ".topo", ".log"):
         return "topology" if _looks_like_a_topology(path) else "trace"
     return "trace"
+
+
+def _is_a_model(path: Path) -> bool:
+    """Return whether a path is the configuration of a model, or a folder with one."""
+    return path.name == "config.json" or (path.is_dir() and (path / "config.json").is_file())
 
 
 def _looks_like_a_topology(path: Path) -> bool:

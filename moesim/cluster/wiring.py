@@ -81,6 +81,11 @@ def unconnected(wiring: Wiring, s: int, t: int) -> InputError:
     a, b = wiring.vertices[s], wiring.vertices[t]
     if wiring.node[s] == wiring.node[t]:
         advice = f"add [tier.node], or a [[link]] on the way from {a} to {b}"
+    elif any(name.startswith("rail") for name in wiring.vertices):
+        advice = (
+            "add a [tier.spine] or `pxn = true` (to [tier.rail]) where rails must meet, take [tier.leaf] instead if "
+            "all NICs of a node hang on one switch, add a [[link]], or `through_ranks = true` to let GPUs forward"
+        )
     else:
         advice = (
             "add a [tier.rail] or [tier.leaf] (with [tier.spine] or `pxn = true` where rails must meet), a [[link]] "

@@ -52,7 +52,7 @@ class Batches(Sealed):
 
     def __post_init__(self) -> None:
         if self.trace.routes is None:
-            raise InputError("Batches: the trace holds counts only; steps need the routes of every token")
+            raise InputError("Batches: the trace holds counts only; steps need the routes of every token: record those")
         if self.ranks < 1:
             raise InputError(f"Batches.ranks: expected at least 1, got {self.ranks}")
         token = seal(self, "token", self.token, np.int64, ("batched",))

@@ -119,7 +119,7 @@ def _check_options(
     max_steps: int | None,
 ) -> None:
     if trace.routes is None:
-        raise InputError("batching: the trace holds counts only; steps need the routes of every token")
+        raise InputError("batching: the trace holds counts only; steps need the routes of every token: record those")
     if ranks < 1:
         raise InputError(f"batching: expected at least 1 rank, got {ranks}")
     if phase is not None and phase not in PHASES:

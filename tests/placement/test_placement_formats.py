@@ -145,7 +145,7 @@ class TestSglang:
             unnumbered.write(tmp_path / "e.json", format="sglang")
         unnumbered.write(tmp_path / "e.json", format="sglang", spec=SPEC)
         assert Placement.read(tmp_path / "e.json", ranks=4, spec=SPEC) == full_placement(0)
-        with pytest.raises(FormatError, match="give ranks and spec"):
+        with pytest.raises(FormatError, match="give ranks= and spec="):
             Placement.read(tmp_path / "e.json")
 
     @pytest.mark.parametrize(

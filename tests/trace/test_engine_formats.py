@@ -548,7 +548,7 @@ class TestEplbLoads:
     def test_shares_need_a_scale(self, tmp_path, whole):
         path = tmp_path / "loads.npy"
         np.save(path, whole.loads / whole.loads.sum())
-        refused(path, "expected whole numbers, found shares; give scale=")
+        refused(path, "expected whole numbers, found shares; give scale=1000000")
         trace = read_any(path, model=SPEC, scale=int(whole.loads.sum()))
         assert np.array_equal(trace.loads, whole.loads)
         assert trace.origin["scale"] == whole.loads.sum()

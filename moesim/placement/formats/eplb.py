@@ -52,7 +52,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         if not np.issubdtype(array.dtype, np.integer):
             raise FormatError(path, name, f"expected integers, found {array.dtype}")
     if ranks is None and "ranks" not in arrays:
-        raise FormatError(path, "", "the file does not tell the number of ranks: give ranks")
+        raise FormatError(path, "", "the file does not tell the number of ranks: give ranks=")
     if ranks is None:
         if arrays["ranks"].size != 1:
             raise FormatError(path, "ranks", f"expected one number, found shape {arrays['ranks'].shape}")

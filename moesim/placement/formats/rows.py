@@ -41,7 +41,7 @@ def placement_from_rows(
         If the rows differ in length, hold an id out of range, or are no placement of that model on these ranks.
     """
     if ranks is None:
-        raise FormatError(path, "", "the file does not tell the number of ranks: give ranks")
+        raise FormatError(path, "", "the file does not tell the number of ranks: give ranks=")
     if not rows:
         raise FormatError(path, "", "expected at least one layer, found none")
     slots = len(next(iter(rows.values())))

@@ -49,7 +49,10 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         raise FormatError(path, *first_problem(error)) from None
     if ranks is None or spec is None:
         raise FormatError(
-            path, "", "the file tells neither the expert-parallel size nor which layers are dense: give ranks and spec"
+            path,
+            "",
+            "the file tells neither the expert-parallel size nor which layers are dense: give ranks= and spec= "
+            "(the model)",
         )
     if len(rows) != spec.num_hidden_layers:
         raise FormatError(
@@ -84,7 +87,7 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
     if placement.layer_ids is None or placement.num_hidden_layers is None:
         raise InputError(
             "SGLang numbers all decoder layers, and this placement does not know them: "
-            "use placement.for_model(spec), or give spec"
+            "use placement.for_model(spec), or give spec="
         )
     require_full(placement, "SGLang")
     slots = placement.ranks * placement.slots_per_rank

@@ -108,7 +108,7 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
     if placement.layer_ids is None:
         raise InputError(
             "TensorRT-LLM numbers all decoder layers, and this placement does not know them: "
-            "use placement.for_model(spec), or give spec"
+            "use placement.for_model(spec), or give spec="
         )
     require_full(placement, "TensorRT-LLM")
     lines = [f"num_slots: {placement.ranks * placement.slots_per_rank}", "initial_global_assignments:"]

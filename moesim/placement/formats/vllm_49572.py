@@ -46,7 +46,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
     data = load_json(path)
     shared = isinstance(data, list) and bool(data) and not isinstance(data[0], list)
     if shared and spec is None:
-        raise FormatError(path, "", "one row for all layers does not tell their number: give spec")
+        raise FormatError(path, "", "one row for all layers does not tell their number: give spec=")
     try:
         if shared and spec is not None:
             rows = [_Shared.model_validate(data).root] * spec.layers

@@ -116,5 +116,9 @@ def _counts(path: str | Path, name: str, value: Any, scale: float | None) -> Arr
     if not np.isfinite(loads).all() or loads.min(initial=0) < 0 or loads.max(initial=0) > 2.0**52:
         raise FormatError(path, name, "expected finite loads from 0 up, found others")
     if scale is None and (loads != np.rint(loads)).any():
-        raise FormatError(path, name, "expected whole numbers, found shares; give scale=, e.g. 1000000")
+        raise FormatError(
+            path,
+            name,
+            "expected whole numbers, found shares; give scale=1000000 or another factor",
+        )
     return np.rint(loads).astype(np.int64)
