@@ -8,10 +8,10 @@ from typing import Final
 OPTIONS: Final = {"model": "--model", "spec": "--model", "ranks": "--ranks", "like": "--like"}
 """Arguments that verbs have options of their own for."""
 
-FORMAT_OPTIONS: Final = frozenset(
-    ("counts", "dims", "domain", "experts", "iteration", "layers", "numbering", "origin", "phase")
-    + ("request_tokens", "scale", "start")
-)
+FORMAT_OPTIONS: Final = frozenset((
+    "counts", "dims", "domain", "experts", "iteration", "layers", "numbering", "origin", "phase", "request_tokens",
+    "scale", "start",
+))  # fmt: skip
 """Arguments of trace formats beside the model: ``--format-option`` gives them."""
 
 _ARGUMENT: Final = re.compile(rf"(?<![\w.\-])({'|'.join(sorted({*OPTIONS, *FORMAT_OPTIONS}))})=(?=[\s,;.)\d\"']|$)")

@@ -325,7 +325,7 @@ class Trace(Sealed):
         if len(keys) < 2:
             if self.routes is None:
                 raise InputError(
-                    f"split: the trace holds counts of experts only, which serve to look at; plans "
+                    "split: the trace holds counts of experts only, which serve to look at; plans "
                     "need the picks of every token: record those (docs/engines.md)"
                 )
             raise InputError(
