@@ -323,14 +323,10 @@ class Trace(Sealed):
         column = self.step if by == "step" else self.request
         keys, group, sizes = np.unique(column, return_inverse=True, return_counts=True)
         if len(keys) < 2:
-            if self.routes is None:
-                raise InputError(
-                    "split: the trace holds counts of experts only, which serve to look at; plans "
-                    "need the picks of every token: record those (docs/engines.md)"
-                )
             raise InputError(
                 f"split: needs at least two {by}s, the trace has {len(keys)}; give a longer trace"
                 + (", or say where its requests begin when importing it" if by == "request" else "")
+                + ("; plans need the picks of every token, it holds counts" if self.routes is None else "")
             )
         order = np.arange(len(keys)) if by == "step" else np.random.default_rng(seed).permutation(len(keys))
         filled = np.cumsum(sizes[order])

@@ -63,4 +63,4 @@ def test_counts_say_that_plans_need_routes(run: Run, setting: list[str], tmp_pat
     np.save(path, np.ones((32, 8), np.int64))
     done = run("compare", path, "--model", "mixtral-8x7b", *setting)
     assert done.code == 1
-    assert "need the picks of every token" in done.err
+    assert "need the picks of every token, it holds counts" in done.err
