@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dash_jobs
+import dash_notes
 import dash_state as state
 import dash_work as work
 import plotly.graph_objects as go
@@ -164,9 +165,10 @@ def draw(figure: go.Figure, key: str) -> None:
 
 def notes(lines: Sequence[str]) -> None:
     """Show what a reader must know before trusting the numbers."""
-    if lines:
-        with st.expander(f"Before you trust these numbers ({len(lines)} notes)"):
-            st.markdown("\n".join(f"* {line}" for line in dict.fromkeys(lines)))
+    few = dash_notes.merged(lines)
+    if few:
+        with st.expander(f"Before you trust these numbers ({len(few)} notes)"):
+            st.markdown("\n".join(f"* {line}" for line in few))
 
 
 # --- long work ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import dash_jobs
+import dash_notes
 import dash_state as state
 import dash_ui as ui
 import dash_work as work
@@ -217,4 +218,4 @@ with right:
                 text = ui.ready(key, "Writing the report", report)
                 st.download_button("Download report.html", text, "report.html", "text/html", type="primary",
                                    key="out_report_file", width="stretch")  # fmt: skip
-    ui.notes([note for name in shown for note in judged[name].report.notes])
+    ui.notes(dash_notes.of_plans({name: judged[name].report.notes for name in shown}))
