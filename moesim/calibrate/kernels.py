@@ -47,10 +47,13 @@ def read_kernel_table(path: str | Path, cluster: Cluster) -> list[Observation]:
     Raises
     ------
     FormatError
-        If the file is not a kernel table, or of another device.
+        If the file is not a kernel table, or of another device, or the cluster mixes devices.
     """
     tables, name = read_tables(path).tables, Path(path).name
     device = cluster.device[0]
+    if others := sorted({d for d in cluster.device if (family(d) or d) != (family(device) or device)}):
+        several = f"{cluster.name} has {device} and {', '.join(others)}, whose constants of the roofline are shared"
+        raise FormatError(path, "device", f"{several}; calibrate a topology of one device")
     if tables[0].device != device and family(tables[0].device) != (family(device) or None):
         raise FormatError(path, "device", f"expected {device} ({cluster.name}), got {tables[0].device!r}")
     found = []

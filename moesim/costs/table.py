@@ -273,10 +273,12 @@ def table(spec: ModelSpec, cluster: Cluster, path: str | None = None) -> TableCo
     )
     if others:
         raise FormatError(path, "device", f"expected {others[0]} (cluster {cluster.name}), got {nearest.device!r}")
-    wide = () if spec.weight_bytes >= 1 else (
+    wide: tuple[str, ...] = () if spec.weight_bytes >= 1 else (
         f"weights of {spec.name} are narrower than those the kernel was measured with ({nearest.dtype}): where their "
         "reads bind, the time is too long",
     )  # fmt: skip
+    if not spec.gated:
+        wide += (f"{spec.name} has no gate; kernels of the usual tables have one, and then the time is too long",)
     if held is None:
         return _predicted(of_dtype, spec, path, file.processors, wide)
     m, a, seconds = held.grid()

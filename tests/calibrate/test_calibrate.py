@@ -160,6 +160,11 @@ def test_a_kernel_table_tells_arithmetic_memory_and_launches(tmp_path: Path) -> 
     write()
     with pytest.raises(FormatError, match=r"expected GB200 .*, got 'H100-SXM'"):
         read_kernel_table(path, Cluster.preset("gb200-nvl72"))
+    mixed = tmp_path / "mixed.toml"
+    old = 'gpus = 8\ngpu = {model = "A100-SXM", flops_bf16 = "312 TFLOP/s"}\n'
+    mixed.write_text(f'schema = 1\nname = "mixed"\nbase = "h100-4x8-rail"\n[[node]]\n[[node]]\n{old}')
+    with pytest.raises(FormatError, match=r"mixed has H100-SXM and A100-SXM, .* calibrate a topology of one device"):
+        read_kernel_table(path, Cluster.read(mixed))
     for row, seen in zip(rows, read_kernel_table(path, truth), strict=True):
         row["seconds"] = seen.predict(truth)
     write()

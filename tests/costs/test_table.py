@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,13 @@ def test_costs_say_what_was_measured(tmp_path: Path):
     copy = tmp_path / "copy.json"
     copy.write_text(json.dumps(content(provenance={"driver": "560"})))
     assert Costs.default(SPEC, NODE, compute=copy).digest == other.digest
+
+
+def test_a_model_without_gate_is_told_that_tables_have_one(tmp_path: Path):
+    path = write(tmp_path)
+    plain = Costs.default(dataclasses.replace(SPEC, gated=False), NODE, compute=path)
+    assert any("has no gate" in note for note in plain.notes)
+    assert not any("gate;" in note for note in Costs.default(SPEC, NODE, compute=path).notes)
 
 
 @pytest.mark.parametrize(
