@@ -69,7 +69,7 @@ def bench(
     InputError
         If the trace has counts only.
     """
-    fitted, held_out = trace.split(fit)
+    fitted, held_out = trace.split(fit, seed=seed)
     spec = trace.spec if dims is None else trace.spec.at_dimensions(dims)
     costs = Costs.default(spec, cluster, transport=transport)
     steps = make_batches(held_out, cluster.ranks, tokens_per_rank=tokens_per_rank, seed=seed)
