@@ -23,7 +23,7 @@ from moesim.solve.objective import score
 from moesim.solve.relabel import nodes_alike, rank_kinds, relabel
 from moesim.solve.survival import costs_on, restored, survival, survivors, without_ranks
 from moesim.solve.terms import steps_of_move
-from moesim.trace import make_batches
+from moesim.trace import make_batches, synthetic
 from tests.placement.worlds import random_placement
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 
@@ -118,12 +118,32 @@ def test_a_horizon_keeps_layers_whose_move_does_not_pay() -> None:
     moves = [plan.terms["migration"]["moves"] for plan in plans.values()]
     assert moves[0] == 0 < moves[2]
     assert plans[1e-9].placement.experts.tolist() == running.experts.tolist()
-    assert moves == sorted(moves)
+    seconds = [plan.terms["migration"]["move_s"] for plan in plans.values()]
+    assert seconds == sorted(seconds)
     even = plans[10.0].terms["migration"]["break_even_s"]
     assert even is None or even <= 10.0
     eplb = solve(trace, CLUSTER, slots_per_rank=3, solver="eplb", previous=running, horizon_s=1e-9, tokens_per_rank=64)
     assert eplb.terms["migration"]["moves"] == 0
     assert any("stay as they are" in note for note in eplb.notes)
+
+
+def test_free_moves_find_what_a_few_moves_find() -> None:
+    """A good placement in which a few strangers swapped seats: the search without a budget keeps the rest of it."""
+    spec, cluster = tiny_spec(1, 32, 4), tiny_cluster(4, 2)
+    trace = synthetic.router(spec, 2048, seed=0, skew=0.3)
+    given = {"slots_per_rank": 5, **FAST}
+    running = solve(trace, cluster, **(given | {"effort": 1e7})).placement.experts.copy()
+    for rank, other in ((0, 5), (2, 7)):
+        mine, theirs = (set(running[0, one].tolist()) for one in (rank, other))
+        here, there = (
+            running[0, one].tolist().index(min(who)) for one, who in ((rank, mine - theirs), (other, theirs - mine))
+        )
+        running[0, rank, here], running[0, other, there] = running[0, other, there], running[0, rank, here]
+    scratch = solve(trace, cluster, **given)
+    few = solve(trace, cluster, previous=running, constraints=Constraints(most_moves=8), **given)
+    free = solve(trace, cluster, previous=running, **given)
+    assert few.score_s < scratch.score_s
+    assert free.score_s <= few.score_s * 1.001
 
 
 def test_more_moves_never_make_the_fit_worse() -> None:

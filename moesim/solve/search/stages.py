@@ -8,6 +8,7 @@ really visit.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -32,6 +33,8 @@ _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": NEAREST, "batch-lp": NEAREST, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
+_NEAR: Final = 0.1
+"""How warm the search from a placement that is to be kept begins, beside the other: as good as only downhill."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5
@@ -75,14 +78,15 @@ class Stage:
 
 
 def improve(
-    problem: Problem, experts: NDArray[np.int32], rival: NDArray[np.int32], best_s: float = np.inf
+    problem: Problem, starts: Sequence[NDArray[np.int32]], rival: NDArray[np.int32], best_s: float = np.inf
 ) -> list[NDArray[np.int32]]:
     """Return the placements int32 [layers, ranks, slots] that the stages end with, one after the other.
 
     Parameters
     ----------
-    experts
-        The placement to begin with.
+    starts
+        The placements to begin with: one that is to be improved by whatever moves, and one that is to be kept as far
+        as it is good, if any; each has the effort, or its part of the deadline. The first one's answers come last.
     rival
         The placement whose balance is the floor, EPLB's.
     best_s
@@ -94,7 +98,7 @@ def improve(
         problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
     covers = merging(problem) == PER_NODE and 1 < problem.cluster.nodes <= NODES and problem.spec.top_k <= PICKS
     effort = float(options["effort"])
-    allowed = problem.deadline_s * _RATE / problem.layers
+    allowed = problem.deadline_s * _RATE / (problem.layers * len(starts))
     if allowed < effort:
         problem.note(f"the deadline bought {allowed / effort:.0%} of the search effort")
     effort = min(effort, allowed)
@@ -110,17 +114,27 @@ def improve(
         stages.append(
             (Stage(problem, COVER, few, effort * _COVER_EFFORT, hot * _COVER_HOT, 1.0), weight * _COVER_WEIGHT)
         )
-    anytime = Anytime(problem, experts, best_s, len(stages) * problem.layers)
-    found = []
-    for number, (stage, compute) in enumerate(stages):
-        experts = _all_layers(stage, compute, experts, rival, anytime, number, len(stages))
-        found.append(experts)
-    return found
+    each = len(stages) * problem.layers
+    anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
+    found: list[list[NDArray[np.int32]]] = []
+    for number, experts in enumerate(starts):
+        reached = []
+        for index, (stage, compute) in enumerate(stages):
+            # equal seeds, so that what the first one finds does not depend on whether there are more
+            seed = problem.seed * each + index * problem.layers
+            experts = _all_layers(
+                stage, compute, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages),
+                _NEAR if number else 1.0, seed,
+            )  # fmt: skip
+            reached.append(experts)
+        found.append(reached)
+    return [experts for reached in reversed(found) for experts in reached]
 
 
 def _all_layers(
-    stage: Stage, weight: float, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int
-) -> NDArray[np.int32]:
+    stage: Stage, weight: float, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int,
+    warmth: float, seed: int,
+) -> NDArray[np.int32]:  # fmt: skip
     problem, options = stage.problem, stage.problem.options
     tasks = stages * problem.layers
 
@@ -130,7 +144,7 @@ def _all_layers(
         share = problem.seconds_left() * problem.jobs / (tasks - task)
         outcome = anneal(
             state, stage.prices(layer, weight, float(options["floor"]), rival[layer]), int(stage.effort),
-            hot=stage.hot, cold=float(options["cold"]), seed=problem.seed * tasks + task,
+            hot=stage.hot * warmth, cold=float(options["cold"]), seed=seed + layer,
             stop_at=time.monotonic() + share,
             each=lambda done, slots: anytime.follow(task, number, layer, done, slots),
             rules=problem.limits.rules(layer),

@@ -56,12 +56,16 @@ def moesim(problem: Problem) -> Array:
     best_s = min(one.mean_s for one in scores)
     problem.tell("baselines", best_s, 0.0)
     _remark_on_copies(problem)
-    reached = improve(problem, start, rival.experts, best_s)
+    starts = [start]
+    if problem.running is not None and problem.limits.most is None:
+        # a few moves away there may be what a search from elsewhere does not find
+        starts.append(problem.start)
+    reached = improve(problem, starts, rival.experts, best_s)
     found = [permitted(problem, Placement(slots, problem.experts)) for slots in reached]
     candidates += found
     scores += [_score(problem, placement) for placement in found]
     values = [problem.whole_worth(one, placement) for one, placement in zip(scores, candidates, strict=True)]
-    if values[-1] <= min(values):
+    if len(starts) == 1 and values[-1] <= min(values):
         # every layer of it is as balanced as asked for: a faster layer from elsewhere might not be
         return candidates[-1].experts
     best_layers = mixed(candidates, scores, values=problem.worth(scores, candidates))
