@@ -33,8 +33,6 @@ _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": NEAREST, "batch-lp": NEAREST, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
-_NEAR: Final = 0.1
-"""How warm the search from a placement that is to be kept begins, beside the other: as good as only downhill."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5
@@ -85,8 +83,8 @@ def improve(
     Parameters
     ----------
     starts
-        The placements to begin with: one that is to be improved by whatever moves, and one that is to be kept as far
-        as it is good, if any; each has the effort, or its part of the deadline. The first one's answers come last.
+        The placements to begin with; each has the effort, or its part of the deadline. The answers of the first one
+        come last.
     rival
         The placement whose balance is the floor, EPLB's.
     best_s
@@ -123,9 +121,8 @@ def improve(
             # equal seeds, so that what the first one finds does not depend on whether there are more
             seed = problem.seed * each + index * problem.layers
             experts = _all_layers(
-                stage, compute, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages),
-                _NEAR if number else 1.0, seed,
-            )  # fmt: skip
+                stage, compute, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages), seed
+            )
             reached.append(experts)
         found.append(reached)
     return [experts for reached in reversed(found) for experts in reached]
@@ -133,7 +130,7 @@ def improve(
 
 def _all_layers(
     stage: Stage, weight: float, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int,
-    warmth: float, seed: int,
+    seed: int,
 ) -> NDArray[np.int32]:  # fmt: skip
     problem, options = stage.problem, stage.problem.options
     tasks = stages * problem.layers
@@ -144,7 +141,7 @@ def _all_layers(
         share = problem.seconds_left() * problem.jobs / (tasks - task)
         outcome = anneal(
             state, stage.prices(layer, weight, float(options["floor"]), rival[layer]), int(stage.effort),
-            hot=stage.hot * warmth, cold=float(options["cold"]), seed=seed + layer,
+            hot=stage.hot, cold=float(options["cold"]), seed=seed + layer,
             stop_at=time.monotonic() + share,
             each=lambda done, slots: anytime.follow(task, number, layer, done, slots),
             rules=problem.limits.rules(layer),
