@@ -52,12 +52,12 @@ def moesim(problem: Problem) -> Array:
     rival = every[list(BASELINES).index("eplb")]
     candidates = screened(problem, every, rival) if problem.policy in SLOW else every
     scores = [_score(problem, candidate) for candidate in candidates]
-    values = problem.worth(scores, candidates)
-    starts = [mixed(candidates, scores, values)]
+    worth = problem.worth(scores, candidates)
+    starts = [mixed(candidates, scores, worth)]
     if problem.running is not None and problem.limits.most is None:
         # what runs is hard to leave where it is good, and a few moves from it there may be what is found nowhere else
         fresh = len(candidates) - (problem.previous is not None) - problem.limits.strict
-        starts = [mixed(candidates[:fresh], scores[:fresh], values[:fresh]), problem.start]
+        starts = [mixed(candidates[:fresh], scores[:fresh], worth[:fresh]), problem.start]
     best_s = min(one.mean_s for one in scores)
     problem.tell("baselines", best_s, 0.0)
     _remark_on_copies(problem)
