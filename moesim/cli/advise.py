@@ -98,7 +98,7 @@ def print_advice(found: Advice) -> None:
     out.print()
     for question, answer in found.answers.items():
         say(f"{question + ':':<11}{answer}", "bold")
-    say(f"{'regret:':<11}a plan that had seen the held-out steps would be {found.regret:.1%} faster than the re-plan")
+    say(f"{'regret:':<11}the re-plan takes {found.regret:.1%} longer than a plan that had seen the held-out steps")
 
     def cells(option: Option) -> list[Any]:
         error = "" if option.gain_error is None else f" ± {option.gain_error:.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,11 +148,23 @@ def serve(
             path=kv_path(whole, groups[0].ranks) if len(parts) > 1 else None, dims=other, scheduler=scheduler,
             overhead_s=overhead_ms / 1e3, exact=exact, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot_ms / 1e3, seed=seed,
         )  # fmt: skip
+    if plan is not None:
+        report = dataclasses.replace(report, notes=(*report.notes, _seen(plan, routing, groups[0].ranks)))
     if json:
         screen.print_json(report.to_dict())
         return
     screen.stdout().print(report.summary(), markup=False, soft_wrap=True)
     screen.print_notes(report.notes)
+
+
+def _seen(plan: Path, routing: Trace, ranks: int) -> str:
+    """Return what is known of whether a plan has seen the tokens that are served, which are of the whole trace."""
+    inputs = getattr(load.plan_or_placement(plan, ranks=ranks, spec=routing.spec), "inputs", {})
+    if "trace" not in inputs:
+        return "what the placement was fitted on is not known: it may have seen the tokens that are served"
+    if inputs["trace"] != routing.digest and inputs.get("origin") != routing.origin_digest:
+        return "the plan was fitted on another trace"
+    return "the plan was fitted on this trace: tokens that it has seen are served as well; serve another part of it"
 
 
 def _serving(

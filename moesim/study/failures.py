@@ -110,11 +110,13 @@ def fail(
     Raises
     ------
     InputError
-        If the cluster has no such part.
+        If the cluster has no such part, or a time is negative.
     Infeasible
         If what is left cannot hold all experts.
     """
     how = recovery or Recovery()
+    if not (at_s >= 0 and how.restart_s >= 0 and (how.plan_s is None or how.plan_s >= 0)):
+        raise InputError(f"failure: at_s, restart_s and plan_s must not be negative, got {at_s}, {how}")
     model, _ = served_model(trace, dims)
     source = TokenSource(trace, len(arrivals), seed)
     left, alive = what_is_left(serving.cluster, what)

@@ -120,6 +120,13 @@ def test_a_lost_gpu_is_planned_around(trace_file: Path, setting: list[str], run:
     refused(run("solve", trace_file, *more, "--previous", running), 1, "previous placement", "what is left")
 
 
+def test_serving_says_what_the_plan_has_seen(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
+    where = setting[: setting.index("--tokens-per-rank")] + setting[setting.index("--tokens-per-rank") + 2 :]
+    load = ["--arrivals", "poisson", "--rate", 50, "--requests", 3, "--prompt", 8, "--answer", 2, "--json"]
+    found = run("serve", trace_file, *where, *load, "--plan", running).json
+    assert any("fitted on this trace" in note for note in found["notes"])
+
+
 def test_recovery_that_cannot_be(trace_file: Path, setting: list[str], run: Run) -> None:
     refused(run("recover", trace_file, *setting, "--moves", "few"), 1, "--moves")
     refused(run("recover", trace_file, *setting, "--share", 0), 1, "share")

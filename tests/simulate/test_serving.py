@@ -117,6 +117,16 @@ def test_a_full_cache_preempts_the_youngest_and_computes_it_again():
     assert report.finished.all()
 
 
+def test_what_is_computed_again_is_counted_once_where_a_request_is_preempted_and_its_rank_then_lost():
+    arrivals = Arrivals(np.zeros(6), np.full(6, 10), np.full(6, 30), "three for each of two")
+    pool = PoolSpec(2, ConstantStep(0.1, 2), Limits(64, 8, 60))
+    report = serve(arrivals, pool, scheduler="round-robin", changes=[Change(1.5, lost=[0])])
+    assert report.finished.all()
+    assert report.preempted > 0
+    computed = int((report.steps["all"]["decode"] + report.steps["all"]["prefill"]).sum())
+    assert computed == 6 * (10 + 30 - 1) + int(report.recomputed.sum())
+
+
 def test_chunks_of_prompts_leave_room_for_answers():
     arrivals = Arrivals(np.array([0.0, 0.5]), np.array([4, 100]), np.array([50, 2]), "a short and a long one")
     report = serve(arrivals, PoolSpec(1, ConstantStep(0.1), Limits(16, 8, 1000)))

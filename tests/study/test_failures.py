@@ -102,6 +102,12 @@ def test_a_part_that_is_not_there_is_named(what: str):
         what_is_left(GROUP, what)
 
 
+def test_nothing_fails_before_the_beginning(world: dict[str, Any]):
+    serving = Serving(GROUP, world["eplb"].placement, "nearest", world["costs"], kv_tokens=100_000)
+    with pytest.raises(InputError, match="not be negative"):
+        fail(world["trace"], poisson(1, 1), serving, world["fitted"], "node1", -1.0)
+
+
 def test_too_few_slots_for_what_is_left_are_infeasible(world: dict[str, Any]):
     plan = solve(
         world["fitted"], GROUP, slots_per_rank=2, solver="contiguous", costs=world["costs"], transport="direct"

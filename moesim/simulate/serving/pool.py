@@ -231,7 +231,7 @@ class Pool:
                 self.kv[rank] -= self.held[request]
                 self.ledger.preempted += 1
                 self.ledger.recomputed[request] += self.held[request]
-                self.held[request] = 0
+                self.held[request] = self.filled[request] = 0
                 self.target[request] = self.ledger.prompt[request] + self.ledger.generated[request]
                 self.arrived_full[request] = False
                 self.view.running[rank] -= 1
