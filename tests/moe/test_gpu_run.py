@@ -57,6 +57,7 @@ def test_a_dry_run_leaves_every_artefact(corpus, tmp_path, monkeypatch, capsys):
         "weights/config.json", "weights/tokenizer.json", "weights/weights.json",
         "weights/model-01-of-01.safetensors", "traces/bundled-moe-fit.parquet", "traces/bundled-moe-eval.parquet",
         "tables/kernel-tables.json", "tables/profile.json", "logs/facts.json", "logs/tests.xml", "logs/kernels.log",
+        "logs/profile-rows.jsonl",
     } <= names  # fmt: skip
     bundle = load_model(tree / "weights")
     for part in ("fit", "eval"):

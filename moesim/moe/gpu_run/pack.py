@@ -34,6 +34,9 @@ def artefacts(work: Path) -> Iterator[tuple[str, Path]]:
     for name in ("kernel-tables.json", "profile.json"):
         if (work / "profile" / name).is_file():
             yield f"tables/{name}", work / "profile" / name
+    # what a profile that was stopped had measured, row by row
+    if (work / "profile" / "rows.jsonl").is_file():
+        yield "logs/profile-rows.jsonl", work / "profile" / "rows.jsonl"
     for path in sorted(work.glob("*")):
         if path.suffix in {".log", ".xml", ".json"}:
             yield f"logs/{path.name}", path
