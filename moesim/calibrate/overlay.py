@@ -13,6 +13,14 @@ from moesim.cluster.formats.toml import dumps
 from moesim.cluster.presets import preset_names
 
 
+def left(fit: Fit) -> list[str]:
+    """Return a line for each reason why constants were not fitted, with their keys."""
+    keys: dict[str, list[str]] = {}
+    for key, reason in fit.not_fitted:
+        keys.setdefault(reason, []).append(key)
+    return [f"not fitted, {reason}: {', '.join(group)}" for reason, group in keys.items()]
+
+
 def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
     """Return the tables of a topology file that lays the fitted constants over ``base``."""
     tables: dict[str, Any] = {
@@ -20,7 +28,7 @@ def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
         "name": name,
         "base": base,
         "about": f"{base}, calibrated by moesim {VERSION}",
-        "notes": [f"not fitted: {key}: {reason}" for key, reason in fit.not_fitted],
+        "notes": left(fit),
     }
     for item in fit.fitted:
         *place, key = item.key.split(".")

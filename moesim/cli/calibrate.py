@@ -149,6 +149,8 @@ def _profiled(
 
 
 def _print(fit: Fit, name: str) -> None:
+    from moesim.calibrate.overlay import left
+
     rows = [
         (
             item.key, str(item.before), str(item.value), str(item.observations), f"{item.error_before:.1%}",
@@ -160,4 +162,4 @@ def _print(fit: Fit, name: str) -> None:
     screen.print_table(columns, rows, title=f"Calibration of {name}")
     residuals = [(what, str(count), f"{a:.1%}", f"{b:.1%}") for what, count, a, b in fit.residuals]
     screen.print_table(("measured", "observations", "error before", "error"), residuals, title="Residuals")
-    screen.print_notes([f"not fitted: {key}: {reason}" for key, reason in fit.not_fitted])
+    screen.print_notes(left(fit))
