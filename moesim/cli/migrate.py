@@ -44,6 +44,7 @@ def migrate(
     load.writable(output, reached)
     from moesim.placement.formats.schedule import write_schedule
     from moesim.placement.rounds import schedule
+    from moesim.solve.budget import widened
     from moesim.solve.limits import holders
     from moesim.solve.moving import price
     from moesim.solve.relabel import relabel as renumber
@@ -61,18 +62,24 @@ def migrate(
             f"{planned}: has {wanted.layers} layers of {wanted.num_experts} experts, {running} {was.layers} of "
             f"{was.num_experts}; give placements of one model"
         )
+    before = was.experts
+    if wanted.slots_per_rank > was.slots_per_rank:
+        before = widened(before, wanted.slots_per_rank)
+        screen.say(
+            f"note: ranks have {was.slots_per_rank} slots now and {wanted.slots_per_rank} then; the new ones are empty"
+        )
     if relabel:
-        experts = renumber(wanted.experts, holders(was.experts, was.num_experts), group)
+        experts = renumber(wanted.experts, holders(before, was.num_experts), group)
         wanted = dataclasses.replace(wanted, experts=experts)
     if staging is None:
-        steps = steps_of_move(was.experts, wanted, spec, group)
+        steps = steps_of_move(before, wanted, spec, group)
     else:
-        steps = schedule(was.experts, wanted, group.node, staging)
+        steps = schedule(before, wanted, group.node, staging)
     if output is not None:
         write_schedule(steps, output)
         screen.say(f"wrote {output}")
     if reached is not None:
-        dataclasses.replace(wanted, experts=steps.run(was.experts)).write(reached)
+        dataclasses.replace(wanted, experts=steps.run(before)).write(reached)
         screen.say(f"wrote {reached}")
     show_facts(price(steps, group, spec.expert_bytes).to_dict(), json)
 

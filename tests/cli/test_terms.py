@@ -120,6 +120,18 @@ def test_a_lost_gpu_is_planned_around(trace_file: Path, setting: list[str], run:
     refused(run("solve", trace_file, *more, "--previous", running), 1, "previous placement", "what is left")
 
 
+def test_a_move_to_ranks_with_more_slots(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> None:
+    few, many = (tmp_path / name for name in ("few.json", "many.json"))
+    for path, slots in ((few, 2), (many, 3)):
+        more = ["--solver", "lpt", "--slots-per-rank", slots, "-o", path]
+        assert run("solve", trace_file, *setting, *more).code == 0
+    where = ["--topology", "h100-1x8", "--ranks", 6, "--model", "deepseek-v3"]
+    moved = run("migrate", few, many, *where, "--json")
+    assert moved.json["moves"] > 0
+    assert "the new ones are empty" in moved.err
+    refused(run("migrate", many, few, *where), 1, "planned placement")
+
+
 def test_serving_says_what_the_plan_has_seen(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
     where = setting[: setting.index("--tokens-per-rank")] + setting[setting.index("--tokens-per-rank") + 2 :]
     load = ["--arrivals", "poisson", "--rate", 50, "--requests", 3, "--prompt", 8, "--answer", 2, "--json"]
