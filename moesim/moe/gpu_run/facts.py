@@ -17,6 +17,8 @@ NEEDED: Final = (
     "torch",
     "triton",
     "numpy",
+    "scipy",
+    "numba",
     "pyarrow",
     "pydantic",
     "tokenizers",
@@ -24,6 +26,7 @@ NEEDED: Final = (
     "rich",
     "typer",
     "pytest",
+    "hypothesis",
 )
 
 
