@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.cluster import Cluster
 from moesim.placement import Placement
-from moesim.placement.rounds import Schedule, schedule
+from moesim.placement.rounds import Schedule, keep_slots, schedule
 from moesim.solve.budget import share_slots
 from moesim.solve.conform import conform
 from moesim.solve.memory import RESERVED_MEMORY, other_weights
@@ -19,6 +19,9 @@ from moesim.solve.moving import break_even_s, price, staging_room
 from moesim.solve.objective import Score, score
 from moesim.solve.problem import Problem
 from moesim.spec import ModelSpec
+
+_SAVED: Final = 0.01
+"""Part of the time of a layer that renumbering its ranks may cost."""
 
 
 def with_budget(problem: Problem) -> Problem:
@@ -39,8 +42,8 @@ def with_budget(problem: Problem) -> Problem:
 def respecting(placement: Placement, problem: Problem, solver: str) -> Placement:
     """Return a placement with the constraints respected, changed as little as that takes, and moving little.
 
-    Like ranks are renumbered so that the fewest experts move; with a horizon, layers whose move does not pay off in it
-    stay as they are.
+    Like ranks are renumbered so that the fewest experts move, unless that costs time; with a horizon, layers whose
+    move does not pay off in it stay as they are.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def respecting(placement: Placement, problem: Problem, solver: str) -> Placement
         If none was found that does.
     """
     limits = problem.limits
-    placement = problem.relabelled(placement)
+    placement = renumbered(placement, problem)
     if limits.strict:
         experts, changed = conform(placement.experts, limits, problem.loads, jobs=problem.jobs)
         if changed:
@@ -61,6 +64,20 @@ def respecting(placement: Placement, problem: Problem, solver: str) -> Placement
     if broken := limits.breaches(placement.experts):
         raise InputError(f"solver {solver!r}: the answer breaks a constraint: {broken[0]}; report it")
     return placement
+
+
+def renumbered(placement: Placement, problem: Problem) -> Placement:
+    """Return a placement with like ranks renumbered so that the fewest experts move, where that costs next to nothing.
+
+    Renumbered ranks change whose tokens are near, and with them what a placement that was fitted to it is worth.
+    """
+    if problem.running is None or problem.limits.most is not None:
+        return problem.relabelled(placement)
+    both = [problem.relabelled(placement), keep_slots(problem.running, placement)]
+    scores = [score(problem.batches, one, problem.costs, problem.policy, problem.seed) for one in both]
+    fewest, fitted = problem.worth(scores, both)
+    kept = np.where((fitted < fewest * (1 - _SAVED))[:, None, None], both[1].experts, both[0].experts)
+    return Placement(kept, problem.experts)
 
 
 def staying(placement: Placement, problem: Problem) -> Placement:

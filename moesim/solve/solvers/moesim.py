@@ -63,6 +63,9 @@ def moesim(problem: Problem) -> Array:
     _remark_on_copies(problem)
     reached = improve(problem, starts, rival.experts, best_s)
     found = [permitted(problem, Placement(slots, problem.experts)) for slots in reached]
+    if len(starts) > 1:
+        # renumbered ranks save moves, but whose tokens are near changes with them
+        found += [Placement(problem.permitted(slots), problem.experts) for slots in reached]
     candidates += found
     scores += [_score(problem, placement) for placement in found]
     values = [problem.whole_worth(one, placement) for one, placement in zip(scores, candidates, strict=True)]
