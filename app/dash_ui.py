@@ -237,4 +237,4 @@ def _running_line() -> None:
         best = min((score for curve in job.curves.values() for _, score in curve), default=None)
         so_far = f", best so far {show(best, 'time')} a step" if best is not None else ""
         st.info(f"{job.label}: {job.stage}, {job.elapsed_s:.0f} s{so_far}. It goes on while you look around; "
-                "the page Plan shows it.", icon="⏳")  # fmt: skip
+                "the page Plan shows it.")  # fmt: skip

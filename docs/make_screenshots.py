@@ -17,6 +17,8 @@ from tests.app.serving import Visitor, served, visit  # noqa: E402
 OUT = ROOT / "docs" / "screenshots"
 PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
 DEADLINE_S = 90
+SEARCHING_S = 7
+"""How long a search runs when its picture is taken."""
 
 
 def shoot(visitor: Visitor, name: str) -> None:
@@ -48,7 +50,7 @@ def plan(visitor: Visitor) -> None:
     visitor.settle()
     visitor.press("Plan")
     visitor.page.wait_for_selector("text=Stop, keep the best so far")
-    visitor.page.wait_for_timeout(DEADLINE_S * 400)
+    visitor.page.wait_for_timeout(SEARCHING_S * 1000)
     shoot(visitor, "plan-search")
     visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 10_000)
     visitor.settle()
@@ -73,7 +75,8 @@ def main() -> None:
         shoot(visitor, "plan")
         visitor.go("Compare")
         visitor.press("Add the fast baselines")
-        visitor.page.wait_for_selector("text=round-robin")
+        visitor.page.wait_for_timeout(1500)
+        visitor.page.wait_for_selector("text=It goes on while you look around", state="detached", timeout=300_000)
         visitor.settle()
         visitor.choose("Step time")
         tall(visitor, 1180)
