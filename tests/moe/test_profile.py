@@ -187,6 +187,11 @@ def test_all_to_all_is_measured_over_processes(cpu):
     assert others.all_to_all(cpu) == []
 
 
+def test_all_to_all_says_when_a_process_fails_and_does_not_wait_for_it(cpu):
+    with pytest.raises(InputError, match="all-to-all of 2 processes over gloo failed"):
+        others.all_to_all(cpu, processes=2, sizes=("many",))
+
+
 def test_attention_and_permute_move_what_they_say(cpu):
     clock = Clock(cpu, 0.001)
     row = next(others.permutes(cpu, clock, 64, (8,), 2))

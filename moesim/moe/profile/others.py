@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import json
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from moesim.base.errors import InputError
 from moesim.moe.profile.device import Device
 from moesim.moe.profile.timing import Clock, event
 from moesim.spec import ModelSpec
 
 _SIZES: Final = tuple(2**power for power in range(10, 29, 2))
+_ROWS: Final = "rows.json"
+_TIMEOUT: Final = timedelta(minutes=2)
 
 
 def permutes(
@@ -80,34 +86,34 @@ def all_to_all(
         Default: as many as there are GPUs; fewer than two measure nothing.
     sizes
         Bytes that a process sends in all.
+
+    Raises
+    ------
+    InputError
+        If a process fails; the others are ended.
     """
     count = processes if processes is not None else torch.cuda.device_count() if device.gpu else 1
     if count < 2:
         return []
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results: Any = context.SimpleQueue()
     backend = "nccl" if device.gpu else "gloo"
-    started = [
-        context.Process(target=_exchange, args=(rank, count, port, backend, sizes, results)) for rank in range(count)
-    ]
-    for process in started:
-        process.start()
-    rows: list[dict[str, Any]] = results.get()
-    for process in started:
-        process.join()
+    with TemporaryDirectory() as folder:
+        try:
+            spawn(_exchange, args=(count, folder, backend, sizes), nprocs=count)  # type: ignore[no-untyped-call]
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            last = str(error).strip().splitlines()[-1]
+            raise InputError(f"all-to-all of {count} processes over {backend} failed: {last}") from error
+        rows: list[dict[str, Any]] = json.loads(Path(folder, _ROWS).read_text(encoding="utf-8"))
     return rows
 
 
-def _exchange(rank: int, count: int, port: int, backend: str, sizes: tuple[int, ...], results: Any) -> None:
+def _exchange(rank: int, count: int, folder: str, backend: str, sizes: tuple[int, ...]) -> None:
     import time
 
     from torch import distributed
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group(backend, rank=rank, world_size=count)
+    # a file to meet at: a port that was free a moment ago may not be now
+    meet = f"file://{Path(folder, 'meet')}"
+    distributed.init_process_group(backend, init_method=meet, rank=rank, world_size=count, timeout=_TIMEOUT)
     gpu = backend == "nccl"
     here = torch.device("cuda", rank) if gpu else torch.device("cpu")
     if gpu:
@@ -144,10 +150,6 @@ def _exchange(rank: int, count: int, port: int, backend: str, sizes: tuple[int, 
                 "bytes_per_s": sent / median,
             })  # fmt: skip
         if rank == 0:
-            results.put(rows)
-    except BaseException:
-        if rank == 0:
-            results.put(rows)
-        raise
+            Path(folder, _ROWS).write_text(json.dumps(rows), encoding="utf-8")
     finally:
         distributed.destroy_process_group()
