@@ -68,7 +68,10 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         session.run()
         return session if page == "inputs" else session.switch_page(f"views/{page}.py").run()
 
+    # a session puts its script there, and a process that is spawned later would run it
+    main = sys.modules["__main__"]
     yield begin
+    sys.modules["__main__"] = main
     for name in [one for one in sys.modules if one.startswith("dash_")]:
         del sys.modules[name]
 
