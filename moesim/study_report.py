@@ -54,14 +54,13 @@ def study_figures(found: Swept, dark: bool = False) -> list[Any]:
     drawn = []
     for wanted in found.study.pareto:
         x, y = ([_number(row.get(column)) for row in found.rows] for column in (wanted.x, wanted.y))
-        best = front(x, y, wanted.x_goal, wanted.y_goal)
         by = wanted.by
         groups = None if by is None else [f"{by} = {row.get(by)}" for row in found.rows]
         labels = [", ".join(f"{key} = {row.get(key)}" for key in found.study.varied) for row in found.rows]
         drawn.append(
             figures.tradeoff(
-                x, y, best, x_title=wanted.x, y_title=wanted.y, title=wanted.title, groups=groups, labels=labels,
-                dark=dark,
+                x, y, x_title=wanted.x, y_title=wanted.y, x_goal=wanted.x_goal, y_goal=wanted.y_goal,
+                title=wanted.title, groups=groups, labels=labels, dark=dark,
             )
         )  # fmt: skip
     return drawn

@@ -110,7 +110,11 @@ with right:
             cost, label = {n: memory[n] / 1e9 for n in shown}, "expert weights (GB a GPU)"
         else:
             cost, label = {n: moved[n][1] / 1e9 for n in shown}, f"migration from {reference} (GB)"
-        ui.draw(figures.pareto(cost, {n: rows[n].step_s for n in shown}, cost_label=label, dark=dark), "cmp_pareto")
+        drawn = figures.tradeoff(
+            [cost[n] for n in shown], [rows[n].step_s * 1e3 for n in shown], names=list(shown), x_title=label,
+            y_title="step time on held-out steps (ms)", title=f"Step time against {label.split(' (')[0]}", dark=dark,
+        )  # fmt: skip
+        ui.draw(drawn, "cmp_pareto")
         st.caption("Filled marks are worth a look: for each of them, anything cheaper is slower.")
     elif view == "Spread":
         steps = {n: judged[n].report.step_s * 1e3 for n in shown}

@@ -3,12 +3,12 @@
 from moesim.figures.anytime import anytime
 from moesim.figures.bars import comparison, layer_split
 from moesim.figures.heatmaps import expert_loads, largest_ratio, load_heatmap, node_traffic
+from moesim.figures.lines import lines
 from moesim.figures.placements import placement_diff, stragglers
 from moesim.figures.routing import coactivation, divergence, domain_experts
-from moesim.figures.studies import lines, tradeoff
 from moesim.figures.timeline import timeline
 from moesim.figures.topology import topology, topology_layout
-from moesim.figures.tradeoffs import pareto, pareto_front, sensitivity, spread
+from moesim.figures.tradeoffs import sensitivity, spread, tradeoff
 
 __all__ = [
     "anytime",
@@ -22,8 +22,6 @@ __all__ = [
     "lines",
     "load_heatmap",
     "node_traffic",
-    "pareto",
-    "pareto_front",
     "placement_diff",
     "sensitivity",
     "spread",

@@ -9,8 +9,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
+from moesim.base.arrays import Array
 from moesim.figures import theme
-from moesim.study.sweep.pareto import front as front_of
+from moesim.study.sweep.pareto import front
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 _GAP: Final = "\u00a0" * 4
@@ -19,74 +20,87 @@ _NEAR: Final = 0.04
 """Part of an axis within which two points lie on one another."""
 
 
-def pareto(cost: Mapping[str, float], step_s: Mapping[str, float], *, cost_label: str, dark: bool = False) -> go.Figure:
-    """Draw step time against what a plan costs, and the plans that no other plan beats in both.
+def tradeoff(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    x_title: str,
+    y_title: str,
+    x_goal: str = "min",
+    y_goal: str = "min",
+    title: str = "",
+    groups: Sequence[str] | None = None,
+    labels: Sequence[str] = (),
+    names: Sequence[str] = (),
+    dark: bool = False,
+) -> go.Figure:
+    """Draw points, and those that no other point beats in both: filled, on a line.
 
     Parameters
     ----------
-    cost
-        Name of the plan to its cost, in the unit of ``cost_label``; less is better.
-    step_s
-        Name of the plan to its step time in seconds.
-    cost_label
-        What the cost is, with its unit.
+    x, y
+        Values of each point ``[points]``; points that are not finite in both are left out.
+    x_title, y_title
+        What the values are, with their units.
+    x_goal, y_goal
+        ``"min"`` or ``"max"``: which way each is better.
+    title
+        Title; default: what stands against what.
+    groups
+        What colours each point ``[points]``.
+    labels
+        What hovering shows ``[points]``; default: the names.
+    names
+        What is written beside each point ``[points]``; points that lie on one another share a place.
     dark
         Whether the figure stands on dark paper.
     """
-    front = pareto_front(cost, step_s)
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    best = front(a, b, x_goal, y_goal)
+    usable = np.isfinite(a) & np.isfinite(b)
+    corner = f"{'lower' if y_goal == 'min' else 'upper'} {'left' if x_goal == 'min' else 'right'} is better"
+    which = f": {', '.join(names[i] for i in best)}" if names else ""
     result = theme.figure(
-        f"Step time against {cost_label.split('(', maxsplit=1)[0].strip()}",
-        f"lower left is better; no plan beats those on the line in both: {', '.join(front)}",
+        title or f"{_bare(y_title)} against {_bare(x_title)}",
+        f"{corner}; {len(best)} of {int(usable.sum())} are beaten by no other in both (line){which}",
         dark=dark,
-        height=420,
-        xaxis={"title": {"text": cost_label}},
-        yaxis={"title": {"text": "step time on held-out steps (ms)"}, "tickformat": ".4~g"},
+        height=460,
+        xaxis={"title": {"text": x_title}},
+        yaxis={"title": {"text": y_title}},
     )
-    line = go.Scatter(
-        x=[cost[name] for name in front],
-        y=[step_s[name] * 1e3 for name in front],
-        mode="lines",
-        line={"shape": "hv", "color": theme.ink(dark), "width": 1.5, "dash": "dot"},
-        hoverinfo="skip",
-        name="best of both",
-        showlegend=False,
-    )
-    result.add_trace(line)
-    names = list(step_s)
-    points = go.Scatter(
-        x=[cost[name] for name in names],
-        y=[step_s[name] * 1e3 for name in names],
-        mode="markers",
-        text=names,
-        cliponaxis=False,
-        marker={
-            "size": 13,
-            "symbol": [_SYMBOLS[0] if name in front else "circle-open" for name in names],
-            "color": theme.SERIES[0],
-            "line": {"width": 2, "color": theme.SERIES[0]},
-        },
-        hovertemplate=f"%{{text}}<br>%{{y:.4g}} ms a step<br>%{{x:.4g}} {cost_label}<extra></extra>",
-        showlegend=False,
-    )
-    result.add_trace(points)
-    labels = _labels(cost, step_s)
-    words = go.Scatter(
-        x=[cost[name] for name in labels],
-        y=[step_s[name] * 1e3 for name in labels],
-        mode="text",
-        text=[f"{_GAP}{text}{_GAP}" for text in labels.values()],
-        textposition=_beside([cost[name] for name in labels], max(cost.values(), default=0.0)),
-        cliponaxis=False,
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    return result.add_trace(words)
-
-
-def pareto_front(cost: Mapping[str, float], step_s: Mapping[str, float]) -> list[str]:
-    """Return the plans that no other plan beats in both, cheapest first."""
-    names = list(step_s)
-    return [names[point] for point in front_of([cost[name] for name in names], [step_s[name] for name in names])]
+    # from best x to best y, the better y of the next point is had from its x on, whichever way is better
+    line = {"color": theme.ink(dark), "width": 1.5, "dash": "dot", "shape": "hv"}
+    result.add_trace(go.Scatter(x=a[best], y=b[best], mode="lines", line=line, hoverinfo="skip", name="Pareto front"))
+    of = list(groups) if groups is not None else [""] * len(a)
+    texts = list(labels) or list(names) or [""] * len(a)
+    for number, name in enumerate(dict.fromkeys(of)):
+        chosen = [i for i, one in enumerate(of) if one == name and usable[i]]
+        symbol = _SYMBOLS[number % len(_SYMBOLS)]
+        colour = theme.SERIES[number % len(theme.SERIES)]
+        marker = {
+            "color": colour,
+            "size": [12 if i in best else 9 for i in chosen],
+            "symbol": [symbol if i in best else f"{symbol}-open" for i in chosen],
+            "line": {"width": 1.5, "color": colour},
+        }
+        result.add_trace(
+            go.Scatter(
+                x=a[chosen], y=b[chosen], mode="markers", marker=marker, name=name or "points", cliponaxis=False,
+                text=[texts[i] for i in chosen],
+                hovertemplate=f"%{{text}}<br>{y_title}: %{{y:.4g}}<br>{x_title}: %{{x:.4g}}<extra></extra>",
+                showlegend=bool(name),
+            )
+        )  # fmt: skip
+    if names and usable.any():
+        written = _together(a, b, usable, names)
+        result.add_trace(
+            go.Scatter(
+                x=a[list(written)], y=b[list(written)], mode="text", cliponaxis=False, hoverinfo="skip",
+                text=[f"{_GAP}{text}{_GAP}" for text in written.values()], showlegend=False, name="names",
+                textposition=_beside(a[list(written)], float(a[usable].max())),
+            )
+        )  # fmt: skip
+    return result
 
 
 def spread(
@@ -212,22 +226,25 @@ def sensitivity(
     return result
 
 
-def _labels(cost: Mapping[str, float], step_s: Mapping[str, float]) -> dict[str, str]:
-    """Return the names to write: points that lie on one another share a label, at the first of them."""
-    wide = max(cost.values()) - min(cost.values()) or 1.0
-    high = max(step_s.values()) - min(step_s.values()) or 1.0
-    shared: dict[str, list[str]] = {}
-    for name in sorted(step_s, key=lambda one: step_s[one]):
+def _bare(title: str) -> str:
+    """Return what a value is, without its unit."""
+    return title.split("(", maxsplit=1)[0].strip()
+
+
+def _together(x: Array, y: Array, usable: Array, names: Sequence[str]) -> dict[int, str]:
+    """Return point to the names to write there: points that lie on one another share the place of the first of them."""
+    wide, high = (float(np.ptp(values[usable])) or 1.0 for values in (x, y))
+    shared: dict[int, list[str]] = {}
+    for i in sorted(np.flatnonzero(usable).tolist(), key=lambda i: float(y[i])):
         near = next(
-            (first for first in shared
-             if abs(cost[first] - cost[name]) < _NEAR * wide and abs(step_s[first] - step_s[name]) < _NEAR * high),
-            name,
-        )  # fmt: skip
-        shared.setdefault(near, []).append(name)
-    return {first: ", ".join(names) for first, names in shared.items()}
+            (first for first in shared if abs(x[first] - x[i]) < _NEAR * wide and abs(y[first] - y[i]) < _NEAR * high),
+            i,
+        )
+        shared.setdefault(near, []).append(names[i])
+    return {first: ", ".join(found) for first, found in shared.items()}
 
 
-def _beside(x: Sequence[float], largest: float) -> list[str]:
+def _beside(x: Array, largest: float) -> list[str]:
     """Return on which side of each point its name stands: towards the middle, where there is room."""
-    middle = (min(x) + largest) / 2 if x else 0.0
+    middle = (float(x.min()) + largest) / 2
     return ["middle right" if value <= middle else "middle left" for value in x]

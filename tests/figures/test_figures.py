@@ -21,8 +21,8 @@ TOKENS = np.array([[10.0, 10, 10, 10], [0, 20, 40, 20]])
 CLUSTER = Cluster.preset("h100-4x8-rail")
 CURVE = [(0.5, 2e-3), (1.0, 1.5e-3), (2.0, 1e-3)]
 LIFT = np.array([[np.nan, 4.0, 0.5], [4.0, np.nan, 1.0], [0.5, 1.0, np.nan]])
-COST = {"small": 1.0, "middle": 2.0, "large": 3.0, "bad": 3.5}
-STEP = {"small": 3e-3, "middle": 2e-3, "large": 1e-3, "bad": 2.5e-3}
+PLANS = ["small", "middle", "large", "bad"]
+COST, STEP = [1.0, 2.0, 3.0, 3.5], [3.0, 2.0, 1.0, 2.5]
 KNOBS = {"batch": (("x 1/2", 0.6e-3), ("x 2", 1.9e-3)), "NIC": (("x 1/2", 1.2e-3), ("x 2", 0.9e-3))}
 BEFORE, AFTER = Placement([[[0, 1], [1, 2]]], 3), Placement([[[0, 1], [0, 2]]], 3)
 
@@ -51,14 +51,13 @@ def every_figure(dark: bool) -> dict[str, go.Figure]:
         "divergence": figures.divergence([[0, 0.1], [0.1, 0]], ["a", "b"], title="Drift", dark=dark),
         "coactivation": figures.coactivation(LIFT, layer=3, dark=dark),
         "domain_experts": figures.domain_experts([[3, 1], [1, 3]], ["law", "code"], [10, 30], layer=0, dark=dark),
-        "pareto": figures.pareto(COST, STEP, cost_label="weights (GB a GPU)", dark=dark),
         "spread": figures.spread(
             {"a": [1.0, 2.0], "b": [1.5, 1.6]}, ["0", "1"], title="Spread", item="step", value_label="ms", dark=dark
         ),
         "sensitivity": figures.sensitivity(1e-3, KNOBS, dark=dark),
         "placement_diff": figures.placement_diff(BEFORE, AFTER, 0, [0, 1], dark=dark),
         "stragglers": figures.stragglers([1e-3, 3e-3], [2e-3, 0], [0, 1], dark=dark),
-        "tradeoff": figures.tradeoff([1, 2], [4.0, 3.0], [0, 1], x_title="GPUs", y_title="step (ms)", dark=dark),
+        "tradeoff": figures.tradeoff([1, 2], [4.0, 3.0], x_title="GPUs", y_title="step (ms)", dark=dark),
         "lines": figures.lines(
             {"a": ([1, 2], [3.0, 4.0])}, title="Lines", subtitle="one curve", x_title="GPUs", y_title="ms", dark=dark
         ),
@@ -66,7 +65,7 @@ def every_figure(dark: bool) -> dict[str, go.Figure]:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "pareto_front"}))
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout"}))
 def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark: bool):
     figure = every_figure(dark)[name]
     assert figure.layout.title.text
@@ -77,7 +76,7 @@ def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark
 
 @pytest.mark.parametrize(
     "name",
-    sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "pareto_front", "topology", "divergence"}),
+    sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "topology", "divergence"}),
 )
 def test_axes_say_what_they_are(name: str):
     figure = every_figure(False)[name]
@@ -235,14 +234,30 @@ def test_the_anytime_curve_holds_until_something_better_is_found():
 
 
 def test_the_front_is_what_nothing_beats_in_both():
-    assert figures.pareto_front(COST, STEP) == ["small", "middle", "large"]
-    line = figures.pareto(COST, STEP, cost_label="GB").data[0]
-    assert list(line.y) == pytest.approx([3, 2, 1])
+    figure = figures.tradeoff(COST, STEP, names=PLANS, x_title="weights (GB)", y_title="step (ms)")
+    line, points, _ = figure.data
+    assert list(line.y) == [3, 2, 1]
     assert line.line.shape == "hv"
+    assert list(points.marker.symbol) == ["circle", "circle", "circle", "circle-open"]
+    assert figure.layout.title.text == "<b>step against weights</b>"
+    assert figure.layout.title.subtitle.text.startswith("lower left is better; 3 of 4 are beaten by no other")
+    assert figure.layout.title.subtitle.text.endswith(": small, middle, large")
+
+
+def test_a_front_may_lead_upwards_and_points_without_a_value_are_left_out():
+    figure = figures.tradeoff(
+        [1.0, 2.0, 3.0, np.nan], [1.0, 3.0, 2.0, 9.0], y_goal="max", groups=["a", "b", "a", "b"], x_title="GPUs",
+        y_title="tokens",
+    )  # fmt: skip
+    assert list(figure.data[0].y) == [1, 3]
+    assert [list(trace.x) for trace in figure.data[1:]] == [[1, 3], [2]]
+    assert "upper left is better; 2 of 3" in figure.layout.title.subtitle.text
 
 
 def test_plans_that_lie_on_one_another_share_a_label():
-    words = figures.pareto(COST | {"twin": 3.001}, STEP | {"twin": 1.001e-3}, cost_label="GB").data[2]
+    words = figures.tradeoff(
+        [*COST, 3.001], [*STEP, 1.001], names=[*PLANS, "twin"], x_title="GB", y_title="ms"
+    ).data[2]  # fmt: skip
     assert {text.strip() for text in words.text} == {"small", "middle", "large, twin", "bad"}
 
 
