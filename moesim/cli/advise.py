@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import load, screen, terms
+from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ def advise(
     load.writable(output)
     from moesim.study.advise import advise as run
 
-    group = load.group(topology, ranks, set, without, like, degrade)
-    routing = load.trace(trace, format, model, format_option)
-    running = None
-    if previous is not None:
-        running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, degrade=degrade, like=like, dims=dims,
+    )  # fmt: skip
+    running = given.placement(previous)
     with screen.progress() as say:
         found = run(
-            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group), previous=running,
-            policy=policy, transport=transport, network=network, compute=compute, fit=fit, dims=load.dims(dims),
+            given.routing, given.group, slots_per_rank=given.slots(slots_per_rank), previous=running,
+            policy=policy, transport=transport, network=network, compute=compute, fit=fit, dims=given.dims,
             tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed, deadline_s=deadline,
             horizon_s=terms.seconds(horizon) or 0.0, progress=say,
         )  # fmt: skip

@@ -11,11 +11,10 @@ from moesim.base.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
-    from moesim.costs import Costs
     from moesim.placement import Placement
     from moesim.solve import Plan
     from moesim.spec import ModelSpec
-    from moesim.trace import Batches, Trace
+    from moesim.trace import Trace
 
 
 def trace(path: Path, format: str | None, model: str | None, options: Sequence[str] | None) -> Trace:
@@ -172,90 +171,6 @@ def is_plan(path: Path) -> bool:
         raise FormatError(path, "", "no such file; give a plan written by `moesim solve -o`, or a placement")
     with path.open("rb") as file:
         return b'"moesim-plan/' in file.read(256)
-
-
-def steps(
-    routing: Trace,
-    cluster: Cluster,
-    *,
-    part: str,
-    fit: float,
-    tokens_per_rank: int | None,
-    phase: str | None,
-    max_steps: int | None,
-    seed: int,
-) -> Batches:
-    """Return the steps of a part of a trace, as `compare` takes them."""
-    from moesim.study import part_of, steps_of
-
-    window = part_of(routing, part, fit=fit, seed=seed)
-    return steps_of(window, cluster, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=max_steps, seed=seed)
-
-
-def windows(
-    routing: Trace,
-    cluster: Cluster,
-    way: str,
-    *,
-    part: str,
-    fit: float,
-    tokens_per_rank: int | None,
-    phase: str | None,
-    max_steps: int | None,
-    seed: int,
-) -> tuple[Batches, ...]:
-    """Return the steps of a part of a trace in windows: runs in time, or one window a domain."""
-    from moesim.solve.windows import check_way, domain_windows, time_windows
-    from moesim.study import part_of
-
-    check_way(way)
-    how: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
-    if way == "domain":
-        return domain_windows(part_of(routing, part, fit=fit, seed=seed), cluster.ranks, **how)
-    return time_windows(steps(routing, cluster, part=part, fit=fit, **how))
-
-
-def running(
-    path: Path,
-    topology: str,
-    ranks: int | None,
-    sets: Sequence[str] | None,
-    without: Sequence[str] | None,
-    like: str | None,
-    degrade: Sequence[str] | None,
-    *,
-    spec: ModelSpec,
-) -> Any:
-    """Return the experts that run, int [layers, ranks, slots], of the ranks that are left.
-
-    A placement of the whole cluster is cut down to the ranks that ``--without`` leaves; experts that only lost ranks
-    held are then nowhere.
-
-    Raises
-    ------
-    FormatError
-        If the file is no plan or placement.
-    InputError
-        If the placement is of neither the whole cluster nor what is left of it.
-    """
-    from moesim.solve.survival import survivors
-
-    left = group(topology, ranks, sets, without, like, degrade)
-    whole = cluster(topology, sets, None, like, None)
-    found = plan_or_placement(path, ranks=left.ranks if not without else whole.ranks, spec=spec)
-    placement = placement_of(found)
-    if not without or placement.ranks == left.ranks:
-        return placement
-    return placement.experts[:, survivors(whole, left, placement.ranks)]
-
-
-def costs(
-    batches: Batches, cluster: Cluster, other: ModelSpec | None, *, transport: str | None, network: str, compute: str
-) -> Costs:
-    """Return what turns counts into seconds, at the dimensions of another model where one is given."""
-    from moesim.study import costs_of
-
-    return costs_of(batches, cluster, dims=other, transport=transport, network=network, compute=compute)
 
 
 def writable(*paths: Path | None) -> None:

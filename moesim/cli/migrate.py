@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.base.errors import InputError, MoesimError
-from moesim.cli import load, screen
+from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
 
@@ -123,12 +123,14 @@ def recover(
         raise InputError(f"--moves: expected numbers such as 4,16, got {moves!r}") from None
     from moesim.study.recovery import recover as run
 
-    group = load.group(topology, ranks, set, without, like, None)
-    routing = load.trace(trace, format, model, format_option)
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, like=like, dims=dims,
+    )  # fmt: skip
     with screen.progress() as say:
         found = run(
-            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group), share=share, budgets=budgets,
-            policy=policy, transport=transport, dims=load.dims(dims), tokens_per_rank=tokens_per_rank, phase=phase,
+            given.routing, given.group, slots_per_rank=given.slots(slots_per_rank), share=share, budgets=budgets,
+            policy=policy, transport=transport, dims=given.dims, tokens_per_rank=tokens_per_rank, phase=phase,
             seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip
     if json:

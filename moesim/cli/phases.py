@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.base.errors import InputError
-from moesim.cli import load, screen
+from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
 if TYPE_CHECKING:
@@ -52,14 +52,16 @@ def phases(
     from moesim.study.phases import side_by_side
     from moesim.trace import PHASES
 
-    group = load.group(topology, ranks, set, without, like, degrade)
-    routing = load.trace(trace, format, model, format_option)
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, degrade=degrade, like=like, dims=dims,
+    )  # fmt: skip
     with screen.progress() as say:
         found = side_by_side(
-            routing, group, slots_per_rank=load.slots(slots_per_rank, routing, group),
+            given.routing, given.group, slots_per_rank=given.slots(slots_per_rank),
             policies=dict.fromkeys(PHASES, policy) if runs is None else runs,
             tokens_per_rank=None if size is None else {name: int(value) for name, value in size.items()},
-            dims=load.dims(dims), fit=fit, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
+            dims=given.dims, fit=fit, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip
     if save_plans is not None:
         save_plans.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.base.errors import InputError
-from moesim.cli import load, screen, terms
+from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
 
@@ -70,33 +70,29 @@ def solve(
     if migration is not None and previous is None:
         raise InputError("--migration: there is nothing to move from; give the placement that runs with --previous")
 
-    group = load.group(topology, ranks, set, without, like, degrade)
-    routing = load.trace(trace, format, model, format_option)
-    other = load.dims(dims)
-    slots = load.slots(slots_per_rank, routing, group)
-    running = None
-    if previous is not None:
-        running = load.running(previous, topology, ranks, set, without, like, degrade, spec=routing.spec)
-    priced = routing.spec if other is None else routing.spec.at_dimensions(other)
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, degrade=degrade, like=like, dims=dims,
+    )  # fmt: skip
+    slots, running = given.slots(slots_per_rank), given.running(previous)
     limits = terms.constraints(
-        group, priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
+        given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
         hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
     )  # fmt: skip
     with screen.progress() as say:
         say("packing steps")
-        cut = load.windows(
-            routing, group, windows, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps,
-            seed=seed,
-        )  # fmt: skip
-        costs = load.costs(cut[0], group, other, transport=transport, network=network, compute=compute)
+        cut = given.windows(
+            windows, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
+        )
+        costs = given.costs(cut[0], transport=transport, network=network, compute=compute)
         say(f"planning with {solver}")
         plan = run(
-            cut, group, slots_per_rank=slots, solver=solver, policy=policy, transport=costs.transport,
-            dims=other, costs=costs, objective=aim, constraints=limits, previous=running, horizon_s=horizon_s,
+            cut, given.group, slots_per_rank=slots, solver=solver, policy=policy, transport=costs.transport,
+            dims=given.dims, costs=costs, objective=aim, constraints=limits, previous=running, horizon_s=horizon_s,
             seed=seed, deadline_s=deadline,
         )  # fmt: skip
     if migration is not None and running is not None:
-        terms.write_move(plan, running, group, migration, costs.spec)
+        terms.write_move(plan, running, given.group, migration, costs.spec)
         screen.say(f"wrote {migration}")
     if output is not None:
         plan.write(output)
@@ -171,21 +167,22 @@ def simulate(
     if capacity_factor is not None and not training:
         raise InputError("--capacity-factor: tokens are dropped in training only; give --training as well")
     train = Training(capacity_factor, drop) if training else None  # type: ignore[arg-type]  # checked by Training
-    group = load.group(topology, ranks, set, without, like, degrade)
-    routing = load.trace(trace, format, model, format_option)
-    judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
-    other = load.dims(dims)
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, degrade=degrade, like=like, dims=dims,
+    )  # fmt: skip
+    judged, group = given.plan(plan), given.group
     with screen.progress() as say:
         say("packing steps")
-        batches = load.steps(
-            routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
+        batches = given.steps(
+            part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
         )
         chosen = transport or getattr(judged, "transport", None)
-        costs = load.costs(batches, group, other, transport=chosen, network=network, compute=compute)
+        costs = given.costs(batches, transport=chosen, network=network, compute=compute)
         costs = dataclasses.replace(costs, attention_tp=attention_tp)
         say(f"simulating {len(batches)} steps")
         report = run(
-            batches, group, judged, policy=policy, dims=other, costs=costs, schedule=schedule, seed=seed,
+            batches, group, judged, policy=policy, dims=given.dims, costs=costs, schedule=schedule, seed=seed,
             spans=() if timeline is None else (0,), jitter=jitter, training=train,
         )  # fmt: skip
         slots = load.placement_of(judged).slots_per_rank
@@ -201,7 +198,7 @@ def simulate(
             from moesim.simulate.chakra import write_chakra
 
             say("writing Chakra traces")
-            write_chakra(batches, group, judged, chakra, policy=policy, dims=other, costs=costs, seed=seed)
+            write_chakra(batches, group, judged, chakra, policy=policy, dims=given.dims, costs=costs, seed=seed)
     if chakra is not None:
         screen.say(f"wrote {chakra}.0.et ... {chakra}.{group.ranks - 1}.et")
     if timeline is not None:
@@ -281,26 +278,24 @@ def compare(
     from moesim.study import DEFAULT_SOLVERS
     from moesim.study import compare as run
 
-    group = load.group(topology, ranks, set, without, like, degrade)
-    routing = load.trace(trace, format, model, format_option)
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, degrade=degrade, like=like, dims=dims,
+    )  # fmt: skip
     other = None if held_out is None else load.trace(held_out, format, model, format_option)
-    priced, slots = load.dims(dims), load.slots(slots_per_rank, routing, group)
-    spec = routing.spec if priced is None else routing.spec.at_dimensions(priced)
+    slots, running = given.slots(slots_per_rank), given.placement(previous)
     limits = terms.constraints(
-        group, spec, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
+        given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
         hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
     )  # fmt: skip
-    running = None
-    if previous is not None:
-        running = load.placement_of(load.plan_or_placement(previous, ranks=group.ranks, spec=routing.spec))
     names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]
     with screen.progress() as say:
         found = run(
-            routing, group, slots_per_rank=slots,
+            given.routing, given.group, slots_per_rank=slots,
             solvers=names, policy=policy, transport=transport, network=network, compute=compute,
             fit=fit, held_out=other,
             objective=terms.objective(objective, risk, worst), constraints=limits, windows=windows, previous=running,
-            horizon_s=terms.seconds(horizon), regret=regret, dims=priced, tokens_per_rank=tokens_per_rank,
+            horizon_s=terms.seconds(horizon), regret=regret, dims=given.dims, tokens_per_rank=tokens_per_rank,
             phase=phase, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip
         if save_plans is not None:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli import load, screen
+from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
 if TYPE_CHECKING:
-    from moesim.cluster import Cluster
-    from moesim.spec import ModelSpec
     from moesim.study.serving import Serving
     from moesim.trace import Trace
 
@@ -124,13 +122,14 @@ def serve(
     from moesim.study.serving import kv_path, serve_plan
     from moesim.study.windows import part_of
 
-    whole = load.group(topology, ranks, set, without, like, degrade)
-    routing = load.trace(trace, format, model, format_option)
-    other = load.dims(dims)
-    given = arrivals_of(arrivals, rate=rate, requests=requests, cv=cv, prompt=prompt, output=answer, seed=seed)
-    given = given.faster(faster)
-    groups = load.split(whole, prefill_ranks)
-    traffic = routing if plan is not None else part_of(routing, "held-out", fit=fit, seed=seed)
+    read = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
+        without=without, degrade=degrade, like=like, dims=dims,
+    )  # fmt: skip
+    arriving = arrivals_of(arrivals, rate=rate, requests=requests, cv=cv, prompt=prompt, output=answer, seed=seed)
+    arriving = arriving.faster(faster)
+    groups = load.split(read.group, prefill_ranks)
+    traffic = read.routing if plan is not None else part_of(read.routing, "held-out", fit=fit, seed=seed)
     how: dict[str, Any] = {
         "slots": slots_per_rank, "policy": policy, "transport": transport, "network": network, "compute": compute,
         "plan": plan, "solver": solver, "fit": fit, "seed": seed, "deadline": deadline,
@@ -141,15 +140,15 @@ def serve(
         for number, group in enumerate(groups):
             decode = number == 1 or len(groups) == 1
             say(f"planning {group.ranks} ranks")
-            parts.append(_serving(routing, group, other, decode=decode, limits=limits, **how))
-        say(f"serving {len(given)} requests")
+            parts.append(_serving(dataclasses.replace(read, group=group), decode=decode, limits=limits, **how))
+        say(f"serving {len(arriving)} requests")
         report = serve_plan(
-            traffic, given, parts[0], decode=parts[1] if len(parts) > 1 else None,
-            path=kv_path(whole, groups[0].ranks) if len(parts) > 1 else None, dims=other, scheduler=scheduler,
+            traffic, arriving, parts[0], decode=parts[1] if len(parts) > 1 else None,
+            path=kv_path(read.group, groups[0].ranks) if len(parts) > 1 else None, dims=read.dims, scheduler=scheduler,
             overhead_s=overhead_ms / 1e3, exact=exact, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot_ms / 1e3, seed=seed,
         )  # fmt: skip
     if plan is not None:
-        report = dataclasses.replace(report, notes=(*report.notes, _seen(plan, routing, groups[0].ranks)))
+        report = dataclasses.replace(report, notes=(*report.notes, _seen(plan, read.routing, groups[0].ranks)))
     if json:
         screen.print_json(report.to_dict())
         return
@@ -168,24 +167,23 @@ def _seen(plan: Path, routing: Trace, ranks: int) -> str:
 
 
 def _serving(
-    routing: Trace, group: Cluster, dims: ModelSpec | None, *, decode: bool, limits: dict[str, Any], slots: int | None,
+    given: inputs.Inputs, *, decode: bool, limits: dict[str, Any], slots: int | None,
     policy: str, transport: str | None, network: str, compute: str, plan: Path | None, solver: str, fit: float,
     seed: int, deadline: float,
 ) -> Serving:  # fmt: skip
     from moesim.solve import solve
     from moesim.study.serving import Serving
-    from moesim.study.windows import costs_of, part_of, steps_of
     from moesim.trace import DECODE, PREFILL
 
     wanted = DECODE if decode else PREFILL
-    phase = ("prefill", "decode")[wanted] if (routing.phase == wanted).any() else None
-    batches = steps_of(part_of(routing, "fit", fit=fit, seed=seed), group, phase=phase, seed=seed)
-    costs = costs_of(batches, group, dims=dims, transport=transport, network=network, compute=compute)
+    phase = ("prefill", "decode")[wanted] if (given.routing.phase == wanted).any() else None
+    batches = given.steps(part="fit", fit=fit, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
+    costs = given.costs(batches, transport=transport, network=network, compute=compute)
     if plan is not None:
-        placement = load.placement_of(load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec))
+        placement = load.placement_of(given.plan(plan))
     else:
         placement = solve(
-            batches, group, slots_per_rank=load.slots(slots, routing, group), solver=solver, policy=policy, dims=dims,
+            batches, given.group, slots_per_rank=given.slots(slots), solver=solver, policy=policy, dims=given.dims,
             costs=costs, transport=costs.transport, seed=seed, deadline_s=deadline,
         ).placement  # fmt: skip
-    return Serving(group, placement, policy, costs, **limits)
+    return Serving(given.group, placement, policy, costs, **limits)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.base.errors import UnknownName
-from moesim.cli import load, screen
+from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
 if TYPE_CHECKING:
@@ -48,17 +48,18 @@ def survive(
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownName("kind of loss", kind, KINDS)
-    group = load.group(topology, ranks, set, None, like, None)
-    routing = load.trace(trace, format, model, format_option)
-    judged = load.plan_or_placement(plan, ranks=group.ranks, spec=routing.spec)
-    other = load.dims(dims)
+    given = inputs.read(
+        trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set, like=like,
+        dims=dims,
+    )  # fmt: skip
+    judged = given.plan(plan)
     with screen.progress() as say:
         say("packing steps")
-        batches = load.steps(
-            routing, group, part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
+        batches = given.steps(
+            part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
         )
         chosen = transport or getattr(judged, "transport", None)
-        costs = load.costs(batches, group, other, transport=chosen, network=network, compute=compute)
+        costs = given.costs(batches, transport=chosen, network=network, compute=compute)
         runs = policy or getattr(judged, "policy", None) or opt.DEFAULT_POLICY
         found = survival(load.placement_of(judged), batches, costs, policy=runs, kinds=kinds, seed=seed, progress=say)
     if json:

@@ -1,0 +1,167 @@
+"""What most verbs begin with: traffic, where it runs, at whose dimensions; and the steps and prices that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesim.cli import load
+
+if TYPE_CHECKING:
+    from moesim.cluster import Cluster
+    from moesim.costs import Costs
+    from moesim.placement import Placement
+    from moesim.solve import Plan
+    from moesim.spec import ModelSpec
+    from moesim.trace import Batches, Trace
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Traffic, where it runs, and at whose dimensions.
+
+    Parameters
+    ----------
+    routing
+        The trace.
+    group
+        Ranks of the expert-parallel group, as edited.
+    dims
+        Model at whose dimensions the routing is replayed; None: its own.
+    whole
+        The cluster before parts were taken away; None where none were.
+    """
+
+    routing: Trace
+    group: Cluster
+    dims: ModelSpec | None
+    whole: Cluster | None = None
+
+    @property
+    def priced(self) -> ModelSpec:
+        """The model of the trace, at the dimensions that bytes and seconds are of."""
+        return self.routing.spec if self.dims is None else self.routing.spec.at_dimensions(self.dims)
+
+    def slots(self, given: int | None) -> int:
+        """Return the slots a rank, see :func:`moesim.cli.load.slots`."""
+        return load.slots(given, self.routing, self.group)
+
+    def plan(self, path: Path) -> Plan | Placement:
+        """Read a plan or placement of this model and group.
+
+        Raises
+        ------
+        FormatError
+            If the file is neither.
+        """
+        return load.plan_or_placement(path, ranks=self.group.ranks, spec=self.routing.spec)
+
+    def placement(self, path: Path | None) -> Placement | None:
+        """Read the placement of a plan, or a placement; None where no file was named.
+
+        Raises
+        ------
+        FormatError
+            If the file is neither.
+        """
+        return None if path is None else load.placement_of(self.plan(path))
+
+    def running(self, path: Path | None) -> Any:
+        """Return the placement that runs, None where no file was named.
+
+        A placement of the whole cluster is cut down to the experts, int [layers, ranks, slots], of the ranks that are
+        left; those that only lost ranks held are then nowhere.
+
+        Raises
+        ------
+        FormatError
+            If the file is no plan or placement.
+        InputError
+            If the placement is of neither the whole cluster nor what is left of it.
+        """
+        if path is None or self.whole is None:
+            return self.placement(path)
+        from moesim.solve.survival import survivors
+
+        found = load.placement_of(load.plan_or_placement(path, ranks=self.whole.ranks, spec=self.routing.spec))
+        if found.ranks == self.group.ranks:
+            return found
+        return found.experts[:, survivors(self.whole, self.group, found.ranks)]
+
+    def steps(
+        self,
+        *,
+        part: str,
+        fit: float,
+        tokens_per_rank: int | None,
+        phase: str | None,
+        max_steps: int | None,
+        seed: int,
+    ) -> Batches:
+        """Return the steps of a part of the trace, as `compare` takes them."""
+        from moesim.study import part_of, steps_of
+
+        window = part_of(self.routing, part, fit=fit, seed=seed)
+        return steps_of(
+            window, self.group, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=max_steps, seed=seed
+        )
+
+    def windows(
+        self,
+        way: str,
+        *,
+        part: str,
+        fit: float,
+        tokens_per_rank: int | None,
+        phase: str | None,
+        max_steps: int | None,
+        seed: int,
+    ) -> tuple[Batches, ...]:
+        """Return the steps of a part of the trace in windows: runs in time, or one window a domain."""
+        from moesim.solve.windows import check_way, domain_windows, time_windows
+        from moesim.study import part_of
+
+        check_way(way)
+        how: dict[str, Any] = {
+            "tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed,
+        }  # fmt: skip
+        if way == "domain":
+            return domain_windows(part_of(self.routing, part, fit=fit, seed=seed), self.group.ranks, **how)
+        return time_windows(self.steps(part=part, fit=fit, **how))
+
+    def costs(self, batches: Batches, *, transport: str | None, network: str, compute: str) -> Costs:
+        """Return what turns the counts of these steps into seconds."""
+        from moesim.study import costs_of
+
+        return costs_of(batches, self.group, dims=self.dims, transport=transport, network=network, compute=compute)
+
+
+def read(
+    trace: Path,
+    topology: str,
+    *,
+    format: str | None,
+    model: str | None,
+    format_option: Sequence[str] | None,
+    ranks: int | None = None,
+    set: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    degrade: Sequence[str] | None = None,
+    like: str | None = None,
+    dims: str | None = None,
+) -> Inputs:
+    """Read what the options of the same names say: the quick things first, so that their errors come at once.
+
+    Raises
+    ------
+    InputError
+        If a file or an option is not what was expected.
+    UnknownName
+        If there is no such topology or model.
+    """
+    group = load.group(topology, ranks, set, without, like, degrade)
+    whole = load.cluster(topology, set, None, like) if without else None
+    other = load.dims(dims)
+    return Inputs(load.trace(trace, format, model, format_option), group, other, whole)
