@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,18 @@ class Group:
 ALONE = Group()
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Where processes of one machine meet that torchrun did not start: this one is `rank` of `size`.
+
+    All name the same file, which must not be there yet: a port that was free a moment ago may not be now.
+    """
+
+    rank: int
+    size: int
+    file: Path
+
+
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
@@ -90,8 +103,15 @@ def _all_to_all(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
 
 
 @contextmanager
-def join(device: torch.device | str) -> Iterator[tuple[Group, torch.device]]:
+def join(device: torch.device | str, meeting: Meeting | None = None) -> Iterator[tuple[Group, torch.device]]:
     """Join the processes that torchrun started, if it did; yield the group and the device of this process.
+
+    Parameters
+    ----------
+    device
+        torch device; of several GPUs each process takes its own.
+    meeting
+        Where processes meet that torchrun did not start.
 
     Raises
     ------
@@ -99,17 +119,22 @@ def join(device: torch.device | str) -> Iterator[tuple[Group, torch.device]]:
         If there are more processes than GPUs on this machine.
     """
     device = torch.device(device)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ.get("WORLD_SIZE", "1")) if meeting is None else meeting.size
     if size == 1:
         yield ALONE, device
         return
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = int(os.environ.get("LOCAL_RANK", "0")) if meeting is None else meeting.rank
         if local >= torch.cuda.device_count():
             raise InputError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if meeting is None:
+        dist.init_process_group(backend)
+    else:
+        file = f"file://{meeting.file.absolute()}"
+        dist.init_process_group(backend, init_method=file, rank=meeting.rank, world_size=size)
     try:
         yield Group(dist.get_rank(), size), device
     finally:

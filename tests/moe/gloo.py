@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import traceback
 from dataclasses import replace
@@ -16,7 +15,7 @@ from moesim.moe.config import MoeConfig
 from moesim.moe.corpus import DOMAINS
 from moesim.moe.data import Batches
 from moesim.moe.evaluate import domain_losses
-from moesim.moe.parallel import Group, join
+from moesim.moe.parallel import Group, Meeting, join
 from moesim.moe.recipe import Recipe
 from moesim.moe.record import StepRecorder
 from moesim.moe.run import Run
@@ -87,19 +86,14 @@ def scenario(group: Group, folder: Path) -> dict:
 
 
 def main(size: int, folder: Path) -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = []
     for rank in range(size):
         child = os.fork()
         if not child:
             code = 1
             try:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 torch.set_num_threads(1)
-                with join("cpu") as (group, _):
+                with join("cpu", Meeting(rank, size, folder / f"meet-{size}")) as (group, _):
                     found = scenario(group, folder)
                 torch.save(found, folder / f"found-{size}-{rank}.pt")
                 code = 0
