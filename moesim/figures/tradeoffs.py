@@ -245,6 +245,6 @@ def _together(x: Array, y: Array, usable: Array, names: Sequence[str]) -> dict[i
 
 
 def _beside(x: Array, largest: float) -> list[str]:
-    """Return on which side of each point its name stands: towards the middle, where there is room."""
+    """Return on which side of each point its name stands: above the line, towards the middle, where there is room."""
     middle = (float(x.min()) + largest) / 2
-    return ["middle right" if value <= middle else "middle left" for value in x]
+    return ["top right" if value <= middle else "top left" for value in x]
