@@ -45,7 +45,9 @@ def rebalance(
     ] = 2,
     migrate: Annotated[
         str,
-        typer.Option(metavar="NAME", help="stop serving, overlap by layers, or free.", rich_help_panel=_MOVE),
+        typer.Option(
+            metavar="NAME", help="Copies, in rounds: stop serving, overlap it, or free.", rich_help_panel=_MOVE
+        ),
     ] = "stop",
     stall: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="What a move stops beyond its bytes.", rich_help_panel=_MOVE)
@@ -112,7 +114,16 @@ def rebalance(
     if json:
         screen.print_json({"schema": 1, "answer": answer, "rows": rows, "notes": list(notes)})
         return
-    columns = ("gain", "step_s", "stall_s", "plans", "moved_bytes", "imbalance", "interval_s", "break_even_interval_s")
+    columns = (
+        "gain",
+        "step_s",
+        "stopped_s",
+        "plans",
+        "moved_bytes",
+        "imbalance",
+        "interval_s",
+        "break_even_interval_s",
+    )
     from moesim.study_report import cell
 
     table = [[row["rule"], *(cell(column, row[column]) for column in columns)] for row in rows]

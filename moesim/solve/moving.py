@@ -72,8 +72,8 @@ class Move(Sealed):
         }
 
 
-def price(plan: Schedule, cluster: Cluster, expert_bytes: float) -> Move:
-    """Return what a migration costs on a cluster where it has the links for itself.
+def price(plan: Schedule, cluster: Cluster, expert_bytes: float, spare: Array | None = None) -> Move:
+    """Return what a migration costs on a cluster where it has the links, or a part of them, for itself.
 
     A round takes the time of its busiest link (paths as of any other traffic: NVLink inside a node, network cards and
     switches between nodes) and the longest latency in it; rounds follow one another.
@@ -82,7 +82,10 @@ def price(plan: Schedule, cluster: Cluster, expert_bytes: float) -> Move:
     ----------
     expert_bytes
         Bytes of an expert, ``ModelSpec.expert_bytes``.
+    spare
+        Part of each link's bandwidth that copies get, above 0, float64 [links]; default: all.
     """
+    bandwidth = np.asarray(cluster.link_bandwidth) * (1.0 if spare is None else spare)
     layer_s = np.zeros(plan.layers)
     told = plan.source != STORAGE
     latency = cluster.paths.latency_matrix()
@@ -95,7 +98,7 @@ def price(plan: Schedule, cluster: Cluster, expert_bytes: float) -> Move:
         if len(between):
             traffic = np.zeros((cluster.ranks, cluster.ranks))
             traffic[source, target] = expert_bytes
-            busiest = (cluster.paths.link_bytes(traffic) / cluster.link_bandwidth).max()
+            busiest = (cluster.paths.link_bytes(traffic) / bandwidth).max()
             seconds = float(busiest + latency[source, target].max())
         if len(between) < part.stop - part.start:
             seconds = max(seconds, expert_bytes / STORAGE_BANDWIDTH)

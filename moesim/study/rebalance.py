@@ -14,8 +14,11 @@ from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.placement.migrate import migration
+from moesim.placement.rounds import Schedule
 from moesim.simulate import simulate
 from moesim.solve import solve
+from moesim.solve.moving import price
+from moesim.solve.terms import steps_of_move
 from moesim.trace import Batches
 
 WHEN: Final = ("never", "interval", "threshold", "oracle")
@@ -110,7 +113,7 @@ class Replay:
 
 @dataclass
 class World:
-    """What a replay runs on; prices of steps are kept, as many replays share them.
+    """What a replay runs on; prices of steps, plans and moves are kept, as many replays share them.
 
     Parameters
     ----------
@@ -134,6 +137,7 @@ class World:
     seed: int = 0
     prices: dict[tuple[str, int], tuple[float, float, Array]] = field(default_factory=dict)
     plans: dict[tuple[int, int, str | None], Placement] = field(default_factory=dict)
+    moves: dict[tuple[str, str], Schedule] = field(default_factory=dict)
 
     def price(self, placement: Placement, step: int) -> tuple[float, float, Array]:
         """Return seconds, imbalance and seconds of each link's bytes [links] of one step."""
@@ -153,6 +157,19 @@ class World:
         if key not in self.plans:
             self.plans[key] = self.fitted(self.batches.take(slice(first, last)), running)
         return self.plans[key]
+
+    def move_s(self, old: Placement, new: Placement, spare: Array | None = None) -> float:
+        """Return the seconds of a move: round after round, as `moesim migrate` makes it.
+
+        Parameters
+        ----------
+        spare
+            Part of each link's bandwidth that copies get, float64 [links]; default: all.
+        """
+        key = (old.digest, new.digest)
+        if key not in self.moves:
+            self.moves[key] = steps_of_move(old.experts, new, self.costs.spec, self.cluster)
+        return price(self.moves[key], self.cluster, self.costs.spec.expert_bytes, spare).seconds
 
     def fitted(self, batches: Batches, running: Placement | None = None) -> Placement:
         """Return a plan fitted on other steps."""
@@ -193,7 +210,7 @@ def replay(
             moves += len(copies)
             moved += copies.bytes(world.costs.spec.expert_bytes)
             if how.migrate == "stop":
-                stall_s[step] = how.stall_s + link_seconds(world, old, running).max()
+                stall_s[step] = how.stall_s + world.move_s(old, running)
             elif how.migrate == "overlap":
                 stall_s[step] = how.stall_s
                 leaving, under_way = old, under_way + _steps_of_move(world, how, old, running, step)
@@ -205,15 +222,6 @@ def replay(
         if progress is not None:
             progress(step + 1, steps)
     return Replay(step_s, stall_s, imbalance, plans, moves, moved, how.repeat)
-
-
-def link_seconds(world: World, old: Placement, new: Placement) -> Array:
-    """Return the seconds that the copies of a move keep each link busy, float64 [links]."""
-    copies = migration(old, new, world.cluster.node)
-    traffic = np.zeros((world.cluster.ranks, world.cluster.ranks))
-    np.add.at(traffic, (copies.source, copies.target), world.costs.spec.expert_bytes)
-    seconds: Array = world.cluster.paths.link_bytes(traffic) / np.asarray(world.cluster.link_bandwidth)
-    return seconds
 
 
 def _wanted(
@@ -248,11 +256,11 @@ def _faster(world: World, candidate: Placement, running: Placement, window: tupl
 def _steps_of_move(world: World, how: Rebalancing, old: Placement, new: Placement, step: int) -> float:
     """Return the real steps in which experts move beside serving, which may be more than a replayed one stands for.
 
-    Copies take a share of the time in which their links carry no tokens.
+    Copies get a share of the time in which their links carry no tokens.
     """
     before, after = world.price(old, step), world.price(new, step)
-    idle = np.maximum(before[0] - np.maximum(before[2], after[2]), 1e-9) * how.share
-    return float((link_seconds(world, old, new) / idle).max())
+    idle = np.maximum(before[0] - np.maximum(before[2], after[2]), 1e-9)
+    return world.move_s(old, new, how.share * idle / before[0]) / before[0]
 
 
 def break_even(interval: Sequence[float], total_s: Sequence[float], never_s: float) -> float | None:

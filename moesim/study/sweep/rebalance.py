@@ -18,7 +18,7 @@ from moesim.study.sweep.settings import Common, parse
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import Trace
 
-COLUMNS: Final = ("gain", "total_s", "stall_s", "plans", "moved_bytes", "interval_s", "break_even_interval_s")
+COLUMNS: Final = ("gain", "total_s", "stopped_s", "plans", "moved_bytes", "interval_s", "break_even_interval_s")
 _STARTS: Final = ("mixed", "first")
 _WORLDS_KEPT: Final = 2
 
@@ -111,11 +111,11 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
 
 def row_of(found: Replay, never: Replay, rule: Rebalancing) -> Row:
     """Return what one rule is worth, as a row."""
-    stall_s = float(found.stall_s.sum())
+    stopped_s = float(found.stall_s.sum())
     saved_s = never.serving_s - found.serving_s
     step_s = float(found.step_s.mean())
     # stalls do not grow with the time between plans, what a plan saves does
-    even = rule.interval * rule.repeat * step_s * stall_s / saved_s if saved_s > 0 else None
+    even = rule.interval * rule.repeat * step_s * stopped_s / saved_s if saved_s > 0 else None
     return {
         "steps": len(found.step_s),
         "step_s": step_s,
@@ -123,7 +123,8 @@ def row_of(found: Replay, never: Replay, rule: Rebalancing) -> Row:
         "total_s": found.total_s,
         "never_s": never.total_s,
         "gain": 1 - found.total_s / never.total_s,
-        "stall_s": stall_s,
+        # not stall_s: that is a setting, what a move stops beyond its bytes
+        "stopped_s": stopped_s,
         "plans": found.plans,
         "moves": found.moves,
         "moved_bytes": found.moved_bytes,
