@@ -81,6 +81,8 @@ class Device:
         unknown = sorted({d for d, f in zip(cluster.device, families, strict=True) if not f})
         notes = tuple(f"{device}: number of SMs not known, 132 assumed" for device in unknown)
         sms = np.array([k.SMS.get(name, 132) for name in families], np.float64)
+        if fp8 and (without := _without_fp8(cluster)):
+            notes += (f"{', '.join(without)}: no fp8 tensor cores, fp8 weights are multiplied at the bf16 rate",)
         flops = cluster.flops_fp8 if fp8 else cluster.flops_bf16
         if fp4:
             flops = flops * np.where([k.is_blackwell(d) for d in cluster.device], k.FP4_FACTOR.value, 1.0)
@@ -103,6 +105,12 @@ class Device:
         if is_tuned(cluster, "launch"):
             launch = np.full(len(launch), tuned(cluster, "launch", k.LAUNCH_S).value)
         return cls(flops * gemm, memory * hbm, memory * copy / passes, sms, cluster.speed, launch, notes)
+
+
+def _without_fp8(cluster: Cluster) -> list[str]:
+    """Return the devices of a cluster that are no faster in fp8 than in bf16: they have no fp8 tensor cores."""
+    slow = np.asarray(cluster.flops_fp8) <= np.asarray(cluster.flops_bf16)
+    return sorted({device for device, has_none in zip(cluster.device, slow.tolist(), strict=True) if has_none})
 
 
 def uses_fp8(spec: ModelSpec) -> bool:
@@ -196,7 +204,8 @@ def roofline(spec: ModelSpec, cluster: Cluster, path: str | None = None, kernel:
     """Build the roofline of a model on a cluster; with DeepGEMM's constants where no kernel is given."""
     device = Device.of(cluster, uses_fp8(spec), uses_fp4(spec), kernel)
     names = ", ".join(dict.fromkeys(cluster.device))
-    math = "fp4 where the device has it" if uses_fp4(spec) else "fp8" if uses_fp8(spec) else "bf16"
+    fp8 = uses_fp8(spec) and set(cluster.device) > set(_without_fp8(cluster))
+    math = "fp4 where the device has it" if uses_fp4(spec) else "fp8" if fp8 else "bf16"
     notes = (f"expert compute by roofline: no measured table for {names}; arithmetic in {math}", *device.notes)
     own = {
         "compute: share of peak in a tile": str(kernel.hopper),

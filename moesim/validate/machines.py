@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from moesim.cluster import Cluster
 
-_RATES: Final[dict[str, tuple[str, float, float, float, float, float]]] = {
-    # name: device, dense bf16 TFLOP/s, dense fp8 TFLOP/s, HBM TB/s, NVLink GB/s nominal and as NCCL reaches it
-    "a100": ("A100", 312, 624, 2.04, 300, 203),
+_RATES: Final[dict[str, tuple[str, float, float | None, float, float, float]]] = {
+    # name: device, dense bf16 TFLOP/s, dense fp8 TFLOP/s (None: no fp8 tensor cores), HBM TB/s, NVLink GB/s nominal and
+    # as NCCL reaches it
+    "a100": ("A100", 312, None, 2.04, 300, 203),
     "h100": ("H100-SXM", 989, 1979, 3.35, 450, 320),
     "h200": ("H200", 989, 1979, 4.8, 450, 320),
     "h800": ("H800", 989, 1979, 3.35, 200, 160),
@@ -37,7 +38,8 @@ def machine(name: str, nodes: int, gpus_per_node: int) -> Cluster:
         "gpus_per_node": gpus_per_node,
         "gpu.model": device,
         "gpu.flops_bf16": f"{bf16} TFLOP/s",
-        "gpu.flops_fp8": f"{fp8} TFLOP/s",
+        # without fp8 tensor cores fp8 weights are multiplied in bf16
+        "gpu.flops_fp8": f"{bf16 if fp8 is None else fp8} TFLOP/s",
         "gpu.hbm_bandwidth": f"{hbm} TB/s",
         "tier.node.bandwidth": f"{nominal} GB/s",
         "tier.node.effective": f"{effective} GB/s",

@@ -15,8 +15,9 @@ from moesim.base.arrays import Array
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.costs.constants import HBM_SHARE, LAUNCH_S, family
-from moesim.costs.roofline import Device, gemm_s, together, uses_fp8
+from moesim.costs.roofline import Device, gemm_s, roofline, together, uses_fp8
 from moesim.spec import ModelSpec
+from moesim.validate.machines import machine
 
 from .worlds import cluster, preset
 
@@ -94,6 +95,20 @@ def test_speed_dtype_and_device_count():
     assert not uses_fp8(oss)
     assert "arithmetic in bf16" in Costs.default(oss, NODE).notes[0]
     assert (family("NVIDIA H200"), family("GB200"), family("TPU")) == ("H200", "GB200", "")
+
+
+@pytest.mark.parametrize("of", [preset("a100-4x8-rail").restrict([0]), machine("a100", 1, 1)])
+def test_a_device_without_fp8_tensor_cores_multiplies_at_its_bf16_rate_and_says_so(of: Cluster):
+    model = roofline(V3, of)
+    assert (model.device.flops == Device.of(of, fp8=False).flops).all()
+    assert any("no fp8 tensor cores" in note for note in model.notes)
+    assert "arithmetic in bf16" in model.notes[0]
+
+
+def test_a_device_with_fp8_tensor_cores_uses_them():
+    model = roofline(V3, NODE)
+    assert not any("no fp8" in note for note in model.notes)
+    assert "arithmetic in fp8" in model.notes[0]
 
 
 def test_an_unknown_device_is_named():
