@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -256,3 +257,15 @@ def test_other_traffic_to_judge_on(study: Path, tmp_path: Path, kind: str):
         study.write_text(asked.replace('"H"', f'"{file}.parquet"'))
         rows = sweep(read_study(study, smoke=True), tmp_path / file, jobs=1).rows
         assert all(row["status"].startswith(status) for row in rows)
+
+
+def test_weights_of_both_models_hold_their_shared_experts(study: Path, tmp_path: Path):
+    spec = dataclasses.replace(LITTLE, shared_experts=1, shared_intermediate=512)
+    lognormal(spec, 4000, seed=1).write(tmp_path / "little.parquet")
+    asked = STUDY.replace("[study]", '[study]\nkind = "moe-dense"').replace('["+0", "+1"]', "[2, 2]")
+    study.write_text(asked.replace("[axes]", '[axes]\narchitecture = ["moe", "dense"]'))
+    rows = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).rows
+    # with as many slots as a token has picks, a rank of the MoE holds what the dense block is made of
+    assert {row["architecture"] for row in rows} == {"moe", "dense"}
+    each = 3 * spec.hidden * spec.weight_bytes
+    assert {row["weight_bytes_per_gpu"] for row in rows} == {2 * each * (2 * spec.intermediate + 512)}

@@ -46,11 +46,15 @@ def needs(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Callable[[]
 def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) -> Row:
     """Return a step of one of the two models; the batches and their contexts are the same."""
     chosen = parse(MoeDenseSettings, settings)
+    trace: Trace = shared[chosen.trace_key]
     if chosen.architecture == "moe":
         rest = {key: value for key, value in settings.items() if key not in ("architecture", "tp")}
         row = moe.run(rest, folder, shared)
-        return row | {"weight_bytes_per_gpu": row["expert_bytes_per_gpu"]}
-    trace: Trace = shared[chosen.trace_key]
+        other = chosen.dimensions(trace)
+        spec = trace.spec if other is None else trace.spec.at_dimensions(other)
+        # every rank holds the shared experts whole, as the block of the dense model does
+        together = trace.layers * spec.shared_parameters * spec.weight_bytes
+        return row | {"weight_bytes_per_gpu": row["expert_bytes_per_gpu"] + together}
     group = chosen.group(shared)
     if group.ranks % chosen.tp:
         raise InputError(f"tp: {chosen.tp} does not divide the {group.ranks} ranks of the group")
