@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesim.cli import load
+from moesim.cli.options import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -165,3 +166,33 @@ def read(
     whole = load.cluster(topology, set, None, like) if without else None
     other = load.dims(dims)
     return Inputs(load.trace(trace, format, model, format_option), group, other, whole)
+
+
+class Manner(NamedTuple):
+    """How a plan runs: dispatch policy, transport (None: by phase), and notes on where these are from."""
+
+    policy: str
+    transport: str | None
+    notes: tuple[str, ...]
+
+
+def manner(judged: Plan | Placement, policy: str | None, transport: str | None) -> Manner:
+    """Return how a plan runs: as was asked for, else as it was planned for; a placement does not say.
+
+    Parameters
+    ----------
+    judged
+        The plan or placement.
+    policy, transport
+        What was asked for, None where nothing was.
+    """
+    planned = {name: getattr(judged, name, None) for name in ("policy", "transport")}
+    asked = {"policy": policy, "transport": transport}
+    taken = [f"{name} {value}" for name, value in planned.items() if value is not None and asked[name] is None]
+    notes = [f"{' and '.join(taken)}: the plan's"] if taken else []
+    notes += [
+        f"{name} {asked[name]} was asked for; the plan was made for {value}"
+        for name, value in planned.items()
+        if asked[name] is not None and value not in (None, asked[name])
+    ]
+    return Manner(policy or planned["policy"] or DEFAULT_POLICY, transport or planned["transport"], tuple(notes))

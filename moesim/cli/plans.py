@@ -177,12 +177,12 @@ def simulate(
         batches = given.steps(
             part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
         )
-        chosen = transport or getattr(judged, "transport", None)
-        costs = given.costs(batches, transport=chosen, network=network, compute=compute)
+        how = inputs.manner(judged, policy, transport)
+        costs = given.costs(batches, transport=how.transport, network=network, compute=compute)
         costs = dataclasses.replace(costs, attention_tp=attention_tp)
         say(f"simulating {len(batches)} steps")
         report = run(
-            batches, group, judged, policy=policy, dims=given.dims, costs=costs, schedule=schedule, seed=seed,
+            batches, group, judged, policy=how.policy, dims=given.dims, costs=costs, schedule=schedule, seed=seed,
             spans=() if timeline is None else (0,), jitter=jitter, training=train,
         )  # fmt: skip
         slots = load.placement_of(judged).slots_per_rank
@@ -198,7 +198,7 @@ def simulate(
             from moesim.simulate.chakra import write_chakra
 
             say("writing Chakra traces")
-            write_chakra(batches, group, judged, chakra, policy=policy, dims=given.dims, costs=costs, seed=seed)
+            write_chakra(batches, group, judged, chakra, policy=how.policy, dims=given.dims, costs=costs, seed=seed)
     if chakra is not None:
         screen.say(f"wrote {chakra}.0.et ... {chakra}.{group.ranks - 1}.et")
     if timeline is not None:

@@ -12,6 +12,8 @@ from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
 if TYPE_CHECKING:
+    from moesim.placement import Placement
+    from moesim.solve import Plan
     from moesim.study.serving import Serving
     from moesim.trace import Trace
 
@@ -90,8 +92,20 @@ def serve(
     ] = None,
     solver: Annotated[str, typer.Option(metavar="NAME", help="Solver, where no plan is given.")] = "eplb",
     slots_per_rank: opt.SlotsPerRank = None,
-    policy: opt.Policy = opt.DEFAULT_POLICY,
-    transport: opt.Transport = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Dispatch policy. Default: the plan's, else nearest.", rich_help_panel="What runs"
+        ),
+    ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Transport. Default: the plan's, else direct where answers are made and hierarchical where not.",
+            rich_help_panel="What runs",
+        ),
+    ] = None,
     network: opt.Network = opt.DEFAULT_NETWORK,
     compute: opt.Compute = opt.DEFAULT_COMPUTE,
     fit: opt.Fit = 0.5,
@@ -130,9 +144,14 @@ def serve(
     arriving = arriving.faster(faster)
     groups = load.split(read.group, prefill_ranks)
     traffic = read.routing if plan is not None else part_of(read.routing, "held-out", fit=fit, seed=seed)
+    runs = inputs.Manner(policy or opt.DEFAULT_POLICY, transport, ())
+    if plan is not None:
+        judged = dataclasses.replace(read, group=groups[0]).plan(plan)
+        runs = inputs.manner(judged, policy, transport)
+        runs = runs._replace(notes=(*runs.notes, _seen(judged, read.routing)))
     how: dict[str, Any] = {
-        "slots": slots_per_rank, "policy": policy, "transport": transport, "network": network, "compute": compute,
-        "plan": plan, "solver": solver, "fit": fit, "seed": seed, "deadline": deadline,
+        "slots": slots_per_rank, "policy": runs.policy, "transport": runs.transport, "network": network,
+        "compute": compute, "plan": plan, "solver": solver, "fit": fit, "seed": seed, "deadline": deadline,
     }  # fmt: skip
     limits = {"tokens": chunk, "requests": running, "memory_fraction": memory_fraction, "kv_tokens": kv_tokens}
     with screen.progress() as say:
@@ -147,8 +166,7 @@ def serve(
             path=kv_path(read.group, groups[0].ranks) if len(parts) > 1 else None, dims=read.dims, scheduler=scheduler,
             overhead_s=overhead_ms / 1e3, exact=exact, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot_ms / 1e3, seed=seed,
         )  # fmt: skip
-    if plan is not None:
-        report = dataclasses.replace(report, notes=(*report.notes, _seen(plan, read.routing, groups[0].ranks)))
+    report = dataclasses.replace(report, notes=(*report.notes, *runs.notes))
     if json:
         screen.print_json(report.to_dict())
         return
@@ -156,12 +174,12 @@ def serve(
     screen.print_notes(report.notes)
 
 
-def _seen(plan: Path, routing: Trace, ranks: int) -> str:
+def _seen(judged: Plan | Placement, routing: Trace) -> str:
     """Return what is known of whether a plan has seen the tokens that are served, which are of the whole trace."""
-    inputs = getattr(load.plan_or_placement(plan, ranks=ranks, spec=routing.spec), "inputs", {})
-    if "trace" not in inputs:
+    known = getattr(judged, "inputs", {})
+    if "trace" not in known:
         return "what the placement was fitted on is not known: it may have seen the tokens that are served"
-    if inputs["trace"] != routing.digest and inputs.get("origin") != routing.origin_digest:
+    if known["trace"] != routing.digest and known.get("origin") != routing.origin_digest:
         return "the plan was fitted on another trace"
     return "the plan was fitted on this trace: tokens that it has seen are served as well; serve another part of it"
 

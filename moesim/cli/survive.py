@@ -58,10 +58,11 @@ def survive(
         batches = given.steps(
             part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
         )
-        chosen = transport or getattr(judged, "transport", None)
-        costs = given.costs(batches, transport=chosen, network=network, compute=compute)
-        runs = policy or getattr(judged, "policy", None) or opt.DEFAULT_POLICY
-        found = survival(load.placement_of(judged), batches, costs, policy=runs, kinds=kinds, seed=seed, progress=say)
+        how = inputs.manner(judged, policy, transport)
+        costs = given.costs(batches, transport=how.transport, network=network, compute=compute)
+        found = survival(
+            load.placement_of(judged), batches, costs, policy=how.policy, kinds=kinds, seed=seed, progress=say
+        )
     if json:
         screen.print_json(found.to_dict())
     else:

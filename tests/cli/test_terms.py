@@ -139,6 +139,23 @@ def test_serving_says_what_the_plan_has_seen(trace_file: Path, setting: list[str
     assert any("fitted on this trace" in note for note in found["notes"])
 
 
+def test_serving_runs_a_plan_as_it_was_planned_for_unless_asked_otherwise(
+    trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+) -> None:
+    plan, planned = tmp_path / "uniform.json", ["--policy", "uniform", "--transport", "rank-dedup"]
+    assert run("solve", trace_file, *setting, "--solver", "eplb", *planned, "-o", plan).code == 0
+    where = setting[: setting.index("--tokens-per-rank")] + setting[setting.index("--tokens-per-rank") + 2 :]
+    load = ["--arrivals", "poisson", "--rate", 50, "--requests", 3, "--prompt", 8, "--answer", 2, "--json"]
+    found = run("serve", trace_file, *where, *load, "--plan", plan).json
+    assert (found["policy"], found["transport"]) == ("uniform", ["rank-dedup"])
+    assert "policy uniform and transport rank-dedup: the plan's" in found["notes"]
+    found = run("serve", trace_file, *where, *load, "--plan", plan, "--policy", "nearest").json
+    assert (found["policy"], found["transport"]) == ("nearest", ["rank-dedup"])
+    assert "policy nearest was asked for; the plan was made for uniform" in found["notes"]
+    found = run("serve", trace_file, *where, *load).json
+    assert (found["policy"], found["transport"]) == ("nearest", ["direct"])
+
+
 def test_recovery_that_cannot_be(trace_file: Path, setting: list[str], run: Run) -> None:
     refused(run("recover", trace_file, *setting, "--moves", "few"), 1, "--moves")
     refused(run("recover", trace_file, *setting, "--share", 0), 1, "share")
