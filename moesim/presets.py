@@ -18,7 +18,7 @@ def preset(name: str) -> ModelSpec:
     """
     known = ALIASES.get(name, name)
     if known not in PRESETS:
-        raise UnknownName("model preset", name, [*PRESETS, *ALIASES])
+        raise UnknownName("model preset", name, [*PRESETS, *ALIASES], "or give the path of its config.json")
     return PRESETS[known]
 
 

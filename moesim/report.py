@@ -11,7 +11,7 @@ from string import Template
 from typing import Any, Final
 
 from moesim.base.files import write_text
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.base.version import VERSION
 from moesim.study import Comparison
 
@@ -128,10 +128,11 @@ def _head(found: Comparison) -> str:
     ]
     report = found.reports[best.solver]
     cells = "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in cards)
-    nodes = f"{topology['nodes']} node" + ("" if topology["nodes"] == 1 else "s")
+    nodes = count(topology["nodes"], "node")
+    steps = count(settings["held_out_steps"], f"held-out {settings['phase']} step")
     return f"""<h1>{escape(settings["model"])} on {escape(topology["name"])}</h1>
-<p class="quiet">{topology["ranks"]} GPUs in {nodes}, {settings["slots_per_rank"]} expert slots a GPU
-and layer; mean of {settings["held_out_steps"]} held-out {escape(settings["phase"])} steps of
+<p class="quiet">{count(topology["ranks"], "GPU")} in {nodes}, {count(settings["slots_per_rank"], "expert slot")} a GPU
+and layer; mean of {escape(steps)} of
 {report.step_tokens.mean():,.0f} tokens; dispatch policy {escape(best.policy)}, transport {escape(best.transport)}</p>
 <p>{lead}. Its bottleneck: {escape(report.bottleneck)}.</p>
 <div class="cards">{cells}</div>"""

@@ -50,16 +50,17 @@ class FormatError(InputError):
 
 
 class UnknownName(InputError):
-    """A name is not in a registry; the message suggests the nearest ones."""
+    """A name is not in a registry; the message suggests the nearest ones, and what else may be given."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.kind, self.name, self.known = kind, name, sorted(known)
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known, self.hint = kind, name, sorted(known), hint
         close = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        super().__init__(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(self.known)}")
+        near = f"did you mean {close[0]!r}? " if close else ""
+        more = f"; {hint}" if hint else ""
+        super().__init__(f"unknown {kind} {name!r}: {near}choose one of {', '.join(self.known)}{more}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.kind, self.name, self.known))
+        return (type(self), (self.kind, self.name, self.known, self.hint))
 
 
 class MissingExtra(MoesimError):

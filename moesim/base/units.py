@@ -59,6 +59,11 @@ def parse(value: object, kind: str, place: str) -> float:
     return result
 
 
+def count(number: int, thing: str) -> str:
+    """Return a number of things as text: "1 step", "2 steps", "1,000 held-out decode steps"."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def show(value: float, kind: str, digits: int = 4) -> str:
     """Return an SI value as text with a readable unit; :func:`parse` reads it back within rounding."""
     steps: tuple[tuple[str, float], ...]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
 
@@ -78,8 +79,6 @@ def advise(
 
 def print_advice(found: Advice) -> None:
     """Print the screen: answers first, then what they rest on."""
-    from moesim.base.units import show
-
     settings, now, topology = found.facts["settings"], found.now, found.facts["topology"]
     out = screen.stdout()
 
@@ -87,8 +86,9 @@ def print_advice(found: Advice) -> None:
         out.print(line, markup=False, soft_wrap=True, style=style or None)
 
     say(
-        f"{settings['model']} on {topology['name']} ({topology['ranks']} GPUs), {settings['phase']}, policy "
-        f"{settings['policy']}, {settings['slots_per_rank']} slots a rank; {settings['held_out_steps']} held-out steps"
+        f"{settings['model']} on {topology['name']} ({count(topology['ranks'], 'GPU')}), {settings['phase']}, policy "
+        f"{settings['policy']}, {count(settings['slots_per_rank'], 'slot')} a rank; "
+        f"{count(settings['held_out_steps'], 'held-out step')}"
     )
     say(
         f"now: {show(now['step_s'], 'time')} a step ({show(now['all_to_all_s'], 'time')} all-to-all, "

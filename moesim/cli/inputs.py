@@ -158,14 +158,18 @@ def read(
     Raises
     ------
     InputError
-        If a file or an option is not what was expected.
+        If a file or an option is not what was expected, or the trace holds counts only, of which no step comes.
     UnknownName
         If there is no such topology or model.
     """
+    from moesim.trace.checks import need_routes
+
     group = load.group(topology, ranks, set, without, like, degrade)
     whole = load.cluster(topology, set, None, like) if without else None
     other = load.dims(dims)
-    return Inputs(load.trace(trace, format, model, format_option), group, other, whole)
+    routing = load.trace(trace, format, model, format_option)
+    need_routes(routing.routes, str(trace))
+    return Inputs(routing, group, other, whole)
 
 
 class Manner(NamedTuple):

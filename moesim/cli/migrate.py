@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.base.errors import InputError, MoesimError
+from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
@@ -66,7 +67,8 @@ def migrate(
     if wanted.slots_per_rank > was.slots_per_rank:
         before = widened(before, wanted.slots_per_rank)
         screen.say(
-            f"note: ranks have {was.slots_per_rank} slots now and {wanted.slots_per_rank} then; the new ones are empty"
+            f"note: ranks have {count(was.slots_per_rank, 'slot')} now and {wanted.slots_per_rank} then; the new ones "
+            "are empty"
         )
     if relabel:
         experts = renumber(wanted.experts, holders(before, was.num_experts), group)
@@ -141,12 +143,10 @@ def recover(
 
 def print_recovery(found: Recovery) -> None:
     """Print the rows from staying to a whole re-plan."""
-    from moesim.base.units import show
-
     facts = found.facts
     title = (
         f"{facts['model']} on {facts['topology']}: {facts['share']:.0%} of the later traffic is of other domains; "
-        f"{facts['slots_per_rank']} slots a rank, policy {facts['policy']}"
+        f"{count(facts['slots_per_rank'], 'slot')} a rank, policy {facts['policy']}"
     )
     columns = (
         "moves a layer",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.base.errors import InputError
+from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
@@ -91,10 +92,8 @@ def _by_phase(option: str, text: str) -> dict[str, str]:
 
 def print_phases(found: Phases) -> None:
     """Print every phase under every plan."""
-    from moesim.base.units import show
-
     facts = found.facts
-    title = f"{facts['model']} on {facts['topology']}, {facts['slots_per_rank']} slots a rank: held-out steps"
+    title = f"{facts['model']} on {facts['topology']}, {count(facts['slots_per_rank'], 'slot')} a rank: held-out steps"
     rows = [
         [row.phase, row.plan, row.policy, row.transport, row.tokens_per_rank or "as recorded", show(row.step_s, "time"),
          f"{row.slower:+.1%}", f"{row.balance:.3f}"]
@@ -105,4 +104,6 @@ def print_phases(found: Phases) -> None:
         title=title,
     )  # fmt: skip
     for name, moves in found.moves.items():
-        screen.stdout().print(f"the plan for {name} has {moves:,} experts on other GPUs than the first", markup=False)
+        screen.stdout().print(
+            f"the plan for {name} has {count(moves, 'expert')} on other GPUs than the first", markup=False
+        )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.base.errors import InputError
+from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
@@ -180,7 +181,7 @@ def simulate(
         how = inputs.manner(judged, policy, transport)
         costs = given.costs(batches, transport=how.transport, network=network, compute=compute)
         costs = dataclasses.replace(costs, attention_tp=attention_tp)
-        say(f"simulating {len(batches)} steps")
+        say(f"simulating {count(len(batches), 'step')}")
         report = run(
             batches, group, judged, policy=how.policy, dims=given.dims, costs=costs, schedule=schedule, seed=seed,
             spans=() if timeline is None else (0,), jitter=jitter, training=train,
@@ -207,11 +208,9 @@ def simulate(
     if json:
         screen.print_json({**report.to_dict(), "bound_s": bound_s, "gap": gap})
         return
-    from moesim.base.units import show
-
     lines = [report.summary()]
     if bound_s is not None:
-        lines.append(f"no placement of {slots} slots a rank beats {show(bound_s, 'time')}: {gap:.1%} above it")
+        lines.append(f"no placement of {count(slots, 'slot')} a rank beats {show(bound_s, 'time')}: {gap:.1%} above it")
     screen.stdout().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
@@ -335,13 +334,12 @@ def plan_facts(plan: Any) -> dict[str, Any]:
 
 def print_comparison(found: Comparison) -> None:
     """Print the table of a comparison, its bound and its notes."""
-    from moesim.base.units import show
-
     facts = found.facts
     settings = facts["settings"]
+    kind = f"held-out {settings['phase']} step"
     title = (
-        f"{settings['model']} on {facts['topology']['name']} ({facts['topology']['ranks']} GPUs): mean of "
-        f"{settings['held_out_steps']} held-out {settings['phase']} steps, {settings['slots_per_rank']} slots a rank"
+        f"{settings['model']} on {facts['topology']['name']} ({count(facts['topology']['ranks'], 'GPU')}): mean of "
+        f"{count(settings['held_out_steps'], kind)}, {count(settings['slots_per_rank'], 'slot')} a rank"
     )
     columns: tuple[str, ...] = (
         "solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap", "fit step",

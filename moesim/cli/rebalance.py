@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moesim.base.units import count, show
 from moesim.cli import load, screen
 from moesim.cli import options as opt
 
@@ -103,7 +104,7 @@ def rebalance(
         world, first, notes = world_of(chosen, shared)
         never = None
         for rule in rules:
-            say(f"replaying {len(world.batches)} steps: {_name(rule)}")
+            say(f"replaying {count(len(world.batches), 'step')}: {_name(rule)}")
             found = replay(world, first, rule)
             never = never or found
             rows.append({"rule": _name(rule), **row_of(found, never, rule)})
@@ -127,7 +128,9 @@ def rebalance(
     from moesim.study_report import cell
 
     table = [[row["rule"], *(cell(column, row[column]) for column in columns)] for row in rows]
-    screen.print_table(("rule", *columns), table, title=f"{len(world.batches)} steps of {repeat} real ones, {solver}")
+    screen.print_table(
+        ("rule", *columns), table, title=f"{count(len(world.batches), 'step')} of {repeat} real ones, {solver}"
+    )
     screen.stdout().print(answer, markup=False, soft_wrap=True)
     screen.print_notes(notes)
 
@@ -139,8 +142,6 @@ def _name(rule: Any) -> str:
 
 
 def _answer(rows: list[dict[str, Any]]) -> str:
-    from moesim.base.units import show
-
     real = [row for row in rows[1:] if not row["rule"].startswith("oracle")]
     best = max(real, key=lambda row: float(row["gain"]), default=None)
     ceiling = float(rows[-1]["gain"])

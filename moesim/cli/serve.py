@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.base.units import count
 from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
@@ -158,9 +159,9 @@ def serve(
         parts: list[Serving] = []
         for number, group in enumerate(groups):
             decode = number == 1 or len(groups) == 1
-            say(f"planning {group.ranks} ranks")
+            say(f"planning {count(group.ranks, 'rank')}")
             parts.append(_serving(dataclasses.replace(read, group=group), decode=decode, limits=limits, **how))
-        say(f"serving {len(arriving)} requests")
+        say(f"serving {count(len(arriving), 'request')}")
         report = serve_plan(
             traffic, arriving, parts[0], decode=parts[1] if len(parts) > 1 else None,
             path=kv_path(read.group, groups[0].ranks) if len(parts) > 1 else None, dims=read.dims, scheduler=scheduler,
@@ -191,11 +192,14 @@ def _serving(
 ) -> Serving:  # fmt: skip
     from moesim.solve import solve
     from moesim.study.serving import Serving
-    from moesim.trace import DECODE, PREFILL
+    from moesim.study.windows import part_of
+    from moesim.trace import DECODE, PHASES, PREFILL
 
     wanted = DECODE if decode else PREFILL
-    phase = ("prefill", "decode")[wanted] if (given.routing.phase == wanted).any() else None
-    batches = given.steps(part="fit", fit=fit, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
+    # a part may hold one phase alone although the trace holds both
+    given = dataclasses.replace(given, routing=part_of(given.routing, "fit", fit=fit, seed=seed))
+    phase = PHASES[wanted] if (given.routing.phase == wanted).any() else None
+    batches = given.steps(part="all", fit=fit, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
     costs = given.costs(batches, transport=transport, network=network, compute=compute)
     if plan is not None:
         placement = load.placement_of(given.plan(plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 from pathlib import Path
+from typing import Final
 
 from moesim.base.errors import InputError, UnknownName
 
@@ -28,6 +29,9 @@ def preset_folder() -> Path:
     raise InputError(f"{_PACKAGE}: the topologies are missing from this installation; install moesim again")
 
 
+_ELSE: Final = "or give a file; another number of nodes is an edit of a preset, --set nodes=16"
+
+
 def preset_names() -> list[str]:
     """Return the names of the presets."""
     return sorted(path.stem for path in preset_folder().glob("*.toml"))
@@ -43,5 +47,5 @@ def preset_path(name: str) -> Path:
     """
     names = preset_names()
     if name not in names:
-        raise UnknownName("topology", name, names)
+        raise UnknownName("topology", name, names, _ELSE)
     return preset_folder() / f"{name}.toml"

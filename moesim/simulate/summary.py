@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.base.units import show
+from moesim.base.units import count, show
 
 if TYPE_CHECKING:
     from moesim.simulate.report import Report
@@ -18,9 +18,10 @@ def summary(report: Report) -> str:
     nodes = len(report.node_bytes)
     step = report.mean_step_s
     lines = [
-        f"{facts.get('model', 'model')} on {facts.get('topology', 'cluster')}: {len(report.rank_node)} ranks, "
-        f"{nodes} {'node' if nodes == 1 else 'nodes'}",
-        f"{report.steps} steps of {facts.get('phase', 'mixed')}, {_count(report.step_tokens.mean())} tokens each; "
+        f"{facts.get('model', 'model')} on {facts.get('topology', 'cluster')}: {count(len(report.rank_node), 'rank')}, "
+        f"{count(nodes, 'node')}",
+        f"{count(report.steps, 'step')} of {facts.get('phase', 'mixed')}, "
+        f"{_count(report.step_tokens.mean())} tokens each; "
         + ", ".join(str(facts[key]) for key in ("policy", "transport", "network", "schedule") if key in facts),
         "",
         _row("step", f"{show(step, 'time')}", f"p50 {show(report.p50_step_s, 'time')}, "
@@ -42,7 +43,9 @@ def summary(report: Report) -> str:
         lines.append(_row("busiest link", f"{used[link]:.1%}", report.link_name[link]))
     lines.append(_row("bottleneck", report.bottleneck, ""))
     if report.seen.any():
-        lines.append(_row("seen before", f"{int(report.seen.sum())} of {report.steps} steps", "the plan was fitted on"))
+        lines.append(
+            _row("seen before", f"{int(report.seen.sum())} of {count(report.steps, 'step')}", "the plan was fitted on")
+        )
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.errors import Infeasible, InputError, MoesimError
+from moesim.base.units import count
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import Placement
@@ -207,7 +208,7 @@ def compare(
     bound_s = step_bound(judged, group, costs, slots_per_rank).step_s
     found: dict[str, Judged] = {}
     for name, plan in plans.items():
-        say(f"judging {name} on {len(judged)} held-out steps")
+        say(f"judging {name} on {count(len(judged), 'held-out step')}")
         found[name] = judge(plan, fitted, judged, group, costs, name=name, bound_s=bound_s, dims=dims, seed=seed)
     found = {name: dataclasses.replace(one, row=_with_move(one, found)) for name, one in found.items()}
     if windows == "domain":

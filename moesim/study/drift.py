@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.trace import PHASES, Batches, Trace, make_batches
 
 
@@ -65,7 +66,7 @@ def drifting(
         parts.append(part)
         rows_of.append(rows)
         if len(part) < block_steps:
-            notes.append(f"domain {name}: blocks of {len(part)} steps, more would repeat tokens")
+            notes.append(f"domain {name}: blocks of {count(len(part), 'step')}, more would repeat tokens")
     token, home, offsets, labels = [], [], [0], []
     begun = [0] * len(parts)
     for _ in range(cycles):

@@ -12,6 +12,7 @@ from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.spec import ModelSpec
 from moesim.trace import DECODE, PHASES, Batches, Trace, make_batches
+from moesim.trace.checks import need_routes
 
 PARTS: Final = ("all", "fit", "held-out")
 """Parts of a trace: all of it, what plans are fitted on, what they are judged on."""
@@ -36,10 +37,12 @@ def part_of(trace: Trace, part: str, *, fit: float = 0.5, seed: int = 0) -> Trac
     UnknownName
         If there is no such part.
     InputError
-        If the fraction is not between 0 and 1, or the trace is too short to be split.
+        If the trace holds counts only or is too short to be split, or the fraction is not between 0 and 1.
     """
     if part not in PARTS:
         raise UnknownName("part of a trace", part, PARTS)
+    # counts can be split too, but no step comes of either part: say so at once
+    need_routes(trace.routes, f"part {part!r}")
     if part == "all":
         return trace
     fitted, held_out = trace.split(fit, seed=seed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import InputError
+from moesim.trace.checks import need_routes
 from moesim.trace.trace import PHASES, Trace
 
 
@@ -51,8 +52,7 @@ class Batches(Sealed):
     resampled: bool = False
 
     def __post_init__(self) -> None:
-        if self.trace.routes is None:
-            raise InputError("Batches: the trace holds counts only; steps need the routes of every token: record those")
+        need_routes(self.trace.routes, "Batches")
         if self.ranks < 1:
             raise InputError(f"Batches.ranks: expected at least 1, got {self.ranks}")
         token = seal(self, "token", self.token, np.int64, ("batched",))

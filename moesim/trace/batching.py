@@ -10,8 +10,10 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.trace import packing
 from moesim.trace.batches import Batches
+from moesim.trace.checks import need_routes
 from moesim.trace.trace import DECODE, PHASES, PREFILL, TRAIN, Trace
 
 __all__ = ["DEFAULT_TOKENS", "RESAMPLED_STEPS", "Batches", "make_batches"]
@@ -71,7 +73,9 @@ def make_batches(
     held = [code for code in range(len(PHASES)) if (trace.phase[rows] == code).any()]
     if not held:
         there = ", ".join(sorted({PHASES[code] for code in np.unique(trace.phase)})) or "none at all"
-        raise InputError(f"batching: the trace holds no {phase or ''} tokens (it holds: {there}); choose another phase")
+        raise InputError(
+            f"batching: this trace or part of it holds no {phase or ''} tokens (it holds: {there}); give another"
+        )
     limit = _NO_LIMIT if max_steps is None else max_steps
     notes: list[str] = []
     if tokens_per_rank is None and trace.has_steps:
@@ -83,7 +87,9 @@ def make_batches(
         notes.append("regrouped: a number of tokens per rank was given, so recorded steps are packed anew")
     if isinstance(tokens_per_rank, Mapping):
         if missing := sorted(set(tokens_per_rank) - set(held)):
-            raise InputError(f"batching: the trace holds no {PHASES[missing[0]]} tokens; leave that phase out")
+            raise InputError(
+                f"batching: this trace or part of it holds no {PHASES[missing[0]]} tokens; leave that phase out"
+            )
         codes = sorted(tokens_per_rank)
         sizes = dict(tokens_per_rank)
     else:
@@ -118,8 +124,7 @@ def _check_options(
     homes: str,
     max_steps: int | None,
 ) -> None:
-    if trace.routes is None:
-        raise InputError("batching: the trace holds counts only; steps need the routes of every token: record those")
+    need_routes(trace.routes, "batching")
     if ranks < 1:
         raise InputError(f"batching: expected at least 1 rank, got {ranks}")
     if phase is not None and phase not in PHASES:
@@ -156,7 +161,7 @@ def _as_recorded(trace: Trace, rows: Array, ranks: int, limit: int) -> Batches:
     rows = rows[: offsets[-1]]
     by_phase = np.stack([np.add.reduceat(trace.phase[rows] == code, offsets[:-1]) for code in range(len(PHASES))])
     if mixed := int(((by_phase > 0).sum(axis=0) > 1).sum()):
-        notes.append(f"mixed: {mixed} steps hold tokens of several phases and count as the phase of most of them")
+        notes.append(f"mixed: tokens of several phases are in {count(mixed, 'step')}, which go by the phase of most")
     return Batches(
         trace=trace,
         token=rows,

@@ -49,3 +49,15 @@ def check_range(name: str, column: Array, low: int, stop: int | None = None) -> 
         row = int(np.argmax(bad))
         upper = "" if stop is None else str(stop - 1)
         raise InputError(f"Trace.{name}: row {row}: {column[row]} is not in {low}..{upper}")
+
+
+def need_routes(routes: Array | None, what: str) -> None:
+    """Check that a trace tells who picked what: routes [tokens, layers, top_k].
+
+    Raises
+    ------
+    InputError
+        If it holds counts only.
+    """
+    if routes is None:
+        raise InputError(f"{what}: the trace holds counts only; steps need the routes of every token: record those")

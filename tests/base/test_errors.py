@@ -27,6 +27,7 @@ def test_a_format_error_names_file_and_place():
     "error",
     [
         UnknownName("solver", "x", ["y"]),
+        UnknownName("topology", "x", ["y"], "or give a file"),
         FormatError("f", "p", "q"),
         MissingExtra("torch", "gpu"),
         Infeasible("no room"),

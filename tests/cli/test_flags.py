@@ -61,6 +61,9 @@ def test_a_folder_with_a_configuration_is_a_model(run: Run, tmp_path: Path):
 def test_counts_say_that_plans_need_routes(run: Run, setting: list[str], tmp_path: Path):
     path = tmp_path / "loads.npy"
     np.save(path, np.ones((32, 8), np.int64))
-    done = run("compare", path, "--model", "mixtral-8x7b", *setting)
-    assert done.code == 1
-    assert "need the picks of every token, it holds counts" in done.err
+    for verb in (["compare"], ["solve", "--part", "fit"], ["phases"], ["recover"]):
+        where = setting if verb[0] != "phases" else [*setting[:4], *setting[6:]]
+        done = run(verb[0], path, "--model", "mixtral-8x7b", *where, *verb[1:])
+        assert done.code == 1
+        # not that it is too short, or has one phase, or one domain: more of it would not help
+        assert "loads.npy: the trace holds counts only; steps need the routes of every token" in done.err

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from moesim.trace import DECODE, PREFILL, Trace
 
 from .conftest import Run
 from .test_bad_input import refused
@@ -154,6 +157,24 @@ def test_serving_runs_a_plan_as_it_was_planned_for_unless_asked_otherwise(
     assert "policy nearest was asked for; the plan was made for uniform" in found["notes"]
     found = run("serve", trace_file, *where, *load).json
     assert (found["policy"], found["transport"]) == ("nearest", ["direct"])
+
+
+def test_serving_plans_on_a_part_that_holds_prompts_alone(
+    trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+) -> None:
+    read = Trace.read(trace_file)
+    # prompts are in the first half of the steps, on which the plan is made, answers in the second
+    asked, said = (read.select(np.flatnonzero(read.phase == phase)[:1000]) for phase in (PREFILL, DECODE))
+    Trace(
+        read.spec,
+        routes=np.concatenate([asked.routes, said.routes]),
+        request=np.concatenate([asked.request, said.request]),
+        position=np.concatenate([asked.position, said.position]),
+        phase=np.repeat([PREFILL, DECODE], 1000),
+        step=np.arange(2000) // 100,
+    ).write(tmp_path / "sorted.parquet")
+    load = ["--arrivals", "poisson", "--rate", 50, "--requests", 3, "--prompt", 8, "--answer", 2, "--json"]
+    assert run("serve", tmp_path / "sorted.parquet", *setting[:4], *setting[6:], *load).json["finished"] == 3
 
 
 def test_recovery_that_cannot_be(trace_file: Path, setting: list[str], run: Run) -> None:

@@ -130,7 +130,7 @@ def test_steps_of_both_phases_count_as_the_phase_of_most_tokens(trace):
     mixed = dataclasses.replace(trace, phase=(np.arange(40) >= 18).astype(int))
     batches = make_batches(mixed, 2)
     assert batches.phase.tolist() == [0, 0, 1, 1, 1]
-    assert batches.notes[-1].startswith("mixed: 1 steps hold tokens of several phases")
+    assert batches.notes[-1].startswith("mixed: tokens of several phases are in 1 step,")
 
 
 @pytest.mark.parametrize(

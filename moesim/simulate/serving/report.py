@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.arrays import Array, Sealed, seal
-from moesim.base.units import show
+from moesim.base.units import count, show
 
 STEP: Final = np.dtype([("end_s", "<f8"), ("step_s", "<f8"), ("decode", "<i8"), ("prefill", "<i8"), ("waiting", "<i8")])
 """One step of a pool: when it ended, how long it took, tokens of both phases, requests that waited at its end."""
@@ -168,7 +168,7 @@ class ServingReport(Sealed):
             return f"{name}  " + ", ".join(f"{key} {show(value, 'time')}" for key, value in values.items())
 
         out = [
-            f"{self.facts['model']} on {self.facts['topology']}: {len(self.arrival_s):,} requests "
+            f"{self.facts['model']} on {self.facts['topology']}: {count(len(self.arrival_s), 'request')} "
             f"({self.facts['arrivals']}), {int(self.finished.sum()):,} answered in {self.span_s:,.0f} s",
             line("time to first token ", ttft),
             line("time per output token", tpot),
@@ -180,14 +180,14 @@ class ServingReport(Sealed):
             facts = self._pool(name)
             size = f"{show(facts['mean_step_s'], 'time')} and {facts['tokens_per_step']:,.0f} tokens"
             out += [
-                f"pool {name}: {facts['ranks']} ranks, {facts['steps']:,} steps of {size}, stepping "
+                f"pool {name}: {count(facts['ranks'], 'rank')}, {count(facts['steps'], 'step')} of {size}, stepping "
                 f"{facts['stepping']:.0%} of the time; ranks compute {used.min():.0%} to {used.max():.0%} of it; "
                 f"{facts['mean_waiting']:.3g} requests wait (at most {facts['most_waiting']:,})"
             ]
         if self.preempted or self.rejected.any():
             out.append(
-                f"{self.preempted:,} preemptions ({int(self.recomputed.sum()):,} tokens computed again), "
-                f"{int(self.rejected.sum()):,} requests that fit no rank"
+                f"{count(self.preempted, 'preemption')} ({count(int(self.recomputed.sum()), 'token')} computed again), "
+                f"{count(int(self.rejected.sum()), 'request')} that fit no rank"
             )
         return "\n".join(out)
 

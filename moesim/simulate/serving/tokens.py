@@ -43,7 +43,7 @@ class TokenSource:
         self.drawn = np.random.default_rng([seed, 7]).integers(0, count, requests)
         self.notes: tuple[str, ...] = ()
         if nothing_said.all():
-            self.notes = ("the trace recorded no decode tokens: answers are routed as prompts were",)
+            self.notes = ("the tokens that are served hold no answers (decode): answers are routed as prompts were",)
 
     def rows(self, request: Array, start: Array, count: Array, answer: Array) -> Array:
         """Return trace rows, int64 [sum of count].
