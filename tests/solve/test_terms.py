@@ -258,7 +258,8 @@ def test_a_soft_spread_pays_for_what_it_does_not_do(trace: Trace, cluster: Clust
         plan_of(trace, cluster, constraints=Constraints(hot=3, mode="soft", hot_price=price)) for price in (0.0, 10.0)
     )
     assert dear.terms["hot_spread"] == 1.0
-    assert free.score_s <= dear.score_s
+    # two searches, neither of which proves its answer
+    assert free.score_s <= dear.score_s * 1.005
 
 
 def test_a_slot_budget_goes_where_copies_pay(cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ from moesim.solve.conform import conform
 from moesim.solve.objective import Score, score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
+from moesim.solve.search.partition import together
 from moesim.solve.search.stages import improve
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
@@ -22,6 +23,9 @@ BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb
 SLOW: Final = ("token-aware", "batch-lp", "fewest-active")
 """Policies that take a second a layer to run: of the baselines they run EPLB's and the two that are fastest under the
 nearest copy."""
+
+GROUPED: Final = 50_000
+"""Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
 @takes(effort=2e8, rows=12000, scenarios=8, hot=0.01, cold=0.0002, balance=1.0, floor=0.0, even=0.0)
@@ -124,7 +128,7 @@ def mixed(candidates: Sequence[Placement], scores: Sequence[Score], values: Arra
 
 
 def baseline_candidates(problem: Problem) -> list[Placement]:
-    """Return the placements of all baselines that apply here, the balanced one, and the one that runs now."""
+    """Return the placements of all baselines that apply here, the balanced one, the grouped one, and what runs now."""
     experts = []
     for name in BASELINES:
         # the baselines' own remarks say nothing about this plan
@@ -136,6 +140,8 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
         finally:
             problem.notes[:] = silent
     experts.append(balance(problem.loads, problem.ranks, problem.slots_per_rank, problem.cluster.speed))
+    if problem.cluster.nodes > 1 and problem.limits.most is None:
+        experts.append(picked_together(problem))
     placements = [Placement(slots, problem.experts) for slots in experts]
     if problem.previous is not None:
         placements.append(problem.previous)
@@ -147,3 +153,17 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
             placements.append(Placement(inside, problem.experts))
         placements.append(Placement(problem.start, problem.experts))
     return placements
+
+
+def picked_together(problem: Problem) -> NDArray[np.int32]:
+    """Return a placement with experts that tokens pick together on the same nodes, as the constraints allow."""
+    trace = problem.batches[0].trace
+    token = np.unique(np.concatenate([window.token for window in problem.batches]))
+    assert trace.routes is not None  # batches have routes
+    found = together(
+        trace.routes[token[:: -(-len(token) // GROUPED)]], problem.loads, problem.cluster.node, problem.slots_per_rank,
+        speed=problem.cluster.speed, seed=problem.seed,
+    )  # fmt: skip
+    if problem.limits.strict:
+        found, _ = conform(found, problem.limits, problem.loads, jobs=problem.jobs)
+    return found
