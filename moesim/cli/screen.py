@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _WIDE: Final = 200
 """Columns of a stdout that is not a terminal: a file has no edge at which a table must be cut."""
+_WIDEST: Final = 10_000
+"""Columns in which any table fits, to find what it needs."""
 
 
 def stdout(width: int | None = None) -> Console:
@@ -74,7 +76,8 @@ def print_table(
 ) -> None:
     """Print a table: the first column is text, the others are numbers.
 
-    A terminal that is too narrow wraps lines; no cell is ever cut.
+    On a terminal that is too narrow the table goes on below itself, the first column again beside each part; no cell is
+    ever cut.
 
     Parameters
     ----------
@@ -89,13 +92,29 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    result = Table(box=box.SIMPLE_HEAD, title=escape(title) or None, title_justify="left", pad_edge=False)
-    for number, column in enumerate(columns):
-        result.add_column(escape(column), justify="right" if number else "left", no_wrap=True)
-    for number, row in enumerate(rows):
-        result.add_row(*(escape(str(cell)) for cell in row), style="bold" if number == bold else None)
-    needed = stdout(_WIDE).measure(result).maximum
-    stdout(max(stdout().width, needed)).print(result)
+    cells = [[escape(str(cell)) for cell in row] for row in rows]
+    console, narrow = stdout(), sys.stdout.isatty()
+
+    def part(chosen: Sequence[int], title: str = "") -> Table:
+        result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        for number in (0, *chosen):
+            result.add_column(escape(columns[number]), justify="right" if number else "left", no_wrap=True)
+        for number, row in enumerate(cells):
+            result.add_row(*(row[column] for column in (0, *chosen)), style="bold" if number == bold else None)
+        return result
+
+    def needed(table: Table) -> int:
+        # the title may be wrapped, columns may not
+        return stdout(_WIDEST).measure(table).maximum
+
+    parts: list[list[int]] = [[]]
+    for number in range(1, len(columns)):
+        if parts[-1] and narrow and needed(part([*parts[-1], number])) > console.width:
+            parts.append([])
+        parts[-1].append(number)
+    for number, chosen in enumerate(parts):
+        table = part(chosen, "" if number else escape(title))
+        stdout(max(console.width, needed(table))).print(table)
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -118,15 +118,24 @@ def test_a_comparison_for_people_is_one_table_with_the_bound(trace_file: Path, s
     assert "planning with lpt" in done.err
 
 
-def test_a_narrow_terminal_cuts_no_number(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("width", [40, 80, None])
+def test_a_narrow_terminal_stacks_the_table_and_cuts_no_number(
+    width: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     from moesim.cli.screen import print_table
 
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    cells = [f"{number}.123 ms" for number in range(10)]
-    print_table([f"column {number}" for number in range(10)], [cells])
+    monkeypatch.setenv("COLUMNS", str(width or 40))
+    # None: a pipe, where nothing is narrow
+    monkeypatch.setattr("sys.stdout.isatty", lambda: width is not None)
+    cells = [[f"{row}.{number:02d}7 ms" for number in range(11)] for row in range(2)]
+    print_table([f"column {number}" for number in range(11)], cells, title="a title of some words")
     out = capsys.readouterr().out
-    assert all(cell in out for cell in cells)
+    assert all(out.count(cell) == 1 for row in cells for cell in row[1:])
+    parts = out.count("column 0")
+    assert all(out.count(row[0]) == parts for row in cells)
+    assert parts == {40: 5, 80: 2, None: 1}[width]
+    longest = max(len(re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()) for line in out.splitlines())
+    assert longest <= (width or 200)
 
 
 def test_a_solver_that_cannot_run_here_is_listed_with_the_reason(trace_file: Path, run: Run):
