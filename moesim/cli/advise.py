@@ -12,7 +12,8 @@ from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
 
 if TYPE_CHECKING:
-    from moesim.study.advise import Advice, Option
+    from moesim.study.advise import Advice
+    from moesim.study.answers import Option
 
 
 def advise(
@@ -39,7 +40,11 @@ def advise(
     steps: opt.Steps = 6,
     seed: opt.Seed = 0,
     deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Time that all searches may take together.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time that all searches may take together. Compiling, once after an installation, is not counted.",
+        ),
     ] = 25.0,
     format: opt.Format = None,
     model: opt.Model = None,

@@ -129,7 +129,14 @@ SlotsPerRank = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
-Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Time that a solver may take.", rich_help_panel=_RUN)]
+Deadline = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="Time that a solver may take. Compiling, once after an installation, is not counted.",
+        rich_help_panel=_RUN,
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn.", rich_help_panel=_RUN)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=_OUT)]
 

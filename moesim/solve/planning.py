@@ -16,6 +16,7 @@ from moesim.base.errors import Infeasible, InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import EMPTY, POLICIES, Placement
+from moesim.placement.clock import working_s
 from moesim.solve.bounds import step_bound
 from moesim.solve.constraints import Constraints
 from moesim.solve.limits import holders
@@ -90,7 +91,7 @@ def solve(
     horizon_s
         Seconds of serving in which a move must pay off, layer by layer; None takes moves to be free.
     seed, deadline_s, jobs
-        Source of all randomness; seconds of wall clock; threads (all cores by default).
+        Source of all randomness; seconds of wall clock, compilation aside; threads (all cores by default).
     watch, stop
         Called with the :class:`~moesim.solve.progress.Progress` of the solver; asked whether to end with the best so
         far, which the plan then notes.
@@ -105,7 +106,7 @@ def solve(
     InputError
         If the parts do not fit one another, or a solver returns what is no placement.
     """
-    started = time.monotonic()
+    started, began = working_s(), time.monotonic()
     function = SOLVERS.get(solver)
     complete = complete_options(function, solver, options)
     if policy not in POLICIES.names():
@@ -154,7 +155,7 @@ def solve(
     placement = respecting(verified(function(problem), problem, solver), problem, solver).for_model(spec)
     scored = score(problem.batches, placement, costs, policy, seed)
     if problem.stopped():
-        problem.note(f"stopped on request after {time.monotonic() - started:.0f} s: the best placement until then")
+        problem.note(f"stopped on request after {time.monotonic() - began:.0f} s: the best placement until then")
     problem.tell("done", scored.mean_s, 1.0)
     bound = step_bound(problem.batches, group, costs, slots_per_rank)
     terms = report(placement, scored, problem)
@@ -169,7 +170,7 @@ def solve(
         solver=solver,
         options=complete,
         seed=seed,
-        wall_s=time.monotonic() - started,
+        wall_s=time.monotonic() - began,
         inputs=_inputs(batches, group, costs, problem),
         terms=terms,
         notes=tuple(dict.fromkeys([*problem.notes, *costs.notes])),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from moesim.base.registry import Registry
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
+from moesim.placement.clock import working_s
 from moesim.placement.rounds import keep_slots, schedule
 from moesim.solve.conform import conform, seated
 from moesim.solve.constraints import Constraints
@@ -59,7 +59,7 @@ class Problem:
     room
         Slots that each rank may fill, int64 [layers, ranks]; by default as the constraints say.
     seed, deadline_s
-        Source of all randomness, and seconds of wall clock that the solver may use.
+        Source of all randomness, and seconds that the solver may use, compilation aside.
     jobs
         Threads that the solver may use.
     options
@@ -89,7 +89,7 @@ class Problem:
     objective: Objective = field(default_factory=Objective)
     constraints: Constraints = field(default_factory=Constraints)
     notes: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=working_s)
     watch: Watcher | None = None
     stop: Stop | None = None
 
@@ -186,8 +186,8 @@ class Problem:
         return keep_slots(self.running, Placement(experts, self.experts))
 
     def seconds_left(self) -> float:
-        """Return the wall-clock seconds until the deadline, which is now where a stop was asked for."""
-        return 0.0 if self.stopped() else self.deadline_s - (time.monotonic() - self.started)
+        """Return the seconds until the deadline, compilation aside; it is now where a stop was asked for."""
+        return 0.0 if self.stopped() else self.deadline_s - (working_s() - self.started)
 
     def stopped(self) -> bool:
         """Return whether the solver shall return the best so far."""
@@ -196,7 +196,7 @@ class Problem:
     def tell(self, stage: str, best_s: float, done: float | None = None) -> None:
         """Tell whoever watches how good the best placement so far is; see :class:`Progress`."""
         if self.watch is not None:
-            self.watch(Progress(time.monotonic() - self.started, best_s, stage, done))
+            self.watch(Progress(working_s() - self.started, best_s, stage, done))
 
     def note(self, text: str) -> None:
         """Add a note to the plan, once."""

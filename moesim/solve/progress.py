@@ -13,7 +13,7 @@ class Progress:
     Parameters
     ----------
     seconds
-        Wall-clock seconds since the solver began.
+        Seconds since the solver began, compilation aside.
     best_s
         Mean seconds of a step on the fitted traffic under the best placement so far.
     stage

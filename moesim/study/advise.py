@@ -13,62 +13,21 @@ from moesim.base.errors import Infeasible, InputError
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
-from moesim.placement.policies import NEEDS_SUPPORT
 from moesim.simulate import simulate
 from moesim.solve import Constraints, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.solve.moving import break_even_s
 from moesim.solve.objective import Score, score
 from moesim.spec import ModelSpec
+from moesim.study.answers import LEAST_GAIN, Option, answers
+from moesim.study.budget import Budget
 from moesim.study.windows import costs_of, fewest_slots, part_of, steps_of
 from moesim.trace import PHASES, Batches, Trace
 
-LEAST_GAIN: Final = 0.01
-"""Part of a step that a change must save to be worth the trouble."""
 FEW_MOVES: Final = 16
 """Moves a layer of the small answer."""
 _RUNS: Final = 5
-"""Searches among which the deadline is shared."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One thing to do, judged on held-out steps.
-
-    Parameters
-    ----------
-    name, kind
-        What it is; ``"placement"``, ``"slots"`` or ``"policy"``.
-    solver, policy, slots_per_rank
-        What makes the placement, who serves, experts a rank holds in a layer.
-    engine
-        Who runs the policy today, or "needs engine support".
-    step_s, gain, gain_error
-        Mean seconds of a step; part of the present step that it saves; standard error of that over steps, None for
-        a single step.
-    fit_step_s, balance
-        Mean seconds on the fit traffic, None for policies; mean over largest load of a rank, step by step.
-    moves, move_s, break_even_s
-        Experts to receive, seconds of that, seconds of serving until it has paid off (None: never, or a restart).
-    pays
-        Whether it saves more than `LEAST_GAIN`, more than two standard errors, and its move pays off in the horizon.
-    """
-
-    name: str
-    kind: str
-    solver: str
-    policy: str
-    slots_per_rank: int
-    engine: str
-    step_s: float
-    gain: float
-    gain_error: float | None
-    fit_step_s: float | None
-    balance: float
-    moves: int | None
-    move_s: float | None
-    break_even_s: float | None
-    pays: bool
+"""Searches that take time, among which the deadline is shared."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +162,7 @@ def advise(
     horizon_s
         Seconds of serving in which a move must pay off.
     deadline_s
-        Seconds that all searches may take together.
+        Seconds that all searches may take together, compilation aside; judging options takes more.
     transport, network, compute, dims, tokens_per_rank, phase, seed, progress
         As in :func:`moesim.study.compare`.
 
@@ -223,12 +182,23 @@ def advise(
     parts = [part_of(trace, part, fit=fit, seed=seed) for part in ("fit", "held-out")]
     fitted, judged = (steps_of(part, cluster, **size) for part in parts)
     costs = costs_of(judged, cluster, dims=dims, transport=transport, network=network, compute=compute)
-    common: dict[str, Any] = {
-        "policy": policy, "dims": dims, "costs": costs, "seed": seed, "deadline_s": deadline_s / _RUNS,
-    }  # fmt: skip
+    if not deadline_s > 0:
+        raise InputError(f"advise: expected a deadline of more than 0 s, got {deadline_s}")
+    budget = Budget(deadline_s, _RUNS)
+
+    def plan_for(steps: Batches, count: int, solver: str = "moesim", **more: Any) -> Plan:
+        how: dict[str, Any] = {
+            "slots_per_rank": count, "solver": solver, "policy": policy, "dims": dims, "costs": costs, "seed": seed,
+            "deadline_s": budget.share, **more,
+        }  # fmt: skip
+        if solver != "moesim":
+            return solve(steps, cluster, **how)
+        with budget.part() as stop:
+            return solve(steps, cluster, stop=stop, **how)
+
     notes = []
     if previous is None:
-        previous = solve(fitted, cluster, slots_per_rank=slots_per_rank, solver="contiguous", **common).placement
+        previous = plan_for(fitted, slots_per_rank, "contiguous").placement
         notes.append("nothing runs that was given: compared with the placement that engines start with (contiguous)")
     slots = previous.slots_per_rank
     say("judging what runs")
@@ -244,9 +214,7 @@ def advise(
         ("re-plan", "moesim", None),
     ):
         say(f"trying {name}")
-        plan = plans[name] = solve(
-            fitted, cluster, slots_per_rank=slots, solver=solver, constraints=limits, previous=previous, **common
-        )
+        plan = plans[name] = plan_for(fitted, slots, solver, constraints=limits, previous=previous)
         found = case.judge(plan.placement, policy)
         options.append(case.option(name, "placement", found, policy, slots, solver, plan, plan.score_s))
     fastest = min(options, key=lambda option: option.step_s).name
@@ -257,7 +225,7 @@ def advise(
             continue
         say(f"trying {count} slots a rank")
         try:
-            plan = solve(fitted, cluster, slots_per_rank=count, solver="moesim", **common)
+            plan = plan_for(fitted, count)
         except Infeasible as error:
             notes.append(f"{count} slots a rank: {error}")
             continue
@@ -274,7 +242,7 @@ def advise(
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
     say("planning on the held-out steps, to tell the regret")
     # with the re-plan as a candidate, so that it is never worse
-    knowing = solve(judged, cluster, slots_per_rank=slots, solver="moesim", previous=best, **common)
+    knowing = plan_for(judged, slots, previous=best)
     replanned = next(option for option in options if option.name == "re-plan")
     facts = {
         "trace": {"model": trace.spec.name, "tokens": trace.tokens, "digest": trace.digest},
@@ -296,6 +264,8 @@ def advise(
     }
     if len(judged) < 2:
         notes.append("one held-out step: how much gains differ between steps is not known; give fewer tokens a rank")
+    if budget.cut:
+        notes.append(f"the deadline cut {budget.cut} of {_RUNS} searches short: another run may differ; give more time")
     notes += [*(f"held-out steps {note}" for note in judged.notes), *report.notes]
     return Advice(
         facts=facts,
@@ -306,84 +276,3 @@ def advise(
         plan=plans["re-plan"],
         notes=tuple(dict.fromkeys(note for note in notes if note not in judged.notes)),
     )
-
-
-def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
-    """Return one line a question: another placement, EPLB, another number of copies, another policy."""
-    placed = [option for option in options if option.kind == "placement"]
-    eplb = next(option for option in placed if option.solver == "eplb")
-    best = min(placed, key=lambda option: option.step_s)
-    paying = [option for option in placed if option.pays]
-    if paying:
-        # of those that are about as good, the one that moves least
-        top = max(option.gain for option in paying)
-        pick = min((o for o in paying if o.gain > 0.8 * top), key=lambda o: o.move_s or 0.0)
-        place = f"re-place ({pick.name}): {_saves(pick)}; {_moving(pick)}"
-        if pick is not best:
-            place += f"; {best.name} saves {best.gain:.1%}"
-    else:
-        place = f"stay with the running placement: the best other one ({best.name}) saves {best.gain:.1%}{_why(best)}"
-    if eplb.pays:
-        by_eplb = f"EPLB pays: {_saves(eplb)}; {_moving(eplb)}"
-    else:
-        by_eplb = f"EPLB will not pay here: it saves {eplb.gain:.1%}{_why(eplb)}"
-    replanned = next(option for option in placed if option.name == "re-plan")
-    counts = [option for option in options if option.kind == "slots"]
-    # copies are compared at their best placements
-    better = [o for o in counts if replanned.step_s - o.step_s > LEAST_GAIN * replanned.step_s]
-    if better:
-        pick = min(better, key=lambda option: option.step_s)
-        word = "more" if pick.slots_per_rank > slots else "fewer"
-        by_slots = (
-            f"{word} copies pay: {pick.slots_per_rank} slots a rank take {1 - pick.step_s / replanned.step_s:.1%} less "
-            f"than {slots}, both re-planned"
-        )
-    else:
-        by_slots = f"keep {slots} slots a rank: " + (
-            ", ".join(f"{o.slots_per_rank} take {o.step_s / replanned.step_s - 1:+.1%}" for o in counts)
-            or "no other number fits"
-        )
-    others = [option for option in options if option.kind == "policy"]
-    winning = [option for option in others if option.gain - max(best.gain, 0.0) > LEAST_GAIN]
-    today = [o for o in winning if o.engine != NEEDS_SUPPORT]
-    parts = []
-    if today:
-        pick = max(today, key=lambda option: option.gain)
-        parts.append(f"{pick.policy} ({pick.engine}) {_by_policy(pick, best, 'saves')}")
-    if winning and (not today or max(winning, key=lambda o: o.gain) is not max(today, key=lambda o: o.gain)):
-        pick = max(winning, key=lambda option: option.gain)
-        parts.append(f"{pick.policy} {_by_policy(pick, best, 'would save')}, but {pick.engine}")
-    by_policy = "; ".join(parts) or f"keep policy {policy}: no other saves {LEAST_GAIN:.0%} beyond re-placing"
-    return {"placement": place, "eplb": by_eplb, "slots": by_slots, "policy": by_policy}
-
-
-def _by_policy(option: Option, best: Option, verb: str) -> str:
-    if option.solver == "stay":
-        return f"{verb} {option.gain:.1%} with the running placement"
-    return f"{verb} {option.gain:.1%} with {option.solver} ({best.policy}: {best.gain:.1%})"
-
-
-def _saves(option: Option) -> str:
-    error = "" if option.gain_error is None else f" (standard error {option.gain_error:.1%})"
-    return f"saves {option.gain:.1%} of a step{error}"
-
-
-def _moving(option: Option) -> str:
-    from moesim.base.units import show
-
-    if option.move_s is None or option.break_even_s is None:
-        return "no move to pay off"
-    return (
-        f"{option.moves:,} experts move in {show(option.move_s, 'time')}, paid off after "
-        f"{show(option.break_even_s, 'time')}"
-    )
-
-
-def _why(option: Option) -> str:
-    if option.gain <= 0:
-        return " on held-out traffic"
-    if option.gain_error is not None and option.gain <= 2 * option.gain_error:
-        return f", within the noise of held-out steps (standard error {option.gain_error:.1%})"
-    if option.gain <= LEAST_GAIN:
-        return f", less than the {LEAST_GAIN:.0%} that a change should save"
-    return ", but its move does not pay off in the horizon"

@@ -12,7 +12,9 @@ from moesim.placement import Placement
 from moesim.solve import solve
 from moesim.solve.objective import score
 from moesim.spec import ModelSpec
-from moesim.study.advise import Advice, Option, advise, answers
+from moesim.study.advise import Advice, advise
+from moesim.study.answers import Option, answers
+from moesim.study.budget import Budget
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import Trace
 from moesim.trace.synthetic import router
@@ -125,3 +127,29 @@ def test_a_policy_that_no_engine_runs_is_told_apart() -> None:
             [option("eplb", "placement", 0.02, solver="eplb", gain_error=0.05, pays=False), placed[1]], "nearest", 3
         )["eplb"]
     )
+
+
+def test_searches_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("moesim.study.budget.working_s", lambda: now[0])
+
+    def most(budget: Budget, took: float) -> float:
+        """Seconds after which the next search is told to stop, which then takes so many."""
+        with budget.part() as stop:
+            began = now[0]
+            while not stop():
+                now[0] += 0.125
+            found = now[0] - began
+            now[0] = began + took
+        return found
+
+    budget = Budget(10.0, 5)
+    # nobody has more than a fifth; what one takes too long, those after it have less
+    assert [most(budget, took) for took in (1, 6, 2, 0)] == pytest.approx([2, 2, 1, 0.5], abs=0.13)
+    assert budget.cut == 4
+    with budget.part():
+        pass
+    assert budget.cut == 4
+    late = Budget(10.0, 5)
+    most(late, 100)
+    assert most(late, 1) == pytest.approx(0.2, abs=0.13)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.placement.clock import working_s
 from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
 from moesim.solve.search.cost import Prices, compute_s, cost, network_s, priced
@@ -208,7 +208,7 @@ def anneal(
     seed
         Seed of the moves; with equal ``work`` the answer is the same everywhere, unless the clock cuts it short.
     stop_at
-        ``time.monotonic()`` at which to stop with the best so far.
+        :func:`~moesim.placement.clock.working_s` at which to stop with the best so far.
     each
         Called between pieces with the share that is done and the best slots [ranks, slots], a view; returns whether
         to stop now.
@@ -223,7 +223,7 @@ def anneal(
     rng = np.array([seed], np.uint64)
     cut = False
     for piece in range(PIECES):
-        if time.monotonic() > stop_at or (each is not None and each(piece / PIECES, best_slots)):
+        if working_s() > stop_at or (each is not None and each(piece / PIECES, best_slots)):
             cut = True
             break
         until = work * (piece + 1) / PIECES

@@ -7,7 +7,6 @@ really visit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,6 +15,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
+from moesim.placement.clock import working_s
 from moesim.solve.problem import Problem
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.anytime import Anytime
@@ -142,7 +142,7 @@ def _all_layers(
         outcome = anneal(
             state, stage.prices(layer, weight, float(options["floor"]), rival[layer]), int(stage.effort),
             hot=stage.hot, cold=float(options["cold"]), seed=seed + layer,
-            stop_at=time.monotonic() + share,
+            stop_at=working_s() + share,
             each=lambda done, slots: anytime.follow(task, number, layer, done, slots),
             rules=problem.limits.rules(layer),
         )  # fmt: skip
