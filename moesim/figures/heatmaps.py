@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -57,7 +57,7 @@ def load_heatmap(
         height=max(300, min(900, 190 + 22 * layers)),
         xaxis={"title": {"text": "rank (lines: node borders)"}, "showgrid": False},
         yaxis={"title": {"text": "decoder layer"}, "autorange": "reversed", "showgrid": False, "type": "category"},
-        shapes=_node_borders(node, layers, dark),
+        shapes=theme.node_borders(node, layers - 0.5, dark=dark),
     )
     heat = go.Heatmap(
         z=ratio.astype(np.float32),
@@ -185,15 +185,6 @@ def _over_mean(load: Array) -> Array:
     mean = load.mean(axis=1, keepdims=True)
     ratio: Array = np.divide(load, mean, out=np.ones_like(load), where=mean > 0)
     return ratio
-
-
-def _node_borders(node: Array, layers: int, dark: bool) -> list[dict[str, Any]]:
-    # one list given at once: adding shapes one by one takes plotly seconds
-    edges = np.flatnonzero(np.diff(node)) + 0.5
-    line = {"color": theme.ink(dark), "width": 2}
-    return [
-        {"type": "line", "x0": float(x), "x1": float(x), "y0": -0.5, "y1": layers - 0.5, "line": line} for x in edges
-    ]
 
 
 def _amount(value: float) -> str:

@@ -67,12 +67,8 @@ def placement_diff(
         height=max(360, min(900, 200 + 7 * before.num_experts)),
         xaxis={"title": {"text": "rank (lines: node borders)"}, "showgrid": False},
         yaxis={"title": {"text": "expert"}, "autorange": "reversed", "showgrid": False},
-        shapes=[
-            {"type": "line", "x0": float(x), "x1": float(x), "y0": -0.5, "y1": before.num_experts - 0.5,
-             "line": {"color": theme.ink(dark), "width": 1.5}}
-            for x in np.flatnonzero(np.diff(node)) + 0.5
-        ],
-    )  # fmt: skip
+        shapes=theme.node_borders(node, before.num_experts - 0.5, dark=dark, width=1.5),
+    )
     words = np.array(["on neither", "on both", f"only in {names[0]}", f"only in {names[1]}"])
     heat = go.Heatmap(
         z=code.astype(np.float32),
@@ -127,11 +123,9 @@ def stragglers(
         xaxis={"title": {"text": "rank"}, "showgrid": False},
         yaxis={"title": {"text": "time in a mean step (ms)"}},
         shapes=[
-            {"type": "line", "x0": float(x), "x1": float(x), "y0": 0, "y1": 1, "yref": "paper",
-             "line": {"color": theme.ink(dark), "width": 1, "dash": "dot"}}
-            for x in np.flatnonzero(np.diff(node)) + 0.5
+            {**line, "yref": "paper"} for line in theme.node_borders(node, 1, bottom=0, dark=dark, width=1, dash="dot")
         ],
-    )  # fmt: skip
+    )
     for name, values, sign, colour in (
         ("on the critical path: others wait for it", holds, 1, theme.PHASE_COLOURS["experts"]),
         (theme.PHASE_LABELS["wait"], waits, -1, theme.PHASE_COLOURS["wait"]),

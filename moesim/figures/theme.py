@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 import plotly.graph_objects as go
+
+from moesim.base.arrays import Array
 
 PHASE_COLOURS: Final = {
     "attention": "#009E73",
@@ -92,13 +95,23 @@ def sequential(dark: bool) -> list[tuple[float, str]]:
     return _scale(_SEQUENTIAL[dark])
 
 
+def node_borders(node: Array, top: float, *, dark: bool, bottom: float = -0.5, **line: Any) -> list[dict[str, Any]]:
+    """Return lines between the ranks of different nodes, as plotly shapes; ``node`` int [ranks].
+
+    One list to be given at once: adding shapes one by one takes plotly seconds.
+    """
+    style = {"color": ink(dark), "width": 2, **line}
+    edges = (np.flatnonzero(np.diff(node)) + 0.5).tolist()
+    return [{"type": "line", "x0": x, "x1": x, "y0": bottom, "y1": top, "line": style} for x in edges]
+
+
 def template(dark: bool = False) -> go.layout.Template:
     """Return the common look as a plotly template, for figures made elsewhere too."""
     axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True}
     layout = {
         "colorway": list(PHASE_COLOURS.values()),
         "font": {
-            "family": "Source Sans, system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
+            "family": _FONT,
             "size": 13,
             "color": _INK[dark],
         },

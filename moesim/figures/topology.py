@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from moesim.base.arrays import Array
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.cluster import Cluster
 from moesim.figures import theme
 
@@ -39,7 +39,9 @@ def topology(cluster: Cluster, utilisation: ArrayLike | None = None, *, dark: bo
     cable = busy.reshape(-1, 2).max(axis=1)
     link = 2 * np.arange(len(cable)) + busy.reshape(-1, 2).argmax(axis=1)
     if utilisation is None:
-        subtitle = f"{cluster.ranks} GPUs in {cluster.nodes} node(s), {cluster.links // 2} cables"
+        subtitle = (
+            f"{count(cluster.ranks, 'GPU')} in {count(cluster.nodes, 'node')}, {count(cluster.links // 2, 'cable')}"
+        )
     else:
         hot = int(busy.argmax())
         subtitle = f"busiest link: {cluster.link_name[hot]}, {busy[hot]:.0%} of the time"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.simulate import simulate
@@ -66,7 +67,7 @@ def by_domain(
     rows = {name: index for name, index in rows.items() if len(index) >= cluster.ranks}
     if len(rows) < 2:
         raise InputError(
-            f"spread by domain: the held-out traffic has {len(rows)} domain(s) with a token for each of "
+            f"spread by domain: the held-out traffic has {count(len(rows), 'domain')} with a token for each of "
             f"{cluster.ranks} ranks; give a trace that labels at least two"
         )
     whole = judged.tokens_per_rank or len(judged.token) // (len(judged) * cluster.ranks)
