@@ -107,3 +107,4 @@ def print_phases(found: Phases) -> None:
         screen.stdout().print(
             f"the plan for {name} has {count(moves, 'expert')} on other GPUs than the first", markup=False
         )
+    screen.print_notes(found.notes)

@@ -47,12 +47,16 @@ class PhaseRow:
 
 @dataclass(frozen=True)
 class Phases:
-    """What :func:`side_by_side` found: a plan a phase, every phase under every plan, and what parts the plans."""
+    """What :func:`side_by_side` found: a plan a phase, every phase under every plan, and what parts the plans.
+
+    Notes are what a reader must know before trusting the numbers, such as steps that draw tokens again and again.
+    """
 
     facts: Mapping[str, Any]
     rows: tuple[PhaseRow, ...]
     plans: Mapping[str, Plan] = field(repr=False)
     moves: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data with stable keys."""
@@ -61,6 +65,7 @@ class Phases:
             **self.facts,
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "moves": dict(self.moves),
+            "notes": list(self.notes),
         }
 
 
@@ -100,12 +105,15 @@ def side_by_side(
     fit_trace, judge_trace = (part_of(trace, part, fit=fit, seed=seed) for part in ("fit", "held-out"))
     plans: dict[str, Plan] = {}
     judged, costs, runs = {}, {}, {}
+    notes: list[str] = []
     for name in names:
         size: dict[str, Any] = {
             "tokens_per_rank": (tokens_per_rank or {}).get(name), "phase": name, "max_steps": max_steps, "seed": seed,
         }  # fmt: skip
         fitted, judged[name] = (steps_of(part, cluster, **size) for part in (fit_trace, judge_trace))
         costs[name] = costs_of(judged[name], cluster, dims=dims)
+        notes += [f"{name}, fit steps {note}" for note in fitted.notes]
+        notes += [f"{name}, held-out steps {note}" for note in judged[name].notes]
         runs[name] = (policies or {}).get(name, "nearest")
         say(f"planning for {name}")
         plans[name] = solve(
@@ -136,4 +144,5 @@ def side_by_side(
         "slots_per_rank": slots_per_rank,
         "seed": seed,
     }
-    return Phases(facts, tuple(rows), plans, moves)
+    notes += [note for one in costs.values() for note in one.notes]
+    return Phases(facts, tuple(rows), plans, moves, tuple(dict.fromkeys(notes)))

@@ -196,6 +196,13 @@ def test_advice_fits_one_screen(trace_file: Path, setting: list[str], run: Run, 
     refused(run("advise", trace_file, *setting, "--policy", "neerest"), 1, "did you mean 'nearest'?")
 
 
+def test_phases_say_where_steps_were_not_as_recorded(trace_file: Path, setting: list[str], run: Run) -> None:
+    where = [*setting[:4], "--tokens-per-rank", "prefill=2000,decode=4", "--steps", 1, "--deadline", 0.2]
+    found = run("phases", trace_file, *where, "--json").json
+    assert any(note.startswith("prefill, held-out steps resampled") for note in found["notes"])
+    assert "note: prefill, held-out steps resampled" in run("phases", trace_file, *where).out
+
+
 def test_prefill_and_decode_side_by_side(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> None:
     plain = [part for part in setting if part not in ("--tokens-per-rank", "64")]
     how = ["--tokens-per-rank", "prefill=64,decode=16", "--steps", 2, "--deadline", 1]
