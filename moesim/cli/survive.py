@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -13,6 +13,10 @@ from moesim.cli import options as opt
 
 if TYPE_CHECKING:
     from moesim.solve.survival import Loss, Survival
+
+_ASSUMED: Final = (
+    "missing experts are read from host memory at 25 GB/s a GPU (assumed); detection and restart are not counted"
+)
 
 
 def survive(
@@ -63,10 +67,12 @@ def survive(
         found = survival(
             load.placement_of(judged), batches, costs, policy=how.policy, kinds=kinds, seed=seed, progress=say
         )
+    notes = [*batches.notes, *how.notes, *costs.notes, _ASSUMED]
     if json:
-        screen.print_json(found.to_dict())
+        screen.print_json({**found.to_dict(), "notes": notes})
     else:
         print_survival(found)
+        screen.print_notes(notes)
 
 
 def print_survival(found: Survival, most: int = 8) -> None:
@@ -88,8 +94,3 @@ def print_survival(found: Survival, most: int = 8) -> None:
         columns = ("lost", "experts gone", "picks", "whole again", "step then", "to now")
         title = f"loss of a {kind}: {kept} of {len(of)} leave every expert reachable; the worst of them"
         screen.print_table(columns, [cells(loss) for loss in worst], title=title)
-    out.print(
-        "note: missing experts are read from host memory at 25 GB/s a GPU (assumed); detection and restart are not "
-        "counted",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip

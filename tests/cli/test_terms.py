@@ -106,6 +106,8 @@ def test_losses_of_a_plan(trace_file: Path, setting: list[str], run: Run, runnin
     found = run("survive", trace_file, *setting, "--plan", running, "--steps", 1, "--json").json
     assert len(found["losses"]) == 6
     assert all(loss["kind"] == "gpu" for loss in found["losses"])  # the only node is all there is
+    assert any(note.endswith("the plan's") for note in found["notes"])
+    assert any(note.startswith("kept: the first 1 ") for note in found["notes"])
     done = run("survive", trace_file, *setting, "--plan", running, "--steps", 1, "--lose", "gpu")
     assert "experts gone" in done.out
     refused(run("survive", trace_file, *setting, "--plan", running, "--lose", "gpus"), 1, "did you mean 'gpu'?")
