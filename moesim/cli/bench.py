@@ -67,15 +67,15 @@ def solve(
 
         routing = load.trace(trace, format, model, format_option)
         if layers is not None:
-            routing = routing.of_layers(_numbers(layers, "--layers"))
-        efforts = None if effort is None else [float(one) for one in _numbers(effort, "--effort", float)]
+            routing = routing.of_layers(load.numbers("--layers", layers))
+        efforts = None if effort is None else load.numbers("--effort", effort, float)
         rows = []
         with screen.progress() as say:
             for place in topology or ["h100-4x8-rail"]:
                 cluster = load.group(place, None)
                 rows += run(
                     routing, cluster, slots_per_rank=load.slots(slots_per_rank, routing, cluster),
-                    solvers=_names(solver), policies=_names(policy), transport=transport or "hierarchical",
+                    solvers=load.names(solver), policies=load.names(policy), transport=transport or "hierarchical",
                     dims=load.dims(dims), tokens_per_rank=tokens_per_rank, fit=fit, seed=seed, deadline_s=deadline,
                     jobs=jobs, efforts=efforts, progress=say,
                 )  # fmt: skip
@@ -88,16 +88,3 @@ def solve(
         screen.print_json({"rows": rows})
     else:
         screen.stdout().print(shown(rows), markup=False, soft_wrap=True)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _numbers(text: str, option: str, kind: type = int) -> list[int]:
-    from moesim.base.errors import InputError
-
-    try:
-        return [kind(name) for name in _names(text)]
-    except ValueError:
-        raise InputError(f"{option}: expected numbers with commas between them, got {text!r}") from None

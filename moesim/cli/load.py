@@ -82,18 +82,23 @@ def group(
     return Deployment(size=ranks).restrict(cluster(topology, sets, without, like, degrade))
 
 
-def number(text: str, kind: type[Any] = int) -> Any:
-    """Return one number of a list.
+def names(text: str) -> list[str]:
+    """Return what stands between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(option: str, text: str, kind: type[Any] = int) -> list[Any]:
+    """Return the numbers between commas.
 
     Raises
     ------
     InputError
-        If it is none.
+        If one is none; the message names the option.
     """
     try:
-        return kind(text)
+        return [kind(name) for name in names(text)]
     except ValueError:
-        raise InputError(f"expected a number, got {text.strip()!r}") from None
+        raise InputError(f"{option}: expected numbers with commas between them, such as 4,16, got {text!r}") from None
 
 
 def split(whole: Cluster, first: int | None) -> list[Cluster]:

@@ -119,10 +119,7 @@ def recover(
     json: opt.Json = False,
 ) -> None:
     """Let the traffic drift to other domains, and say how much of a re-plan a few moves recover."""
-    try:
-        budgets = [int(part) for part in moves.split(",") if part.strip()]
-    except ValueError:
-        raise InputError(f"--moves: expected numbers such as 4,16, got {moves!r}") from None
+    budgets = load.numbers("--moves", moves)
     from moesim.study.recovery import recover as run
 
     given = inputs.read(

@@ -287,7 +287,7 @@ def compare(
         given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
         hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
     )  # fmt: skip
-    names = DEFAULT_SOLVERS if solver is None else [name.strip() for name in solver.split(",") if name.strip()]
+    names = DEFAULT_SOLVERS if solver is None else load.names(solver)
     with screen.progress() as say:
         found = run(
             given.routing, given.group, slots_per_rank=slots,

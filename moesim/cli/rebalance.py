@@ -83,7 +83,7 @@ def rebalance(
         "cycles": cycles, "repeat": repeat, "window": window, "migrate": migrate, "stall_s": stall, "start": start,
         "solver": solver, "policy": policy, "transport": transport, "ranks": ranks, "dims": dims, "phase": phase,
         "tokens_per_rank": tokens_per_rank, "seed": seed,
-        "domains": [name.strip() for name in (domains or "").split(",") if name.strip()],
+        "domains": load.names(domains or ""),
     }  # fmt: skip
     if slots_per_rank is not None:
         given["slots"] = slots_per_rank
@@ -91,12 +91,8 @@ def rebalance(
     shared = {key: read() for key, read in chosen.needs(Path.cwd()).items()}
     how: dict[str, Any] = {"window": window, "migrate": migrate, "stall_s": stall, "repeat": repeat}
     rules = [Rebalancing("never", **how)]
-    rules += [Rebalancing("interval", interval=load.number(one), **how) for one in intervals.split(",") if one.strip()]
-    rules += [
-        Rebalancing("threshold", threshold=load.number(one, float), **how)
-        for one in thresholds.split(",")
-        if one.strip()
-    ]
+    rules += [Rebalancing("interval", interval=one, **how) for one in load.numbers("--intervals", intervals)]
+    rules += [Rebalancing("threshold", threshold=one, **how) for one in load.numbers("--thresholds", thresholds, float)]
     rules += [Rebalancing("oracle", **how), Rebalancing("oracle", **{**how, "migrate": "free"})]
     rows = []
     with screen.progress() as say:

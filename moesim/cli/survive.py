@@ -48,7 +48,7 @@ def survive(
     """Say what the loss of any one GPU or node does to a plan: which experts are gone, and what the step then costs."""
     from moesim.solve.survival import KINDS, survival
 
-    kinds = [kind.strip() for kind in lose.split(",") if kind.strip()]
+    kinds = load.names(lose)
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownName("kind of loss", kind, KINDS)
