@@ -66,7 +66,7 @@ def inspect(
             topologies.write_topology(cluster, output, to)
             screen.say(f"wrote {output}")
     elif kind == "plan":
-        facts = _plan_facts(path)
+        facts = _plan_facts(path, json)
     elif kind == "placement":
         facts = _placement_facts(path, format, ranks, model)
     else:
@@ -193,13 +193,13 @@ def _trace_facts(path: Path, format: str | None, model: str | None, options: lis
     return describe(load.trace(path, format, model, options))
 
 
-def _plan_facts(path: Path) -> dict[str, Any]:
-    from moesim.cli.plans import plan_facts
+def _plan_facts(path: Path, every_layer: bool) -> dict[str, Any]:
+    from moesim.cli.plan_facts import plan_facts
     from moesim.solve import Plan
 
     plan = Plan.read(path)
     inputs = {key: value for key, value in plan.inputs.items() if not isinstance(value, (list, tuple))}
-    return {**plan_facts(plan), "options": dict(plan.options), "inputs": inputs}
+    return {**plan_facts(plan, every_layer), "options": dict(plan.options), "inputs": inputs}
 
 
 def _placement_facts(path: Path, format: str | None, ranks: int | None, model: str | None) -> dict[str, Any]:

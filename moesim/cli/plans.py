@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from moesim.base.errors import InputError
 from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
+from moesim.cli.plan_facts import plan_facts
 from moesim.cli.show import show_facts
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def solve(
     if output is not None:
         plan.write(output)
         screen.say(f"wrote {output}")
-    show_facts(plan_facts(plan), json)
+    show_facts(plan_facts(plan, every_layer=json), json)
 
 
 def simulate(
@@ -313,23 +314,6 @@ def compare(
         screen.print_json(found.to_dict())
     else:
         print_comparison(found)
-
-
-def plan_facts(plan: Any) -> dict[str, Any]:
-    """Return what a plan promises, as plain data with stable keys."""
-    return {
-        "solver": plan.solver,
-        "policy": plan.policy,
-        "transport": plan.transport,
-        "score_s": plan.score_s,
-        "bound_s": plan.bound_s,
-        "gap": plan.gap,
-        "wall_s": plan.wall_s,
-        "seed": plan.seed,
-        **plan.placement.summary(),
-        **terms.terms_facts(plan.terms),
-        "notes": list(plan.notes),
-    }
 
 
 def print_comparison(found: Comparison) -> None:

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import moesim
@@ -195,6 +196,19 @@ def test_import_writes_parquet_that_reads_back(shared_data: Path, run: Run, tmp_
     trace = Trace.read(tmp_path / "trace.parquet")
     assert facts["rows"] == trace.tokens == 73415
     assert trace == read_any(source, model="gpt-oss-20b", phase="decode", domain="category")
+
+
+def test_a_plan_shows_how_far_its_layers_are_from_their_bounds(compared: tuple[dict, Path], run: Run):
+    path = compared[1] / "plans" / "moesim.json"
+    plan = Plan.read(path)
+    rows = json.loads(run("inspect", path, "--json").out)["by_layer"]
+    assert [row["layer"] for row in rows] == list(plan.placement.layer_ids or range(plan.placement.layers))
+    assert [row["gap"] for row in rows] == pytest.approx(plan.layer_gap.tolist())
+    assert [row["score_s"] / row["bound_s"] - 1 for row in rows] == pytest.approx([row["gap"] for row in rows])
+    text = " ".join(run("inspect", path).out.split())
+    worst = max(rows, key=lambda row: row["gap"])
+    assert f"largest {worst['gap']:.1%} (layer {worst['layer']})" in text
+    assert f"median {np.median(plan.layer_gap):.1%}" in text
 
 
 def test_inspect_knows_what_it_is_given(compared: tuple[dict, Path], trace_file: Path, run: Run):

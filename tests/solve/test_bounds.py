@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moesim.base.arrays import Array
+from moesim.cluster import Cluster
+from moesim.costs import Costs
 from moesim.placement import Placement
-from moesim.solve import SOLVERS, Problem
-from moesim.solve.bounds import step_bound
+from moesim.solve import SOLVERS, Problem, solve
+from moesim.solve.bounds import _longest, step_bound
 from moesim.solve.coverage import uncovered_tokens
 from moesim.solve.objective import score
+from moesim.spec import FP8_BLOCK, ModelSpec
+from moesim.trace import Trace
+from moesim.trace.batching import Batches, make_batches
 
 MakeProblem = Callable[..., Problem]
 TRANSPORTS = ["hierarchical", "direct", "rank-dedup", "allgather"]
@@ -22,12 +30,20 @@ relaxed = settings(max_examples=30, deadline=None, suppress_health_check=[Health
 
 
 def check(problem: Problem, placement: Placement) -> None:
-    found = score(problem.batches, placement, problem.costs, problem.policy)
-    bound = step_bound(problem.batches, problem.cluster, problem.costs, problem.slots_per_rank)
+    never_below(problem.batches, placement, problem.costs, problem.slots_per_rank, problem.policy)
+
+
+def never_below(
+    batches: Batches | tuple[Batches, ...], placement: Placement, costs: Costs, slots: int, policy: str = "nearest"
+) -> float:
+    """Return the score over the bound, after checking that nothing is below it."""
+    found = score(batches, placement, costs, policy)
+    bound = step_bound(batches, costs.cluster, costs, slots)
     assert (found.step_s >= bound.steps_s * (1 - 1e-9)).all()
     assert (found.layer_s.mean(axis=0) >= bound.layer_s * (1 - 1e-9)).all()
     assert (bound.layer_s >= np.maximum(bound.load_s, bound.traffic_s) * (1 - 1e-9)).all()
     assert bound.step_s > 0
+    return found.mean_s / bound.step_s
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -48,6 +64,84 @@ def test_random_placements_never_beat_the_bound(
     check(problem, Placement(SOLVERS.get("eplb")(problem), experts))
 
 
+@lru_cache
+def preset(name: str) -> Cluster:
+    return Cluster.preset(name)
+
+
+GROUPS = {
+    "one rank": ("h100-8x8-rail", (0,)),
+    "one node": ("h100-8x8-rail", (0, 1, 2)),
+    "two nodes": ("h100-8x8-rail", (0, 1, 8, 9)),
+    "a rank a node": ("h100-8x8-rail", (0, 8, 16)),
+    "unequal nodes": ("h100-8x8-rail", (0, 1, 2, 8)),
+    "nodes without common rails": ("h100-8x8-rail", (0, 1, 8, 17)),
+    "oversubscribed": ("h100-fat-tree-oversub", (0, 1, 8, 9, 16, 17)),
+    "mesh": ("mi300x-4x8-rail", (0, 1, 2, 8, 9, 10)),
+    "one NVLink domain": ("gb200-nvl72", (0, 1, 2, 3)),
+}
+
+
+def world(seed: int, ranks: str, tokens: int) -> tuple[Costs, Batches, int, np.random.Generator]:
+    """Random costs, steps and slots on some ranks: topics, dropped picks, slower ranks, any compute model."""
+    rng = np.random.default_rng(seed)
+    name, chosen = GROUPS[ranks]
+    cluster = preset(name).restrict(chosen)
+    if rng.random() < 0.3:
+        slower = rng.choice([1.0, 0.5, 0.8], size=cluster.ranks)
+        cluster = dataclasses.replace(cluster, speed=slower, hbm_bandwidth=cluster.hbm_bandwidth * slower[::-1])
+    experts, layers = int(rng.integers(2, 13)), int(rng.integers(1, 4))
+    wide = int(rng.choice([128, 2048]))
+    spec = ModelSpec(
+        name="tiny", layer_ids=tuple(range(layers)), num_hidden_layers=layers, experts=experts,
+        top_k=int(rng.integers(1, min(experts, 6) + 1)), hidden=int(rng.choice([256, 7168])), intermediate=wide,
+        shared_experts=1, shared_intermediate=wide * int(rng.integers(0, 2)), weight_bytes=1.0,
+        dispatch_bytes=FP8_BLOCK,
+    )  # fmt: skip
+    total = tokens * cluster.ranks
+    topics = rng.normal(size=(4, layers, experts)) * rng.choice([0.0, 3.0])
+    liking = topics[rng.integers(4, size=total)] + rng.gumbel(size=(total, layers, experts))
+    routes = np.argsort(-liking, axis=2)[:, :, : spec.top_k].astype(np.int16)
+    routes[rng.random(routes.shape) < rng.choice([0.0, 0.3])] = -1
+    batches = make_batches(
+        Trace(spec, routes=routes, request=np.arange(total) // 8), cluster.ranks, tokens_per_rank=tokens
+    )
+    transports = [*TRANSPORTS, "nvlink"] if cluster.nodes == 1 else TRANSPORTS
+    costs = Costs.default(
+        spec, cluster, transport=str(rng.choice(transports)), network=str(rng.choice(["bottleneck", "max-min"])),
+        compute=str(rng.choice(["roofline", "roofline-masked", "roofline-cutlass"])),
+        shared_expert="overlap" if rng.random() < 0.3 else "sequential",
+    )  # fmt: skip
+    return costs, batches, int(rng.integers(-(-experts // cluster.ranks), experts + 1)), rng
+
+
+def filled(rng: np.random.Generator, layers: int, ranks: int, slots: int, experts: int) -> Array:
+    """A placement that may crowd its experts on few ranks, and leave slots or whole ranks empty."""
+    out = np.full((layers, ranks, slots), -1, np.int32)
+    crowd, share = rng.random() < 0.4, rng.choice([0.0, 0.5, 1.0])
+    for layer in out:
+        held: list[set[int]] = [set() for _ in range(ranks)]
+        for expert in rng.permutation(experts).tolist():
+            free = [rank for rank in range(ranks) if len(held[rank]) < slots]
+            held[free[0] if crowd else free[rng.integers(len(free))]].add(expert)
+        for rank, own in enumerate(held):
+            further = [e for e in rng.permutation(experts).tolist() if e not in own and rng.random() < share]
+            own.update(further[: slots - len(own)])
+            layer[rank, : len(own)] = sorted(own)
+    return out
+
+
+@pytest.mark.parametrize("ranks", GROUPS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**9), tokens=st.sampled_from([1, 4, 64, 512]))
+def test_any_ranks_transports_networks_and_policies(ranks: str, seed: int, tokens: int) -> None:
+    costs, batches, slots, rng = world(seed, ranks, tokens)
+    spec = costs.spec
+    for policy in ("nearest", str(rng.choice(["hash", "uniform", "random", "token-aware", "fewest-active"]))):
+        experts = filled(rng, spec.layers, costs.cluster.ranks, slots, spec.experts)
+        never_below(batches, Placement(experts, spec.experts), costs, slots, policy)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("tokens", [32, 2048])
 def test_the_best_of_all_placements_does_not_beat_the_bound(
@@ -61,6 +155,42 @@ def test_the_best_of_all_placements_does_not_beat_the_bound(
             check(problem, Placement(np.array([[first, second]]), 4))
             tried += 1
     assert tried == 3**4 - 31  # each expert on either rank or both, no rank with all four
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_searched_placements_with_a_rank_run_empty_do_not_beat_the_bound(
+    make_problem: MakeProblem, transport: str
+) -> None:
+    problem = make_problem(2, 2, 4, 8192, experts=8, top_k=3, skew=1.0, transport=transport)
+    plan = solve(
+        problem.batches, problem.cluster, slots_per_rank=4, costs=problem.costs, deadline_s=1, jobs=1, rows=200
+    )
+    check(problem, plan.placement)
+    for rank in range(4):
+        spared = plan.placement.experts.copy()
+        for layer in spared:
+            others = np.delete(layer, rank, axis=0)
+            layer[rank][np.isin(layer[rank], others)] = -1
+        check(problem, Placement(spared, 8))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_all_experts_on_every_rank(make_problem: MakeProblem, transport: str) -> None:
+    problem = make_problem(2, 2, 8, 4096, transport=transport, solver="contiguous")
+    check(problem, Placement(np.broadcast_to(np.arange(8), (2, 4, 8)).astype(np.int32), 8))
+
+
+@pytest.mark.parametrize(
+    ("transport", "most"), [("hierarchical", 1.5), ("direct", 1.4), ("rank-dedup", 1.7), ("allgather", 1.4)]
+)
+def test_the_bound_is_not_far_below_a_searched_placement(
+    make_problem: MakeProblem, transport: str, most: float
+) -> None:
+    problem = make_problem(2, 2, 3, 16384, experts=8, skew=0.5, transport=transport)
+    plan = solve(
+        problem.batches, problem.cluster, slots_per_rank=3, costs=problem.costs, deadline_s=1, jobs=1, rows=200
+    )
+    assert 1 <= plan.score_s / plan.bound_s < most
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,3 +216,9 @@ def test_a_single_rank_is_at_its_bound(make_problem: MakeProblem) -> None:
     found = score(problem.batches, placement, problem.costs)
     bound = step_bound(problem.batches, problem.cluster, problem.costs, 8)
     assert found.mean_s < 1.35 * bound.step_s
+
+
+def test_layers_chain_by_the_first_rank_or_the_last_whichever_takes_longer() -> None:
+    early, alone, late, load = (np.array(part, float) for part in ([3, 3], [5, 5], [4, 1], [1, 2]))
+    # first: 3, last: 5; then first: max(3 + 3, 5 + 2) and last: max(7, 3 + 5, 5 + 1)
+    assert _longest(early, alone, late, load) == 8
