@@ -29,10 +29,12 @@ def nearest_column(expert: int, rank: Array, slot: Array, node: Array, column: A
     copies = len(rank)
     here, dealt = scratch
     here[:] = 0
-    dealt[:] = expert
     for holder in range(copies):
         here[node[rank[holder]]] += 1
-    dealt_anywhere = expert
+    for place in range(len(here)):
+        # counting on from here and wrapping around: a division per source would take most of the time
+        dealt[place] = expert % max(here[place], 1)
+    dealt_anywhere = expert % max(copies, 1)
     following = 0
     for source in range(len(node)):
         place = node[source]
@@ -40,8 +42,8 @@ def nearest_column(expert: int, rank: Array, slot: Array, node: Array, column: A
             column[source] = slot[following]
             following += 1
         elif here[place]:
-            wanted = dealt[place] % here[place]
-            dealt[place] += 1
+            wanted = dealt[place]
+            dealt[place] = wanted + 1 if wanted + 1 < here[place] else 0
             for holder in range(copies):
                 if node[rank[holder]] == place:
                     if wanted == 0:
@@ -49,8 +51,8 @@ def nearest_column(expert: int, rank: Array, slot: Array, node: Array, column: A
                         break
                     wanted -= 1
         else:
-            column[source] = slot[dealt_anywhere % copies]
-            dealt_anywhere += 1
+            column[source] = slot[dealt_anywhere]
+            dealt_anywhere = dealt_anywhere + 1 if dealt_anywhere + 1 < copies else 0
 
 
 @compiled

@@ -12,8 +12,10 @@ from moesim.placement import Placement, dispatch
 from moesim.placement.token_aware import covered
 from moesim.solve.objective import Score
 from moesim.solve.search.anneal import anneal
-from moesim.solve.search.cost import compute_s, cost, network_s, prices
+from moesim.solve.search.cost import compute_s, cost, network_s, powers_s, prices
+from moesim.solve.search.reroute import outlook, reroute, take_back
 from moesim.solve.search.settle import make_state, recount, settle
+from moesim.solve.search.shift import shift, unshift, working
 from moesim.solve.search.state import (
     COVER,
     DIRECT,
@@ -30,14 +32,13 @@ from moesim.solve.search.state import (
     State,
     choose,
     refresh,
-    reroute,
-    share_out,
-    take_back,
+    spread,
 )
 from moesim.solve.solvers.moesim import mixed
 
 NODE = np.repeat(np.arange(3, dtype=np.int32), 2)
 RANKS = len(NODE)
+SCALE = np.full((5, RANKS), 1e-6)
 ALONE = (np.zeros((1, 3)), np.zeros((1, 3)), np.zeros(1, np.int64))
 LANDING = np.array([[2 * n + r % 2 for n in range(3)] for r in range(RANKS)], np.int32)
 
@@ -82,27 +83,38 @@ CASES = [(mode, policy) for mode in (DIRECT, PER_RANK, PER_NODE, NOTHING) for po
 def test_incremental_equals_full_recount(mode: int, policy: int, seed: int) -> None:
     state, _, _ = build(seed, mode, policy, even=seed % 3 / 2)
     rng = np.random.default_rng(seed + 1)
-    column = np.zeros(RANKS, np.int32)
+    work = working(state.load, SCALE)
     for _ in range(20):
         rank, slot = int(rng.integers(RANKS)), int(rng.integers(4))
         old, new = int(state.slots[rank, slot]), int(rng.integers(8))
         if state.held[new, rank] or state.copies[old] < 2:
             continue
-        for expert in (old, new):
-            share_out(state, expert, state.serves[:, expert].copy(), int(state.served[expert]), -1.0)
         state.slots[rank, slot] = new
         state.held[old, rank], state.held[new, rank] = False, True
         state.copies[old] -= 1
         state.copies[new] += 1
-        for expert in (old, new):
-            share_out(state, expert, column, choose(state, expert, column), 1.0)
+        pair = np.array([old, new], np.int32)
+        columns, parts = np.zeros((2, RANKS), np.int32), np.zeros((2, RANKS))
+        served = [choose(state, expert, column) for expert, column in zip(pair, columns, strict=True)]
+        for index, expert in enumerate(pair):
+            spread(state, expert, columns[index], served[index], parts[index])
+        load = state.load.copy()
+        shift(work, state.load, SCALE, state.part, state.demand, pair, parts)
+        incremental = powers_s(work.powers, work.reference, 0, work.each)
+        assert incremental == pytest.approx(compute_s(state.load, SCALE, 0), rel=1e-9)
+        moved_load = state.load.copy()
+        unshift(work, state.load)  # what a move shifts can be shifted back
+        np.testing.assert_array_equal(state.load, load)
+        shift(work, state.load, SCALE, state.part, state.demand, pair, parts)
+        np.testing.assert_array_equal(state.load, moved_load)
+        state.part[pair] = parts
         visits, before = state.visits.copy(), state.before.copy()
         state.log[0, 0] = 0
         if policy == COVER:
             refresh(state, old)
             refresh(state, new)
-        reroute(state, old)
-        reroute(state, new)
+        for index, expert in enumerate(pair):
+            reroute(state, expert, columns[index], served[index])
         np.testing.assert_array_equal(state.counts, recount(state))
         if policy == COVER:  # what a move changes can be taken back
             after = state.visits.copy()
@@ -117,6 +129,27 @@ def test_incremental_equals_full_recount(mode: int, policy: int, seed: int) -> N
         kept.pop("serves")  # its tail is left over from more copies
     for name, values in kept.items():
         np.testing.assert_array_equal(getattr(state, name), values)
+
+
+@pytest.mark.parametrize("mode", [DIRECT, PER_RANK, PER_NODE, NOTHING])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, seed: int) -> None:
+    state, _, _ = build(seed, mode, NEAREST)
+    rng = np.random.default_rng(seed + 1)
+    for _ in range(10):
+        expert, rank = int(rng.integers(8)), int(rng.integers(RANKS))
+        if state.held[expert, rank] and state.copies[expert] < 2:
+            continue
+        # counts know nothing of slots, so that a copy may come or go alone
+        state.copies[expert] += -1 if state.held[expert, rank] else 1
+        state.held[expert, rank] = not state.held[expert, rank]
+        column = np.zeros(RANKS, np.int32)
+        served = choose(state, expert, column)
+        counts = state.counts.copy()
+        looked = outlook(state, expert, column, counts)
+        assert reroute(state, expert, column, served) == looked
+        np.testing.assert_array_equal(state.counts, counts)
 
 
 @pytest.mark.parametrize(("policy", "name"), [(NEAREST, "nearest"), (ROW_HASH, "hash")])

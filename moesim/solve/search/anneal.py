@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 from moesim.placement.clock import working_s
 from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
-from moesim.solve.search.cost import Prices, compute_s, cost, network_s, priced
+from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
+from moesim.solve.search.reroute import outlook, outlook_cover, reroute, take_back
 from moesim.solve.search.settle import settle
-from moesim.solve.search.state import COVER, State, choose, refresh, reroute, share_out, take_back
+from moesim.solve.search.shift import shift, unshift, working
+from moesim.solve.search.state import COVER, NEAREST, State, choose, refresh, spread
 
-MOVE: Final = 100
+MOVE: Final = 1500
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
-_REFUSED: Final = 10
+_REFUSED: Final = 100
 """Work of a move that a constraint forbids."""
 _GAIN: Final = 0.05
 """Most that one move is taken to save of the network's time: one that unbalances by more is not looked at further."""
+_SAMPLED: Final = 4
+_DOUBT: Final = 0.003
+"""Covering a row anew is slow: of a move one row in so many is looked at first, and it is given up where these make the
+network slower by more than a doubt, a share of its time."""
 PIECES: Final = 20
 """Pieces of an annealing run; the clock is looked at between them."""
 
@@ -86,13 +92,19 @@ def _anneal(
     ranks, slots = state.slots.shape
     experts = len(state.copies)
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
-    load, counts = state.load.copy(), state.counts.copy()
     spare = state.copies.sum() > experts
-    column = np.zeros(ranks, np.int32)
-    covered = state.policy[0] == COVER
+    covered, near = state.policy[0] == COVER, state.policy[0] == NEAREST
     scenarios = state.load.shape[1]
     scale, worst = prices.scale, prices.worst[0]
+    ruled = rules.most[0] >= 0 or rules.hard[0] > 0
     network = network_then = network_s(state.counts, scale)
+    counts = state.counts.copy()
+    work_of = working(state.load, scale)
+    # of the two experts of a move: who serves them then, and who did
+    column, column_was = np.zeros((2, ranks), np.int32), np.zeros((2, ranks), np.int32)
+    served, served_was = np.zeros(2, np.int32), np.zeros(2, np.int32)
+    part = np.zeros((2, ranks))
+    pair = np.zeros(2, np.int32)
     while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
         spent += MOVE
@@ -127,59 +139,65 @@ def _anneal(
             if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
                 continue
         _exchange(state, rank, slot, other, other_slot, new)
-        if broken(rules, state.slots, state.held):
+        if ruled and broken(rules, state.slots, state.held):
             _exchange(state, rank, slot, other, other_slot, old)
             spent -= MOVE - _REFUSED
             continue
-        _exchange(state, rank, slot, other, other_slot, old)
         moves += 1
         limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
-        load[:] = state.load
-        counts[:] = state.counts
-        if old >= 0:
-            share_out(state, old, state.serves[:, old], state.served[old], -1.0)
-        share_out(state, new, state.serves[:, new], state.served[new], -1.0)
-        _exchange(state, rank, slot, other, other_slot, new)
-        if old >= 0:
-            share_out(state, old, column, choose(state, old, column), 1.0)
-        share_out(state, new, column, choose(state, new, column), 1.0)
+        pair[0], pair[1] = new, old
+        several = 1 if old < 0 else 2
+        for index in range(several):
+            served[index] = choose(state, pair[index], column[index])
+            spread(state, pair[index], column[index], served[index], part[index])
+        shift(work_of, state.load, scale, state.part, state.demand, pair[:several], part)
         # most moves that unbalance need no look at their rows
-        compute = priced(compute_s(state.load, scale, worst), prices)
+        compute = priced(powers_s(work_of.powers, work_of.reference, worst, work_of.each), prices)
         fees = 1 + fee(rules, state.held)
         looked = (compute + network * (1 - _GAIN)) * fees <= limit
+        if looked and near:
+            counts[:] = state.counts
+            for index in range(several):
+                spent += outlook(state, pair[index], column[index], counts)
+            looked = (compute + network_s(counts, scale)) * fees <= limit
+        refreshed = looked and covered
+        if refreshed:
+            counts[:] = state.counts
+            # both are where they will be before a row that has both is looked at
+            state.log[0, 0] = 0
+            for expert in pair[:several]:
+                refresh(state, expert)
+            for index in range(several):
+                spent += outlook_cover(state, pair[index], pair[0] if index else -1, counts, _SAMPLED)
+            looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
         then = np.inf
-        state.log[0, 0] = 0
         if looked:
-            if covered:
-                # both are where they will be before a row that has both is looked at
-                if old >= 0:
-                    refresh(state, old)
-                refresh(state, new)
-            spent += reroute(state, new)
-            if old >= 0:
-                spent += reroute(state, old)
+            counts[:] = state.counts
+            for index in range(several):
+                column_was[index], served_was[index] = state.serves[pair[index]], state.served[pair[index]]
+                spent += reroute(state, pair[index], column[index], served[index])
             network_then = network_s(state.counts, scale)
             then = (compute + network_then) * fees
         if then <= limit:
             now, network = then, network_then
+            for index in range(several):
+                state.part[pair[index]] = part[index]
             if now < best:
                 best = now
                 best_slots[:] = state.slots
             continue
+        unshift(work_of, state.load)
         _exchange(state, rank, slot, other, other_slot, old)
-        if covered:
+        if refreshed:
             take_back(state)
-            if old >= 0:
-                refresh(state, old)
-                state.before[old] = state.mask[old]
-            refresh(state, new)
-            state.before[new] = state.mask[new]
+            for expert in pair[:several]:
+                refresh(state, expert)
+                state.before[expert] = state.mask[expert]
         elif looked:
-            spent += reroute(state, new)
-            if old >= 0:
-                spent += reroute(state, old)
-        state.load[:] = load
-        state.counts[:] = counts
+            for index in range(several):
+                spent += reroute(state, pair[index], column_was[index], served_was[index])
+        if looked:
+            state.counts[:] = counts
     progress[0], progress[2], progress[3], progress[4] = spent, now, best, moves
 
 

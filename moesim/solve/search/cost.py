@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.placement.kernels import compiled
-from moesim.solve.search.state import TOKENS, State
+from moesim.solve.search.state import INSIDE_IN, INSIDE_OUT, NIC_IN, NIC_OUT, TOKENS, State
 
 
 class Prices(NamedTuple):
@@ -41,6 +41,55 @@ def _power(value: float) -> float:
 
 
 @compiled
+def steep_power(value: float) -> float:
+    """Return a value to the power of 16."""
+    eighth = _power(value)
+    return eighth * eighth
+
+
+@compiled
+def reference_s(load: Any, scale: Any) -> Any:
+    """Return the mean compute time of a rank in each scenario, float64 [scenarios].
+
+    Times are compared with it, so that their powers neither vanish nor overflow.
+    """
+    ranks, scenarios = load.shape
+    found = np.zeros(scenarios)
+    for rank in range(ranks):
+        found += load[rank] * (scale[TOKENS, rank] / ranks)
+    return found
+
+
+@compiled
+def powers_s(powers: Any, reference: Any, worst: int, each: Any) -> float:
+    """Return the smooth compute time in seconds from powers of the ranks' times, mean over scenarios or slowest ones.
+
+    Parameters
+    ----------
+    powers
+        Time of each rank over the reference, to the power of 16, float64 [ranks, scenarios].
+    reference
+        Seconds, float64 [scenarios].
+    worst
+        Scenarios that are averaged, 0: all.
+    each
+        Working space, float64 [scenarios].
+    """
+    ranks, scenarios = powers.shape
+    each[:] = 0.0
+    for rank in range(ranks):
+        for scenario in range(scenarios):
+            each[scenario] += powers[rank, scenario]
+    total = 0.0
+    for scenario in range(scenarios):
+        each[scenario] = reference[scenario] * np.sqrt(np.sqrt(np.sqrt(np.sqrt(each[scenario] / ranks))))
+        total += each[scenario]
+    if 0 < worst < scenarios:
+        return float(np.sort(each)[scenarios - worst :].sum() / worst)
+    return float(total / scenarios)
+
+
+@compiled
 def compute_s(load: Any, scale: Any, worst: int) -> float:
     """Return the smooth compute time in seconds, mean over scenarios or the slowest ``worst`` of them.
 
@@ -52,36 +101,46 @@ def compute_s(load: Any, scale: Any, worst: int) -> float:
     load
         Picks of each rank, float64 [ranks, scenarios].
     """
-    ranks, scenarios = load.shape
-    each = np.zeros(scenarios)
-    for scenario in range(scenarios):
-        top = powers = 0.0
-        for rank in range(ranks):
-            top = max(top, load[rank, scenario] * scale[TOKENS, rank])
-        if top > 0:
-            for rank in range(ranks):
-                eighth = _power(load[rank, scenario] * scale[TOKENS, rank] / top)
-                powers += eighth * eighth
-            each[scenario] = top * (powers / ranks) ** (1 / 16)
-    if 0 < worst < scenarios:
-        return float(np.sort(each)[scenarios - worst :].sum() / worst)
-    return float(each.sum() / scenarios)
+    reference = reference_s(load, scale)
+    powers = np.zeros(load.shape)
+    fill_powers(powers, load, scale, reference)
+    return powers_s(powers, reference, worst, np.zeros(load.shape[1]))
+
+
+@compiled
+def fill_powers(powers: Any, load: Any, scale: Any, reference: Any) -> None:
+    """Write the powers that :func:`powers_s` adds up."""
+    for rank in range(load.shape[0]):
+        for scenario in range(load.shape[1]):
+            if reference[scenario] > 0:
+                powers[rank, scenario] = steep_power(load[rank, scenario] * scale[TOKENS, rank] / reference[scenario])
 
 
 @compiled
 def network_s(counts: Any, scale: Any) -> float:
     """Return the smooth network time in seconds: a power mean (exponent 8) over cards and ranks, both ways."""
-    counters, ranks = scale.shape
-    total = top = 0.0
-    for counter in range(1, counters):
-        for rank in range(ranks):
-            top = max(top, counts[counter, rank] * scale[counter, rank])
-    if top > 0:
-        for counter in range(1, counters):
-            for rank in range(ranks):
-                total += _power(counts[counter, rank] * scale[counter, rank] / top)
-        total = top * (total / (ranks * 2)) ** (1 / 8)
-    return total
+    ranks = scale.shape[1]
+    # over the mean, so that powers neither vanish nor overflow
+    mean = 0.0
+    for rank in range(ranks):
+        mean += (
+            (counts[NIC_IN, rank] * scale[NIC_IN, rank] + counts[NIC_OUT, rank] * scale[NIC_OUT, rank])
+            + (counts[INSIDE_IN, rank] * scale[INSIDE_IN, rank] + counts[INSIDE_OUT, rank] * scale[INSIDE_OUT, rank])
+        )  # fmt: skip
+    mean /= 2 * ranks
+    if mean <= 0:
+        return 0.0
+    part = 1 / mean
+    total = 0.0
+    for rank in range(ranks):
+        # sums of two, so that they do not wait for each other
+        total += (
+            (_power(counts[NIC_IN, rank] * scale[NIC_IN, rank] * part)
+             + _power(counts[NIC_OUT, rank] * scale[NIC_OUT, rank] * part))
+            + (_power(counts[INSIDE_IN, rank] * scale[INSIDE_IN, rank] * part)
+               + _power(counts[INSIDE_OUT, rank] * scale[INSIDE_OUT, rank] * part))
+        )  # fmt: skip
+    return float(mean * np.sqrt(np.sqrt(np.sqrt(total / (ranks * 2)))))
 
 
 @compiled

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moesim.placement.kernels import compiled
 from moesim.solve.search.cover import count_cover, cover_row
+from moesim.solve.search.reroute import edge, hop
 from moesim.solve.search.state import (
     COUNTERS,
     COVER,
@@ -20,11 +21,8 @@ from moesim.solve.search.state import (
     PER_NODE,
     PER_RANK,
     State,
-    edge,
-    hop,
     refresh,
     serving_rank,
-    share_out,
 )
 
 
@@ -123,8 +121,9 @@ def make_state(
         slots=np.array(slots, dtype=np.int32),
         held=np.zeros((experts, ranks), np.bool_),
         copies=np.zeros(experts, np.int32),
-        serves=np.zeros((ranks, experts), np.int32),
+        serves=np.zeros((experts, ranks), np.int32),
         served=np.zeros(experts, np.int32),
+        part=np.zeros((experts, ranks)),
         counts=np.zeros((COUNTERS, ranks), np.int64),
         demand=wanted,
         share=np.full(ranks, 1 / ranks) if share is None else np.array(share, dtype=np.float64),
@@ -137,8 +136,8 @@ def make_state(
         mask=np.zeros(experts, np.uint64),
         before=np.zeros(experts, np.uint64),
         log=np.zeros((2 * len(rows) * covered + 1, 2), np.uint64),
-        at_rank=np.zeros((len(home) * merged, ranks), np.uint8),
-        at_node=np.zeros((len(home) * (merged and mode == PER_NODE), nodes), np.uint8),
+        at_rank=np.zeros((ranks, len(home) * merged), np.uint8),
+        at_node=np.zeros((nodes, len(home) * (merged and mode == PER_NODE)), np.uint8),
     )
     settle(state)
     return state
@@ -158,7 +157,8 @@ def settle(state: State) -> None:
     state.load[:] = 0
     for expert in range(experts):
         refresh(state, expert)
-        share_out(state, expert, state.serves[:, expert], state.served[expert], 1.0)
+        for rank in range(ranks):
+            state.load[rank] += state.part[expert, rank] * state.demand[expert]
     for row in range(len(state.visits)):
         own = state.node[state.home[row]]
         state.visits[row] = cover_row(state.routes[row], state.mask, own, row, state.landing.shape[1])
@@ -166,11 +166,11 @@ def settle(state: State) -> None:
     state.log[0, 0] = 0
     state.at_rank[:] = 0
     state.at_node[:] = 0
-    for row in range(len(state.at_rank)):
+    for row in range(state.at_rank.shape[1]):
         for expert in state.routes[row]:
             if expert >= 0:
                 rank = serving_rank(state, row, expert)
-                state.at_rank[row, rank] += np.uint8(1)
-                if len(state.at_node):
-                    state.at_node[row, state.node[rank]] += np.uint8(1)
+                state.at_rank[rank, row] += np.uint8(1)
+                if state.at_node.shape[1]:
+                    state.at_node[state.node[rank], row] += np.uint8(1)
     state.counts[:] = recount(state)

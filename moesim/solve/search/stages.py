@@ -26,7 +26,7 @@ from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_ran
 from moesim.solve.search.settle import make_state
 from moesim.solve.search.state import COVER, NEAREST, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
 
-_RATE: Final = 5e7
+_RATE: Final = 1.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: about half of what one thread of
 a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
 _POLICIES: Final = {

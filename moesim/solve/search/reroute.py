@@ -1,0 +1,275 @@
+"""What a move does to the counts: looking ahead, carrying it out, and taking it back."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.placement.kernels import compiled
+from moesim.solve.search.cover import count_cover, cover_row
+from moesim.solve.search.state import (
+    COVER,
+    DIRECT,
+    INSIDE_IN,
+    INSIDE_OUT,
+    NEAREST,
+    NIC_IN,
+    NIC_OUT,
+    NOTHING,
+    PER_NODE,
+    PER_RANK,
+    State,
+    pick_key,
+    serving_rank,
+)
+
+HASHING: Final = 8
+COVERING: Final = 20
+"""Work of a row whose copies are chosen by hash, or whose nodes are covered anew, beside one that is only looked at."""
+
+
+@compiled
+def edge(counts: Any, node: Any, home: int, target: int, amount: int) -> None:
+    """Count copies from a home to a rank, over its card or inside the node."""
+    if home == target:
+        return
+    if node[home] == node[target]:
+        counts[INSIDE_OUT, home] += amount
+        counts[INSIDE_IN, target] += amount
+    else:
+        counts[NIC_OUT, home] += amount
+        counts[NIC_IN, target] += amount
+
+
+@compiled
+def hop(counts: Any, landing: int, target: int, amount: int) -> None:
+    """Count copies from where they land to a rank of that node."""
+    # a copy that stays on its landing rank passes through the copy engine all the same
+    counts[INSIDE_OUT, landing] += amount
+    counts[INSIDE_IN, target] += amount
+
+
+@compiled
+def moved(
+    counts: Any, node: Any, landing: Any, mode: int, home: int, old: int, new: int, total: int, left: Any, came: Any
+) -> None:
+    """Count picks that go from rank ``old`` to ``new``; ``left``, ``came``: rows that thereby leave or reach a place.
+
+    Both are (ranks, nodes): rows with no other pick on that rank, and none on that node.
+    """
+    if mode == DIRECT:
+        edge(counts, node, home, old, -total)
+        edge(counts, node, home, new, total)
+    elif mode == PER_RANK:
+        edge(counts, node, home, old, -left[0])
+        edge(counts, node, home, new, came[0])
+    elif mode == PER_NODE:
+        landed, lands = landing[home, node[old]], landing[home, node[new]]
+        hop(counts, landed, old, -left[0])
+        hop(counts, lands, new, came[0])
+        if node[old] == node[new]:
+            return
+        if node[old] != node[home]:
+            counts[NIC_OUT, home] -= left[1]
+            counts[NIC_IN, landed] -= left[1]
+        if node[new] != node[home]:
+            counts[NIC_OUT, home] += came[1]
+            counts[NIC_IN, lands] += came[1]
+
+
+@compiled
+def reroute(state: State, expert: int, serves: Any, served: int) -> int:
+    """Bring table and counts up to date with ``state.held[expert]``; return the rows looked at.
+
+    ``serves``, ``served``: column and count of :func:`choose`, not those in the state itself.
+    """
+    if state.policy[0] == COVER:
+        looked = _reroute_cover(state, expert, state.before[expert])
+        state.before[expert] = state.mask[expert]
+        return looked
+    if state.policy[0] != NEAREST:
+        return _reroute_hashed(state, expert, serves, served)
+    ranks, mode = len(state.node), state.mode[0]
+    node, present = state.node, state.serves[expert]
+    state.served[expert] = served
+    if mode == NOTHING:
+        present[:] = serves
+        return 0
+    merged = mode in (PER_RANK, PER_NODE)
+    looked = 0
+    for home in range(ranks):
+        old, new = present[home], serves[home]
+        if old == new:
+            continue
+        present[home] = new
+        first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
+        looked += last - first
+        left_rank = left_node = came_rank = came_node = 0
+        if merged:
+            for position in range(first, last):
+                row = state.rows[position]
+                left_rank += _leaves(state.at_rank, row, old)
+                came_rank += _comes(state.at_rank, row, new)
+            if mode == PER_NODE and node[old] != node[new]:
+                for position in range(first, last):
+                    row = state.rows[position]
+                    left_node += _leaves(state.at_node, row, node[old])
+                    came_node += _comes(state.at_node, row, node[new])
+        moved(
+            state.counts, node, state.landing, mode, home, old, new, last - first,
+            (left_rank, left_node), (came_rank, came_node),
+        )  # fmt: skip
+    return looked
+
+
+@compiled
+def _alone(rows: Any, here: Any, there: Any) -> tuple[int, int]:
+    """Return how many of some rows have one pick here, and how many have none there; picks uint8 [all rows]."""
+    one = none = 0
+    for position in range(len(rows)):
+        # unsigned: an index that may be negative costs a test
+        row = np.uintp(rows[np.uintp(position)])
+        one += here[row] == 1
+        none += there[row] == 0
+    return one, none
+
+
+@compiled
+def outlook(state: State, expert: int, serves: Any, counts: Any) -> int:
+    """Change ``counts`` about as :func:`reroute` would change those of the state; return the rows looked at.
+
+    For nearest copies. Looks only, so that a move that is not taken costs one look. Of two experts of one move each is
+    looked at as if the other stayed: a place that one leaves and the other reaches then seems to lose the row. Two that
+    leave, or reach, the same place seem to cost one copy too many, but they do so only where far copies are dealt anew.
+    """
+    ranks, mode = len(state.node), state.mode[0]
+    node, landing, at_rank, at_node, rows = state.node, state.landing, state.at_rank, state.at_node, state.rows
+    present = state.serves[expert]
+    indptr = state.indptr[expert * ranks : (expert + 1) * ranks + 1]
+    if mode == NOTHING:
+        return 0
+    looked = 0
+    for home in range(ranks):
+        old, new = present[home], serves[home]
+        if old == new:
+            continue
+        first, last = indptr[home], indptr[home + 1]
+        looked += last - first
+        left_rank = left_node = came_rank = came_node = 0
+        if mode != DIRECT:
+            left_rank, came_rank = _alone(rows[first:last], at_rank[old], at_rank[new])
+            if mode == PER_NODE and node[old] != node[new]:
+                left_node, came_node = _alone(rows[first:last], at_node[node[old]], at_node[node[new]])
+        moved(counts, node, landing, mode, home, old, new, last - first, (left_rank, left_node), (came_rank, came_node))
+    return looked
+
+
+@compiled
+def _leaves(at: Any, row: int, place: int) -> int:
+    """Take one pick of a row off a place; return 1 if it was the last one there."""
+    at[place, row] -= np.uint8(1)
+    return int(at[place, row] == 0)
+
+
+@compiled
+def _comes(at: Any, row: int, place: int) -> int:
+    """Put one pick of a row on a place; return 1 if it is the first one there."""
+    at[place, row] += np.uint8(1)
+    return int(at[place, row] == 1)
+
+
+@compiled
+def _reroute_cover(state: State, expert: int, before: Any) -> int:
+    """Cover the rows of an expert anew; what changes is logged, so that it can be taken back."""
+    ranks, nodes = state.landing.shape
+    filled = np.int64(state.log[0, 0])
+    looked = 0
+    after = state.mask[expert]
+    if after == before:
+        return 0
+    for home in range(ranks):
+        own = state.node[home]
+        if before & after & np.uint64(1) << np.uint64(4 * own):
+            continue  # served at home before and after
+        first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
+        looked += last - first
+        for position in range(first, last):
+            row = state.rows[position]
+            visited = state.visits[row]
+            now = cover_row(state.routes[row], state.mask, own, row, nodes)
+            if now != visited:
+                filled += 1
+                state.log[filled, 0], state.log[filled, 1] = row, visited
+                state.visits[row] = now
+                count_cover(state.counts, state.landing[home], home, visited & ~now, -1)
+                count_cover(state.counts, state.landing[home], home, now & ~visited, 1)
+    state.log[0, 0] = filled
+    return COVERING * looked
+
+
+@compiled
+def outlook_cover(state: State, expert: int, other: int, counts: Any, every: int) -> int:
+    """Change ``counts`` about as :func:`reroute` would under ``COVER``, from one row in ``every``; return the work.
+
+    ``state.mask`` is that after the move, ``state.before`` that before it; rows that pick ``other`` too are left out.
+    """
+    ranks, nodes = state.landing.shape
+    before, after = state.before[expert], state.mask[expert]
+    looked = 0
+    if after == before:
+        return 0
+    for home in range(ranks):
+        own = state.node[home]
+        if before & after & np.uint64(1) << np.uint64(4 * own):
+            continue  # served at home before and after
+        first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
+        # cells are short: begin elsewhere in each, so that every row has its turn
+        for position in range(first + (expert + home) % every, last, every):
+            row = state.rows[position]
+            if other >= 0 and (state.routes[row] == other).any():
+                continue
+            looked += 1
+            visited = state.visits[row]
+            now = cover_row(state.routes[row], state.mask, own, row, nodes)
+            if now != visited:
+                count_cover(counts, state.landing[home], home, visited & ~now, -every)
+                count_cover(counts, state.landing[home], home, now & ~visited, every)
+    return COVERING * looked
+
+
+@compiled
+def take_back(state: State) -> None:
+    """Restore the visits that have changed since ``log`` was cleared."""
+    filled = int(state.log[0, 0])
+    for position in range(filled, 0, -1):
+        state.visits[state.log[position, 0]] = state.log[position, 1]
+    state.log[0, 0] = 0
+
+
+@compiled
+def _reroute_hashed(state: State, expert: int, serves: Any, served: int) -> int:
+    ranks, mode, node = len(state.node), state.mode[0], state.node
+    before = state.served[expert]
+    holder = state.serves[expert, :before].copy()
+    state.serves[expert] = serves
+    state.served[expert] = served
+    first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
+    if mode == NOTHING:
+        return 0
+    for position in range(first, last):
+        row = state.rows[position]
+        old = holder[pick_key(state, row, expert) % before]
+        new = serving_rank(state, row, expert)
+        if old == new:
+            continue
+        left_rank = left_node = came_rank = came_node = 0
+        if mode != DIRECT:
+            left_rank, came_rank = _leaves(state.at_rank, row, old), _comes(state.at_rank, row, new)
+            if mode == PER_NODE and node[old] != node[new]:
+                left_node, came_node = _leaves(state.at_node, row, node[old]), _comes(state.at_node, row, node[new])
+        moved(
+            state.counts, node, state.landing, mode, state.home[row], old, new, 1,
+            (left_rank, left_node), (came_rank, came_node),
+        )  # fmt: skip
+    return HASHING * int(last - first)
