@@ -29,7 +29,7 @@ from moesim.trace.formats import TRACE_FORMATS
 from moesim.trace.synthetic import router
 
 # moesim repeats itself where its work ends before the deadline; the search of cp-sat only ends with a proof
-HOW = {"moesim": {"options": {"effort": 2e5}}, "cp-sat": {"deadline_s": 1.5, "repeatable": False}}
+HOW = {"moesim": {"options": {"effort": 2e6}}, "cp-sat": {"deadline_s": 1.5, "repeatable": False}}
 
 
 @pytest.mark.parametrize("name", SOLVERS.names())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import load, screen
+from moesim.cli import load, screen, terms
 from moesim.cli import options as opt
 
 bench = typer.Typer(no_args_is_help=True, help="Measure solvers: on the traffic of a trace, and by load alone.")
@@ -35,7 +35,17 @@ def solve(
         str | None,
         typer.Option(metavar="A,B,C", help="Efforts of moesim, one row each: its curve of score against seconds."),
     ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="moesim whole, then without each part of its search, one row each.")
+    ] = False,
+    objective: terms.Aim = "time",
+    scenarios: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Runs of the traffic whose balance moesim averages.")
+    ] = None,
     fit: opt.Fit = 0.5,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="What is judged on: other step, request or domain; auto.")
+    ] = "auto",
     dims: opt.Dims = None,
     tokens_per_rank: opt.TokensPerRank = None,
     seed: opt.Seed = 0,
@@ -69,6 +79,7 @@ def solve(
         if layers is not None:
             routing = routing.of_layers(load.numbers("--layers", layers))
         efforts = None if effort is None else load.numbers("--effort", effort, float)
+        aim = terms.objective(objective, "mean", 0.25)
         rows = []
         with screen.progress() as say:
             for place in topology or ["h100-4x8-rail"]:
@@ -77,7 +88,9 @@ def solve(
                     routing, cluster, slots_per_rank=load.slots(slots_per_rank, routing, cluster),
                     solvers=load.names(solver), policies=load.names(policy), transport=transport or "hierarchical",
                     dims=load.dims(dims), tokens_per_rank=tokens_per_rank, fit=fit, seed=seed, deadline_s=deadline,
-                    jobs=jobs, efforts=efforts, progress=say,
+                    jobs=jobs, efforts=efforts, ablate=ablate, by=split, progress=say,
+                    objective=aim,
+                    options=None if scenarios is None else {"moesim": {"scenarios": scenarios}},
                 )  # fmt: skip
     if output is not None:
         from moesim.solve.bench import write_rows

@@ -15,7 +15,7 @@ from moesim.base.files import write_text
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement, dispatch
-from moesim.solve.objective import load_balance, score
+from moesim.solve.objective import Objective, load_balance, score
 from moesim.solve.planning import solve
 from moesim.spec import ModelSpec
 from moesim.trace import Trace
@@ -25,6 +25,15 @@ BENCHED: Final = ("contiguous", "lpt", "snake", "eplb", "eplb-hierarchical", "mo
 """Solvers of a benchmark run by default."""
 POLICIES_BENCHED: Final = ("nearest", "shares", "token-aware")
 """Dispatch policies of a benchmark run by default."""
+ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "moesim": {},
+    "moesim, no annealing": {"effort": 0.0},
+    "moesim, nearest copies only": {"cover": 0.0},
+    "moesim, one scenario": {"scenarios": 1},
+    "moesim, no floor": {"floor": 0.0},
+    "moesim, a quarter of the rows": {"rows": 3000},
+}
+"""What each part of the search is worth: names of rows, and the options that leave it out."""
 
 
 def bench(
@@ -38,11 +47,14 @@ def bench(
     dims: ModelSpec | None = None,
     tokens_per_rank: int | None = None,
     fit: float = 0.5,
+    by: str = "auto",
+    objective: Objective | None = None,
     seed: int = 0,
     deadline_s: float = 60.0,
     jobs: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     efforts: Sequence[float] | None = None,
+    ablate: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per policy and solver, ready for JSON.
@@ -51,16 +63,23 @@ def bench(
     token to nodes other than its own), ``balance`` (mean over largest load of a rank), both mean over layers, homes
     spread evenly over one batch of everything held out; ``step_s``, mean seconds of a held-out step; ``fitted_step_s``;
     ``wall_s`` and ``cpu_s``, seconds of solving, score and bound; ``gap`` of the plan on what it was fitted to;
-    ``notes`` of the plan. A hierarchical EPLB that does not divide is left out.
+    ``cut``, whether the clock ended the search before its effort was spent; ``notes`` of the plan.
+    A hierarchical EPLB that does not divide is left out.
 
     Parameters
     ----------
     fit
-        Part of the requests that plans are fitted to; the others judge.
+        Part of the traffic that plans are fitted to; the rest judges.
+    by
+        What is kept whole in that: see :meth:`moesim.trace.Trace.split`. ``"domain"`` judges on domains never seen.
+    objective
+        What ``moesim`` makes small.
     options
         Options of solvers by name.
     efforts
         Efforts of ``moesim``, one row each, called ``moesim 1e+07`` and so on; its default only, if None.
+    ablate
+        Run ``moesim`` once whole and once without each part of its search, see :data:`ABLATIONS`.
     progress
         Told what runs.
 
@@ -69,7 +88,7 @@ def bench(
     InputError
         If the trace has counts only.
     """
-    fitted, held_out = trace.split(fit, seed=seed)
+    fitted, held_out = trace.split(fit, by=by, seed=seed)
     spec = trace.spec if dims is None else trace.spec.at_dimensions(dims)
     costs = Costs.default(spec, cluster, transport=transport)
     steps = make_batches(held_out, cluster.ranks, tokens_per_rank=tokens_per_rank, seed=seed)
@@ -77,13 +96,14 @@ def bench(
     say = progress or (lambda _line: None)
     given = dict(options or {})
     for policy in policies:
-        for solver, label, extra in _runs(solvers, given, efforts):
+        for solver, label, extra in _runs(solvers, given, efforts, ablate):
             say(f"{cluster.name}, {policy}: {label}")
             began, busy = time.monotonic(), time.process_time()
             try:
                 plan = solve(
                     fitted, cluster, slots_per_rank=slots_per_rank, solver=solver, policy=policy, transport=transport,
-                    dims=dims, tokens_per_rank=tokens_per_rank, seed=seed, deadline_s=deadline_s, jobs=jobs, **extra,
+                    dims=dims, tokens_per_rank=tokens_per_rank, seed=seed, deadline_s=deadline_s, jobs=jobs,
+                    objective=objective if solver == "moesim" else None, **extra,
                 )  # fmt: skip
             except InputError:
                 if solver != "eplb-hierarchical":
@@ -106,6 +126,7 @@ def bench(
                     "gap": plan.gap if np.isfinite(plan.gap) else None,
                     "wall_s": wall_s,
                     "cpu_s": cpu_s,
+                    "cut": any(note.startswith("the deadline ") for note in plan.notes),
                     "notes": list(plan.notes),
                 }
             )
@@ -113,7 +134,7 @@ def bench(
 
 
 def _runs(
-    solvers: Sequence[str], options: Mapping[str, Mapping[str, Any]], efforts: Sequence[float] | None
+    solvers: Sequence[str], options: Mapping[str, Mapping[str, Any]], efforts: Sequence[float] | None, ablate: bool
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield solver, label and options of every run."""
     for solver in solvers:
@@ -121,6 +142,9 @@ def _runs(
         if solver == "moesim" and efforts is not None:
             for effort in efforts:
                 yield solver, f"moesim {effort:g}", {**extra, "effort": effort}
+        elif solver == "moesim" and ablate:
+            for label, without in ABLATIONS.items():
+                yield solver, label, {**extra, **without}
         else:
             yield solver, solver, extra
 
@@ -143,7 +167,10 @@ def judged(placement: Placement, trace: Trace, cluster: Cluster, policy: str, se
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of :func:`bench` as a Markdown table, each beside the better EPLB where one was run."""
+    """Return rows of :func:`bench` as a Markdown table, each beside the better EPLB where one was run.
+
+    Rows whose search the clock cut short say so: their numbers depend on how busy the machine was.
+    """
     lines = ["| trace | topology | slots | policy | solver | copies | x EPLB | balance | held-out step | CPU s |"]
     lines.append("|" + "---|" * 10)
     case = ("trace", "topology", "slots", "policy", "seed")
@@ -156,11 +183,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         base = eplb.get(tuple(row[key] for key in case))
         ratio = f"{row['copies'] / base:.2f}" if base else "-"
         lines.append(
-            f"| {row['trace']} | {row['topology']} | {row['slots']} | `{row['policy']}` | `{row['solver']}` "
+            f"| {row['trace']} | {row['topology']} | {row['slots']} | `{row['policy']}` | {_called(row)} "
             f"| {row['copies']:.3f} | {ratio} | {row['balance']:.3f} | {row['step_s'] * 1e3:.2f} ms "
             f"| {row['cpu_s']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    solver, *rest = str(row["solver"]).split(", ", 1)
+    return ", ".join([f"`{solver}`", *rest]) + (" (cut by the clock)" if row.get("cut") else "")
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:

@@ -302,25 +302,27 @@ class Trace(Sealed):
         fraction
             Share of the rows in the first one, as nearly as whole steps or requests allow.
         by
-            ``"step"``: the first steps against the later ones. ``"request"``: a seeded shuffle of the requests.
-            ``"auto"``: step where steps were recorded (or there are only counts), request otherwise.
+            ``"step"``: the first steps against the later ones. ``"request"``, ``"domain"``: a seeded shuffle of the
+            requests or domains. ``"auto"``: step where steps were recorded (or there are only counts), otherwise
+            request.
         seed
-            For the shuffle of requests.
+            For the shuffle.
 
         Raises
         ------
         InputError
-            If the fraction is not between 0 and 1 or there is only one step or request to split.
+            If the fraction is not between 0 and 1 or there is only one step, request or domain to split.
         """
         if not 0 < fraction < 1:
             raise InputError(f"split: the fraction must lie between 0 and 1, got {fraction}")
-        if by not in ("auto", "step", "request"):
-            raise UnknownName("way to split", by, ("auto", "step", "request"))
+        ways = ("auto", "step", "request", "domain")
+        if by not in ways:
+            raise UnknownName("way to split", by, ways)
         if by == "auto":
             by = "step" if self.has_steps or self.routes is None else "request"
         if by == "request" and self.routes is None:
             raise InputError("split: a trace of counts knows no requests; split it by step")
-        column = self.step if by == "step" else self.request
+        column = {"step": self.step, "request": self.request, "domain": self.domain}[by]
         keys, group, sizes = np.unique(column, return_inverse=True, return_counts=True)
         if len(keys) < 2:
             raise InputError(

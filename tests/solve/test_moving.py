@@ -28,7 +28,7 @@ from tests.placement.worlds import random_placement
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 
 CLUSTER = tiny_cluster(2, 2)
-FAST: dict[str, Any] = {"effort": 2e5, "rows": 400, "tokens_per_rank": 64, "jobs": 1}
+FAST: dict[str, Any] = {"effort": 2e6, "rows": 400, "tokens_per_rank": 64, "jobs": 1}
 
 
 def received(experts: np.ndarray, was: np.ndarray) -> int:
@@ -131,8 +131,8 @@ def test_free_moves_find_what_a_few_moves_find() -> None:
     """A good placement in which a few strangers swapped seats: the search without a budget keeps the rest of it."""
     spec, cluster = tiny_spec(1, 32, 4), tiny_cluster(4, 2)
     trace = synthetic.router(spec, 2048, seed=0, skew=0.3)
-    given = {"slots_per_rank": 5, **FAST}
-    running = solve(trace, cluster, **(given | {"effort": 1e7})).placement.experts.copy()
+    given = {"slots_per_rank": 5, **FAST, "effort": 2e7, "rows": 2000}
+    running = solve(trace, cluster, **(given | {"effort": 1e8})).placement.experts.copy()
     for rank, other in ((0, 5), (2, 7)):
         mine, theirs = (set(running[0, one].tolist()) for one in (rank, other))
         here, there = (

@@ -14,7 +14,7 @@ def plan(watch: Watcher | None = None, stop: Stop | None = None, solver: str = "
     spec = tiny_spec(layers=3, experts=16)
     return solve(
         tiny_trace(spec, 1024), tiny_cluster(), slots_per_rank=5, solver=solver, tokens_per_rank=64, watch=watch,
-        stop=stop, jobs=2, **({"effort": 3e5} if solver == "moesim" else {}),
+        stop=stop, jobs=2, **({"effort": 3e6} if solver == "moesim" else {}),
     )  # fmt: skip
 
 

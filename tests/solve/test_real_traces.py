@@ -32,7 +32,7 @@ def test_plans_beat_every_baseline_on_real_routing(shared_data: Path, name: str,
     fit, held_out = trace.split(0.5)
     cluster = Cluster.preset("h100-4x8-rail")
     given = {"slots_per_rank": slots, "dims": ModelSpec.preset("deepseek-v3"), "jobs": 1, "deadline_s": 600.0}
-    ours = solve(fit, cluster, **given, effort=1e7)
+    ours = solve(fit, cluster, **given, effort=1e8)
     plans = {}
     for solver in set(SOLVERS.names()) - {"moesim", "cp-sat", "eplb-hierarchical"}:
         plans[solver] = solve(fit, cluster, solver=solver, **given)

@@ -24,7 +24,7 @@ from moesim.trace import Trace
 from moesim.trace.batching import make_batches
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 
-FAST = {"effort": 2e5, "rows": 400}
+FAST = {"effort": 2e6, "rows": 400}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_copies_that_cost_time_are_told(trace: Trace) -> None:
 
 
 def test_the_running_placement_is_a_candidate(trace: Trace, cluster: Cluster) -> None:
-    good = plan_of(trace, cluster, effort=2e6)
+    good = plan_of(trace, cluster, effort=2e7)
     again = plan_of(trace, cluster, effort=0, previous=good.placement)
     assert again.score_s <= good.score_s
     with pytest.raises(InputError, match=r"previous placement: has .layers, ranks, slots per rank, experts."):

@@ -23,7 +23,7 @@ from moesim.trace import Trace
 from moesim.trace.batching import make_batches
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 
-FAST = {"effort": 1e5, "rows": 300}
+FAST = {"effort": 1e6, "rows": 300}
 SPEC = tiny_spec(groups=2)
 TRACE, CLUSTER = tiny_trace(SPEC, 1024), tiny_cluster()
 
@@ -226,7 +226,7 @@ def test_cvar_is_at_least_the_mean_and_at_most_the_worst(values: list[float], sh
 
 
 def test_single_aims_are_met_better_than_by_the_whole_time(trace: Trace, cluster: Cluster) -> None:
-    plans = {aim: plan_of(trace, cluster, objective=Objective(aim), effort=2e6) for aim in ("time", "traffic", "load")}
+    plans = {aim: plan_of(trace, cluster, objective=Objective(aim), effort=2e7) for aim in ("time", "traffic", "load")}
     batches = make_batches(trace, 4, tokens_per_rank=64)
     from moesim.costs import Costs
 
@@ -281,7 +281,7 @@ def test_a_slot_budget_goes_where_copies_pay(cluster: Cluster) -> None:
 
 def test_slow_ranks_get_less_work(trace: Trace, cluster: Cluster) -> None:
     slow = dataclasses.replace(cluster, speed=np.array([1.0, 1.0, 1.0, 0.25]))
-    plan = plan_of(trace, slow, objective=Objective("load"), effort=1e6)
+    plan = plan_of(trace, slow, objective=Objective("load"), effort=1e7)
     batches = make_batches(trace, 4, tokens_per_rank=64)
     from moesim.costs import Costs
     from moesim.solve.objective import step_flow

@@ -69,7 +69,7 @@ def test_a_good_placement_stays_and_eplb_does_not_pay(trace: Trace) -> None:
     judged = steps_of(part_of(trace, "held-out"), GROUP, tokens_per_rank=64, max_steps=6)
     fitted = steps_of(part_of(trace, "fit"), GROUP, tokens_per_rank=64, max_steps=6)
     # what runs was planned with more effort, on what is judged as well
-    running = solve(judged, GROUP, slots_per_rank=3, effort=3e6, rows=2000, costs=costs_of(judged, GROUP)).placement
+    running = solve(judged, GROUP, slots_per_rank=3, effort=3e7, rows=2000, costs=costs_of(judged, GROUP)).placement
     again = advise(trace, GROUP, previous=running, **HOW)
     assert again.answers["placement"].startswith("stay with the running placement")
     assert again.answers["eplb"].startswith("EPLB will not pay here")

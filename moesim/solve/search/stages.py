@@ -24,7 +24,7 @@ from moesim.solve.search.cover import NODES, PICKS
 from moesim.solve.search.rows import Rows, sample_rows, scenario_of
 from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
 from moesim.solve.search.settle import make_state
-from moesim.solve.search.state import COVER, NEAREST, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
 
 _RATE: Final = 1.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: about half of what one thread of
@@ -36,11 +36,13 @@ _POLICIES: Final = {
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5
-_COVER_EFFORT: Final = 0.5
-_COVER_HOT: Final = 0.2
-_COVER_WEIGHT: Final = 0.5
-"""The second stage: its share of the rows and of the effort, how warm it begins, and its weight of compute time, much
+_COVER_HOT: Final = 0.5
+_COVER_WEIGHT: Final = 1.0
+"""The second stage: its share of the rows, how warm it begins, and its weight of compute time, much
 of which the policy itself evens out."""
+
+_LATER_HOT: Final = 0.2
+"""How warm the search from a further start begins: it is there for what is near that start."""
 
 
 class Stage:
@@ -49,12 +51,13 @@ class Stage:
     def __init__(self, problem: Problem, policy: int, rows: Rows, effort: float, hot: float, even: float) -> None:
         self.problem, self.policy, self.rows = problem, policy, rows
         self.effort, self.hot, self.even = effort, hot, even
-        self.mode = merging(problem)
+        # where only load counts, no move needs a look at rows
+        self.mode = NOTHING if problem.objective.aim == "load" else merging(problem)
         scale = seconds_per_count(problem, self.mode)
         # from counts of the sample to counts of a step
         scale[TOKENS + 1 :] *= tokens_per_rank(problem) * problem.ranks / len(rows.home)
-        if problem.objective.aim != "time":
-            scale[TOKENS if problem.objective.aim == "traffic" else slice(TOKENS + 1, None)] = 0.0
+        if problem.objective.aim == "traffic":
+            scale[TOKENS] = 0.0
         self.scale = scale
 
     def state(self, layer: int, slots: NDArray[np.int32], rows: int | None = None) -> State:
@@ -94,7 +97,15 @@ def improve(
     policy = _POLICIES.get(problem.policy, NEAREST)
     if problem.policy not in _POLICIES:
         problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
-    covers = merging(problem) == PER_NODE and 1 < problem.cluster.nodes <= NODES and problem.spec.top_k <= PICKS
+    cover = float(options["cover"])
+    if problem.objective.aim == "load":
+        cover = 0.0  # which nodes a row visits is no matter then
+    covers = (
+        cover > 0
+        and merging(problem) == PER_NODE
+        and 1 < problem.cluster.nodes <= NODES
+        and problem.spec.top_k <= PICKS
+    )
     effort = float(options["effort"])
     allowed = problem.deadline_s * _RATE / (problem.layers * len(starts))
     if allowed < effort:
@@ -108,10 +119,8 @@ def improve(
     stages = [(first, weight)]
     if policy == COVER and covers:
         few = sample_rows(problem, round(count * _COVER_ROWS), scenarios)
-        first.effort *= 1 - _COVER_EFFORT
-        stages.append(
-            (Stage(problem, COVER, few, effort * _COVER_EFFORT, hot * _COVER_HOT, 1.0), weight * _COVER_WEIGHT)
-        )
+        first.effort *= 1 - cover
+        stages.append((Stage(problem, COVER, few, effort * cover, hot * _COVER_HOT, 1.0), weight * _COVER_WEIGHT))
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
     found: list[list[NDArray[np.int32]]] = []
@@ -121,8 +130,9 @@ def improve(
             # equal seeds, so that what the first one finds does not depend on whether there are more
             seed = problem.seed * each + index * problem.layers
             experts = _all_layers(
-                stage, compute, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages), seed
-            )
+                stage, compute, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages), seed,
+                stage.hot * (_LATER_HOT if number else 1.0),
+            )  # fmt: skip
             reached.append(experts)
         found.append(reached)
     return [experts for reached in reversed(found) for experts in reached]
@@ -130,7 +140,7 @@ def improve(
 
 def _all_layers(
     stage: Stage, weight: float, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int,
-    seed: int,
+    seed: int, hot: float,
 ) -> NDArray[np.int32]:  # fmt: skip
     problem, options = stage.problem, stage.problem.options
     tasks = stages * problem.layers
@@ -141,7 +151,7 @@ def _all_layers(
         share = problem.seconds_left() * problem.jobs / (tasks - task)
         outcome = anneal(
             state, stage.prices(layer, weight, float(options["floor"]), rival[layer]), int(stage.effort),
-            hot=stage.hot, cold=float(options["cold"]), seed=seed + layer,
+            hot=hot, cold=float(options["cold"]), seed=seed + layer,
             stop_at=working_s() + share,
             each=lambda done, slots: anytime.follow(task, number, layer, done, slots),
             rules=problem.limits.rules(layer),

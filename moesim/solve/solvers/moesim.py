@@ -28,14 +28,14 @@ GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=2e8, rows=12000, scenarios=8, hot=0.01, cold=0.0002, balance=1.0, floor=0.0, even=0.0)
+@takes(effort=6e8, rows=12000, scenarios=8, hot=0.01, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=0.8)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
     Options
     -------
     effort
-        Rows that the search may look at in a layer; a deadline can buy less.
+        Work of the search in a layer, in rows looked at; a deadline can buy less.
     rows
         Tokens of a layer whose copies the search counts.
     scenarios
@@ -48,9 +48,12 @@ def moesim(problem: Problem) -> Array:
         Weight of the compute time: more than 1 trades traffic for balance.
     floor
         Balance to reach in every layer, as a multiple of that of EPLB's placement in the same scenarios: compute time
-        beyond counts four times. 0: none, only the step time counts.
+        beyond counts four times. 0: only the step time counts.
     even
         Part of the work that copies are taken to share evenly, whoever is nearest.
+    cover
+        Under ``token-aware``, part of the effort that looks at the nodes which tokens really visit; 0: nearest copies
+        only.
     """
     every = [permitted(problem, one) for one in baseline_candidates(problem)]
     rival = every[list(BASELINES).index("eplb")]
