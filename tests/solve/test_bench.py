@@ -41,9 +41,9 @@ def test_rows_hold_eplb_and_moesim_under_every_policy(tmp_path: Path) -> None:
 
 
 def test_ablation_leaves_out_one_part_at_a_time_and_says_what_the_clock_cut() -> None:
-    trace, cluster = tiny_trace(tiny_spec(), 1024), tiny_cluster()
+    trace, cluster = tiny_trace(tiny_spec(1, 32, 4), 2048), tiny_cluster(4, 2)
     rows = bench(
-        trace, cluster, slots_per_rank=3, solvers=("eplb", "moesim"), policies=("nearest",), tokens_per_rank=64, jobs=1,
+        trace, cluster, slots_per_rank=5, solvers=("eplb", "moesim"), policies=("nearest",), tokens_per_rank=64, jobs=1,
         options={"moesim": {"effort": 2e7}}, ablate=True,
     )  # fmt: skip
     by_name = {row["solver"]: row for row in rows}
