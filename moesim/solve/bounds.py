@@ -99,13 +99,15 @@ def _step(
     out = Exchange(costs, "dispatch", ways[0], moved, fixed)
     back = Exchange(costs, "combine", ways[1], moved, fixed)
     # means over ranks of what adds up on a rank: experts; arrival and experts; experts and results; all three
-    mean, through, early, late, chain, traffic = np.zeros((6, len(moved.left.active)))
+    mean, through, early, late, later, chain, traffic = np.zeros((7, len(moved.left.active)))
     for share in _shares(costs, work):
         arrive, experts, results, far = out.received(share), work.shared(share), back.sent(share), work.far_s
         mean = np.maximum(mean, np.minimum(experts, far))
         through = np.maximum(through, np.minimum(arrive + experts, far))
         early = np.maximum(early, np.minimum(arrive + experts + back.sent_to_all(share), far))
-        late = np.maximum(late, np.minimum(experts + results, far))
+        waited = experts + out.late(share)
+        later = np.maximum(later, np.minimum(waited, far))
+        late = np.maximum(late, np.minimum(waited + results, far))
         chain = np.maximum(chain, np.minimum(arrive + experts + results, far))
         traffic = np.maximum(traffic, back.received(share))
     first_home, last_home = back.home()
@@ -124,7 +126,8 @@ def _step(
         return float((empty + first_home)[:-1].sum() + alone[-1]), alone, load, traffic
     alone = np.maximum(alone, start + chain + word)
     early = np.maximum(np.maximum(through, start + early + word), empty + first_home)
-    return _longest(early, alone, start + np.maximum(slowest, late) + word, load), alone, load, traffic
+    late, later = (start + np.maximum(slowest, part) + word for part in (late, later))
+    return _longest(early, alone, late, later), alone, load, traffic
 
 
 def _shares(costs: Costs, work: Work) -> list[Array]:
@@ -135,18 +138,18 @@ def _shares(costs: Costs, work: Work) -> list[Array]:
     return [equal] if np.ptp(speed) == 0 else [equal, speed / speed.sum()]
 
 
-def _longest(early: Array, alone: Array, late: Array, load: Array) -> float:
+def _longest(early: Array, alone: Array, late: Array, later: Array) -> float:
     """Return when the last rank is through with all layers at least.
 
     Parameters
     ----------
     early, alone
         Seconds from the first rank's start of a layer to the first, and to the last, rank's end; [layers].
-    late, load
+    late, later
         Seconds from the last rank's start to the last, and to the first, rank's end; [layers].
     """
     first = last = 0.0
-    for to_first, to_last, last_to_last, last_to_first in zip(early, alone, late, load, strict=True):
+    for to_first, to_last, last_to_last, last_to_first in zip(early, alone, late, later, strict=True):
         ahead = max(first + to_first, last + last_to_first)
         first, last = ahead, max(ahead, first + to_last, last + last_to_last)
     return float(last)

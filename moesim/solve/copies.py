@@ -55,6 +55,8 @@ class Leaving:
         The same of each home rank on its own, [layers, ranks].
     active
         Experts that any token picks, [layers].
+    servers_home
+        Ranks of other nodes that serve tokens of each home rank, [layers, ranks].
     """
 
     pairs_home: Array
@@ -68,6 +70,7 @@ class Leaving:
     pairs_across_home: Array
     copies_across_home: Array
     active: Array
+    servers_home: Array
 
     @property
     def pairs(self) -> Array:
@@ -117,6 +120,8 @@ def leaving(routes: Array, home: Array, node: Array, experts: int, slots: int) -
                 across_home,
                 np.array([fewest_copies(one, on_rank, most) for one in across_home]),
                 int((by_node.sum(axis=0) > 0).sum()),
+                # what the own node has no room for lies on so many ranks elsewhere
+                np.ceil(np.maximum((popularity > 0).sum(axis=1) - room[node], 0) / slots),
             )
         )
     return Leaving(*(np.array(part, np.float64) for part in zip(*parts, strict=True)))

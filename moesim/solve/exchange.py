@@ -63,6 +63,7 @@ class Exchange:
 
     def __init__(self, costs: Costs, direction: Direction, way: Way, moved: Moved, fixed: Fixed) -> None:
         self.way, self.moved = way, moved
+        self.shared_links = costs.network == "bottleneck" and way.everyone
         # what depends on tokens alone, and in combine of pairs the receive pass over each home's results
         own = moved.left.pairs_home * (direction == "combine" and moved.unit == "pair")
         flow = local_flow(costs, own, own, fixed.tokens)
@@ -98,6 +99,18 @@ class Exchange:
         """Return what every rank waits for of that [layers]; nothing where some rank may owe some other nothing."""
         own = self.own * share
         return np.asarray(own.sum(axis=1) - own.max(axis=1) if self.to_all else np.zeros(len(own)))
+
+    def late(self, share: Array) -> Array:
+        """Return seconds [layers] by which the last home rank to send delays its servers, mean over ranks.
+
+        It is not known which rank that is: the least over all. Its servers in other nodes wait for all that it sends
+        there, where a flow takes as long as the links that it shares.
+        """
+        if not self.shared_links:
+            return np.zeros(len(self.moved.across))
+        own = np.maximum(self.moved.across_home * self.way.across_out - self.way.hidden_s, 0.0)
+        least = np.concatenate([[0.0], np.cumsum(np.sort(share))])
+        return np.asarray((own * least[self.moved.left.servers_home.astype(np.int64)]).min(axis=1))
 
     def home(self) -> tuple[Array, Array]:
         """Return the seconds after which the first and the last rank have results of their own tokens, [layers]."""

@@ -65,8 +65,9 @@ class Way:
             remote = ~cluster.same_node
             flow = _probe(cluster, _landing(cluster))
             across_in = _bytes(costs, flow, direction) * _common(cluster, remote, inbound=True)
-            if unit != "node":
-                # own bytes of a unit, on the slower of the rank's port and of what all its traffic must pass
+            if unit != "node" or direction == "dispatch":
+                # own bytes of a unit (on the way home the rails of a node share those of its copies), on the slower of
+                # the rank's port and of what all its traffic must pass
                 own = costs.transfer(flow, direction).own_bytes[0, :, 1] / np.maximum(_sent(flow, direction), 1)
                 port = np.minimum(ports(cluster).seconds_per_byte[:, 1], _common(cluster, remote, inbound=False))
                 across_out = own * port

@@ -106,3 +106,10 @@ def test_an_envelope_lies_below_every_mixture(values: list[float], at: float) ->
         for a in range(len(x)) for b in range(a, len(x)) if a <= place <= b and (a < b or a == place)
     ]  # fmt: skip
     assert below == pytest.approx(min(mixed), abs=1e-9)
+
+
+def test_what_a_node_has_no_room_for_lies_on_other_ranks() -> None:
+    # home 0 picks seven experts, its node holds four: three lie elsewhere, on two ranks of two slots
+    routes = np.arange(7, dtype=np.int16)[:, None, None]
+    least = leaving(routes, np.zeros(7, np.int32), np.array([0, 0, 1, 1], np.int32), 8, 2)
+    assert least.servers_home[0].tolist() == [2, 0, 0, 0]
