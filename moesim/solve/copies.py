@@ -1,7 +1,8 @@
 """How many pairs and copies must leave their rank or node whatever the placement: from popularity and from pairs.
 
 * *Popularity*: of the picks of some homes, a place that holds ``room`` experts serves at most those of the ``room``
-  experts they pick most. This is exact for one place, and counts picks, not tokens.
+  experts they pick most. This is exact for one place, and counts picks, not tokens. All places together hold every
+  expert once, at best where it is picked most, and only what room is left goes to the picks that are then most.
 * *Pairs*: a copy that serves k picks at one place holds k(k-1)/2 pairs of experts that lie there together. An expert
   with r copies lies with at most r(size-1) others, and there are only ``places x size`` copies, of which every expert
   takes one, so that only so many of the picked pairs can be served together. Copies are fewest when all are
@@ -17,6 +18,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.placement.kernels import compiled
+from moesim.solve.coverage import most_served
 
 
 @compiled
@@ -78,21 +80,22 @@ class Leaving:
         return np.asarray(self.pairs_home.sum(axis=1))
 
 
-def leaving(routes: Array, home: Array, node: Array, experts: int, slots: int) -> Leaving:
+def leaving(routes: Array, home: Array, node: Array, landing: Array, experts: int, slots: int) -> Leaving:
     """Count what must leave.
 
     Parameters
     ----------
     routes
         int16 [tokens, layers, picks].
-    home, node
-        Home rank of each token, node of each rank.
+    home, node, landing
+        Home rank of each token, node of each rank, where traffic of each rank lands in each node [ranks, nodes].
     slots
         Experts that a rank can hold.
     """
     ranks, nodes, layers, picks = len(node), int(node.max()) + 1, routes.shape[1], routes.shape[2]
     room = np.minimum(np.bincount(node) * slots, experts)
     whole = (-(-(routes >= 0).sum(axis=2) // slots)).sum(axis=0)
+    rail, rail_room = _rails(landing, slots)
     parts = []
     for layer in range(layers):
         popularity, weight = np.zeros((ranks, experts), np.int64), np.zeros((experts, experts), np.int64)
@@ -101,9 +104,10 @@ def leaving(routes: Array, home: Array, node: Array, experts: int, slots: int) -
         by_node = np.array([popularity[node == place].sum(axis=0) for place in range(nodes)])
         on_rank = pairs_together(weight, ranks * slots, slots)
         in_node = pairs_together(weight, int(room.sum()), int(room.max()))
-        away = float(_beyond(popularity, np.full(ranks, slots)).sum())
-        forwarded = float(_beyond(popularity, np.full(ranks, nodes * slots)).sum())
-        across = float(_beyond(by_node, room).sum())
+        away = total - most_served(popularity, np.full(ranks, slots))
+        by_rail = np.array([popularity[rail == place].sum(axis=0) for place in range(len(rail_room))])
+        forwarded = total - most_served(by_rail, rail_room)
+        across = total - most_served(by_node, room)
         across_home = _beyond(popularity, room[node])
         most = min(slots, picks)
         parts.append(
@@ -125,6 +129,12 @@ def leaving(routes: Array, home: Array, node: Array, experts: int, slots: int) -
             )
         )
     return Leaving(*(np.array(part, np.float64) for part in zip(*parts, strict=True)))
+
+
+def _rails(landing: Array, slots: int) -> tuple[Array, Array]:
+    """Return which ranks keep copies at the same landing ranks [ranks], and how many experts those hold [rails]."""
+    kept, rail = np.unique(np.sort(landing, axis=1), axis=0, return_inverse=True)
+    return rail.ravel(), np.full(len(kept), landing.shape[1] * slots)
 
 
 def _beyond(popularity: Array, room: Array) -> Array:

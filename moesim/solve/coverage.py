@@ -83,12 +83,32 @@ def _even_pairs(routes: Any, members: Any, experts: int, passes: int) -> Any:
     return weight
 
 
-def _served_alone(weight: NDArray[np.int64], room: int) -> float:
-    """Return the most units that any ``room`` experts can hold on pairs of them and on the diagonal."""
+def _side(weight: NDArray[np.int64], room: int) -> NDArray[np.float64]:
+    """Return the most units on the diagonal and on pairs that each expert adds to ``room`` experts, from its side."""
     alone = np.diag(weight)
     pairs = weight - np.diag(alone)
     heaviest = np.sort(pairs, axis=1)[:, len(weight) - max(room - 1, 0) :].sum(axis=1) if room > 1 else 0
-    return float(np.sort(alone + heaviest / 2)[len(weight) - room :].sum())
+    return np.asarray(alone + heaviest / 2)
+
+
+def most_served(value: NDArray[Any], room: NDArray[Any]) -> float:
+    """Return the most value that places can hold.
+
+    Parameters
+    ----------
+    value
+        What an expert is worth at a place, [places, experts].
+    room
+        Experts that a place can hold, [places]; every expert lies at one place at least, if there is room for all.
+    """
+    experts = value.shape[1]
+    ordered = np.sort(value, axis=1)[:, ::-1]
+    held = np.minimum(room, experts)
+    alone = float(ordered[np.arange(experts) < held[:, None]].sum())
+    # once at its best place, then whatever is worth most
+    copies = np.sort(value, axis=0)[::-1]
+    further = np.sort(copies[1:], axis=None)[::-1][: max(int(held.sum()) - experts, 0)]
+    return min(alone, float(copies[0].sum() + further.sum()))
 
 
 def uncovered_tokens(
@@ -111,20 +131,35 @@ def uncovered_tokens(
 
     Returns
     -------
-    by_node, by_home
-        Tokens of each node, float64 [layers, nodes], and of each home rank, float64 [layers, ranks].
+    together, by_home
+        Tokens of all nodes, float64 [layers], and of each home rank, float64 [layers, ranks].
     """
     layers, ranks, nodes = routes.shape[1], len(node), len(room)
-    by_node, by_home = np.zeros((layers, nodes)), np.zeros((layers, ranks))
-    groups = [(np.flatnonzero(node[home] == place), by_node, place, room[place]) for place in range(nodes)]
-    groups += [(np.flatnonzero(home == rank), by_home, rank, room[node[rank]]) for rank in range(ranks)]
+    together, by_home = np.zeros(layers), np.zeros((layers, ranks))
+    of_node = [np.flatnonzero(node[home] == place) for place in range(nodes)]
+    of_home = [np.flatnonzero(home == rank) for rank in range(ranks)]
     for layer in range(layers):
         picks = np.ascontiguousarray(routes[:, layer])
-        for members, out, index, space in groups:
-            if space < experts and len(members):
-                weight = np.sort(_even_weights(picks, members, experts, _PASSES))
-                pairs = _even_pairs(picks, members, experts, _PASSES)
-                by_pairs = pairs[np.triu_indices(experts)].sum() - _served_alone(pairs, int(space))
-                # a token is a whole one; just below, so that rounding does not make it one too many
-                out[layer, index] = max(weight[: experts - space].sum(), np.ceil(by_pairs - 1e-6))
-    return by_node, by_home
+        together[layer] = _leave(picks, of_node, room, experts)
+        for rank, members in enumerate(of_home):
+            by_home[layer, rank] = _leave(picks, [members], room[node[rank]][None], experts)
+    return together, by_home
+
+
+def _leave(picks: NDArray[np.int16], groups: list[NDArray[np.int64]], room: NDArray[np.int64], experts: int) -> float:
+    """Return how many tokens of groups leave their places, one place a group, at least."""
+    units, sides, leaves, units_total = [], [], 0.0, 0
+    for members, space in zip(groups, room.tolist(), strict=True):
+        single = _even_weights(picks, members, experts, _PASSES)
+        pairs = _even_pairs(picks, members, experts, _PASSES)
+        side, total = _side(pairs, space), int(single.sum())
+        # a token is a whole one; just below, so that rounding does not make it one too many
+        by_pairs = np.ceil(total - np.sort(side)[experts - space :].sum() - 1e-6)
+        leaves += max(float(np.sort(single)[: experts - space].sum()), float(by_pairs), 0.0)
+        units.append(single)
+        sides.append(side)
+        units_total += total
+    if len(groups) > 1:
+        for value in (units, sides):
+            leaves = max(leaves, float(np.ceil(units_total - most_served(np.array(value), room) - 1e-6)))
+    return leaves

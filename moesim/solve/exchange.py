@@ -42,12 +42,12 @@ def must_move(costs: Costs, routes: Array, home: Array, slots: int) -> Moved:
     """Count what a step must move: tokens that a node cannot serve alone, pairs and copies."""
     cluster, experts = costs.cluster, costs.spec.experts
     unit = UNITS.get(costs.transport, "node")
-    left = leaving(routes, home, cluster.node, experts, slots)
+    left = leaving(routes, home, cluster.node, cluster.landing, experts, slots)
     if unit == "pair":
         return Moved(unit, left, left.pairs_across, left.pairs_across_home, left.pairs_away)
     room = np.minimum(np.bincount(cluster.node) * slots, experts)
-    by_node, by_home = uncovered_tokens(routes, home, cluster.node, room, experts)
-    across = np.maximum(by_node.sum(axis=1), left.nodes_across)
+    together, by_home = uncovered_tokens(routes, home, cluster.node, room, experts)
+    across = np.maximum(together, left.nodes_across)
     if unit == "rank":
         # a copy for a rank of another node is one for that node as well
         by_rank = np.maximum(left.copies_across, across), np.maximum(left.copies_across_home, by_home)

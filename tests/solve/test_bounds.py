@@ -18,7 +18,7 @@ from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.solve import SOLVERS, Problem, solve
 from moesim.solve.bounds import _longest, step_bound
-from moesim.solve.coverage import uncovered_tokens
+from moesim.solve.coverage import most_served, uncovered_tokens
 from moesim.solve.objective import score
 from moesim.spec import FP8_BLOCK, ModelSpec
 from moesim.trace import Trace
@@ -193,21 +193,43 @@ def test_the_bound_is_not_far_below_a_searched_placement(
     assert 1 <= plan.score_s / plan.bound_s < most
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_no_choice_of_experts_covers_more_tokens_than_the_bound_says(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    experts, room = 6, int(rng.integers(1, 7))
-    routes = np.array([rng.permutation(experts)[:3] for _ in range(40)], np.int16)
+    experts, first = 6, int(rng.integers(1, 7))
+    room = np.array([first, int(rng.integers(6 - first, 7))])
+    liking = rng.gumbel(size=(40, experts)) + rng.choice([0, 2]) * rng.normal(size=experts)
+    routes = np.argsort(-liking, axis=1)[:, :3].astype(np.int16)
     routes[rng.random(routes.shape) < 0.2] = -1
     node = np.array([0, 0, 1], np.int32)
     home = rng.integers(3, size=40).astype(np.int32)
-    by_node, by_home = uncovered_tokens(routes[:, None], home, node, np.array([room, experts]), experts)
-    assert (by_node[0, 1], by_home[0, 2]) == (0, 0)
-    for kept in itertools.combinations(range(experts), room):
-        leave = ~(np.isin(routes, kept) | (routes < 0)).all(axis=1)
-        assert leave[node[home] == 0].sum() >= by_node[0, 0]
-        assert leave[home == 1].sum() >= by_home[0, 1]
+    together, by_home = uncovered_tokens(routes[:, None], home, node, room, experts)
+    sets = [list(itertools.combinations(range(experts), int(space))) for space in room]
+    leave = [[~(np.isin(routes, kept) | (routes < 0)).all(axis=1) for kept in of_node] for of_node in sets]
+    for rank in range(3):
+        assert min(out[home == rank].sum() for out in leave[node[rank]]) >= by_home[0, rank]
+    least = min(
+        leave[0][one][node[home] == 0].sum() + leave[1][other][node[home] == 1].sum()
+        for one, other in itertools.product(range(len(sets[0])), range(len(sets[1])))
+        if len({*sets[0][one], *sets[1][other]}) == experts
+    )
+    assert least >= together[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_places_that_hold_every_expert_serve_no_more_than_the_bound_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    value = rng.integers(0, 9, size=(3, 4)) * rng.integers(1, 5, size=4)
+    room = rng.integers(1, 4, size=3)
+    room[0] = max(room[0], 4 - room[1] - room[2])
+    best = max(
+        sum(value[place, list(kept)].sum() for place, kept in enumerate(held))
+        for held in itertools.product(*(itertools.combinations(range(4), int(space)) for space in room))
+        if len(set().union(*held)) == 4
+    )
+    assert best <= most_served(value, room) <= np.sort(value, axis=1)[:, ::-1].sum()
 
 
 def test_a_single_rank_is_at_its_bound(make_problem: MakeProblem) -> None:

@@ -14,6 +14,7 @@ from moesim.solve.copies import fewest_copies, leaving, pairs_together
 from moesim.solve.working import _envelope
 
 NODE = np.array([0, 0, 1], np.int32)
+LANDING = np.array([[0, 2], [1, 2], [0, 2]], np.int32)
 
 
 def least_cover(missing: set[int], places: list[set[int]]) -> int:
@@ -26,12 +27,27 @@ def least_cover(missing: set[int], places: list[set[int]]) -> int:
     )
 
 
+def forwarded(token: set[int], own: int, ranks: list[set[int]]) -> int:
+    """The fewest copies for other ranks than those where traffic of the home rank lands."""
+    kept = set().union(*(ranks[rank] for rank in LANDING[own]))
+    return least_cover(token - kept, [one for rank, one in enumerate(ranks) if rank not in LANDING[own]])
+
+
 def served(routes: NDArray[np.int16], home: NDArray[np.int32], held: tuple[tuple[int, ...], ...]) -> dict[str, float]:
     """What leaves at least under the best policy; every number by its own policy."""
     ranks = [set(one) for one in held]
     nodes = [set().union(*(ranks[r] for r in np.flatnonzero(n == NODE))) for n in range(2)]
     out = dict.fromkeys(
-        ("copies_total", "pairs_away", "copies_away", "pairs_across", "copies_across", "nodes_across"), 0
+        (
+            "copies_total",
+            "pairs_away",
+            "copies_away",
+            "copies_forwarded",
+            "pairs_across",
+            "copies_across",
+            "nodes_across",
+        ),
+        0,
     )
     for picks, own in zip(routes, home, strict=True):
         token = {int(e) for e in picks if e >= 0}
@@ -39,6 +55,7 @@ def served(routes: NDArray[np.int16], home: NDArray[np.int32], held: tuple[tuple
         away, across = token - ranks[own], token - nodes[NODE[own]]
         others = [one for r, one in enumerate(ranks) if r != own]
         far = [one for r, one in enumerate(ranks) if NODE[r] != NODE[own]]
+        out["copies_forwarded"] += forwarded(token, own, ranks)
         out["pairs_away"] += len(away)
         out["copies_away"] += least_cover(away, others)
         out["pairs_across"] += len(across)
@@ -56,7 +73,7 @@ def test_no_placement_of_a_small_layer_moves_less(seed: int, slots: int, picks: 
     routes = np.argsort(-liking, axis=1)[:, :picks].astype(np.int16)
     routes[rng.random(routes.shape) < 0.2] = -1
     home = rng.integers(3, size=8).astype(np.int32)
-    least = leaving(routes[:, None], home, NODE, experts, slots)
+    least = leaving(routes[:, None], home, NODE, LANDING, experts, slots)
     assert least.pairs[0] == (routes >= 0).sum()
     assert least.active[0] == len(set(routes[routes >= 0].tolist()))
     # an empty slot helps nobody
@@ -69,10 +86,16 @@ def test_no_placement_of_a_small_layer_moves_less(seed: int, slots: int, picks: 
 def test_popularity_is_exact_for_one_place() -> None:
     # node 0 holds experts 0 and 1 at best; five picks of others leave it
     routes = np.array([[0], [0], [1], [1], [2], [2], [3], [4], [5]], np.int16)
-    home = np.zeros(9, np.int32)
-    least = leaving(routes[:, None], home, np.array([0, 1], np.int32), 6, 2)
+    home, node, landing = np.zeros(9, np.int32), np.array([0, 1], np.int32), np.array([[0, 1], [0, 1]], np.int32)
+    least = leaving(routes[:, None], home, node, landing, 6, 2)
     assert least.pairs_across[0] == least.pairs_away[0] == 5
     assert least.pairs_across_home[0].tolist() == [5, 0]
+    # both ranks want experts 0 and 1, but 2 and 3 must lie somewhere: of 12 picks four more leave
+    routes = np.array([[0], [0], [1], [1], [2], [3]] * 2, np.int16)
+    home = np.repeat(np.arange(2, dtype=np.int32), 6)
+    least = leaving(routes[:, None], home, node, landing, 4, 2)
+    assert least.pairs_across_home[0].tolist() == [2, 2]
+    assert least.pairs_across[0] == 6
 
 
 def test_pairs_that_lie_together_are_counted_by_copies_of_experts() -> None:
@@ -111,5 +134,6 @@ def test_an_envelope_lies_below_every_mixture(values: list[float], at: float) ->
 def test_what_a_node_has_no_room_for_lies_on_other_ranks() -> None:
     # home 0 picks seven experts, its node holds four: three lie elsewhere, on two ranks of two slots
     routes = np.arange(7, dtype=np.int16)[:, None, None]
-    least = leaving(routes, np.zeros(7, np.int32), np.array([0, 0, 1, 1], np.int32), 8, 2)
+    landing = np.array([[0, 2], [1, 3], [0, 2], [1, 3]], np.int32)
+    least = leaving(routes, np.zeros(7, np.int32), np.array([0, 0, 1, 1], np.int32), landing, 8, 2)
     assert least.servers_home[0].tolist() == [2, 0, 0, 0]
