@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.placement import Placement, dispatch
 from moesim.placement.token_aware import covered
 from moesim.solve.objective import Score
+from moesim.solve.rules import no_rules, received
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.cost import compute_s, cost, network_s, powers_s, prices
 from moesim.solve.search.reroute import outlook, reroute, take_back
@@ -260,3 +261,20 @@ def test_the_best_candidate_is_chosen_layer_by_layer() -> None:
     np.testing.assert_array_equal(
         mixed([slow, fast], scores, worth), [slow.experts[0], fast.experts[1], fast.experts[2]]
     )
+
+
+def test_a_received_copy_moves_on_where_the_move_budget_is_used_up() -> None:
+    ran = np.array([[0, 1], [2, 3], [4, 5], [1, 2], [3, 4], [5, 1]], np.int32)
+    was = np.zeros((6, RANKS), np.bool_)
+    was[ran, np.arange(RANKS)[:, None]] = True
+    rules = no_rules(NODE, 2, 6)._replace(was=was, most=np.array([1], np.int64))
+    slots = ran.copy()
+    slots[1, 1] = 0  # the one move: the fullest expert's second copy, beside expert 2
+    demand = np.array([[12.0, 3, 4, 5.5, 4.5, 2]])
+    routes, home = np.zeros((6, 1), np.int16), np.arange(RANKS, dtype=np.int32)
+    state = make_state(routes, home, NODE, LANDING, slots, demand, NOTHING, ROW_HASH)
+    assert state.load.max() == pytest.approx(8)
+    # cold: giving it back first is far uphill, another move is not allowed
+    anneal(state, prices(np.full((5, RANKS), 1e-6)), 10_000_000, hot=1e-6, cold=1e-6, seed=1, rules=rules)
+    assert state.load.max() == pytest.approx(7)
+    assert received(rules, state.slots) == 1

@@ -14,6 +14,7 @@ from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
 from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
 from moesim.solve.search.reroute import outlook, outlook_cover, reroute, take_back
+from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
 from moesim.solve.search.shift import shift, unshift, working
 from moesim.solve.search.state import COVER, NEAREST, State, choose, refresh, spread
@@ -28,6 +29,8 @@ _SAMPLED: Final = 4
 _DOUBT: Final = 0.003
 """Covering a row anew is slow: of a move one row in so many is looked at first, and it is given up where these make the
 network slower by more than a doubt, a share of its time."""
+MARGIN: Final = 1.0
+"""How many times what guesses of the network's time are off by a move is given before it is counted."""
 PIECES: Final = 20
 """Pieces of an annealing run; the clock is looked at between them."""
 
@@ -72,10 +75,57 @@ def _exchange(state: State, rank: int, slot: int, other: int, other_slot: int, n
 
 
 @compiled
+def _step(steps: Any, index: int, rank: int, slot: int, other: int, other_slot: int, old: int) -> None:
+    steps[index, 0], steps[index, 1], steps[index, 2], steps[index, 3] = rank, slot, other, other_slot
+    steps[index, 4] = old
+
+
+@compiled
+def _undo(state: State, steps: Any, count: int) -> None:
+    for index in range(count - 1, -1, -1):
+        _exchange(state, steps[index, 0], steps[index, 1], steps[index, 2], steps[index, 3], steps[index, 4])
+
+
+@compiled
+def _use_up(state: State, rules: Rules, rng: Any, steps: Any, pair: Any, several: int, homeless: int) -> int:
+    """Use at once what giving back has freed of the move budget; return how many experts are in ``pair`` then, or 0.
+
+    Where the budget is used up, a copy cannot go from one rank to another in two moves that each must pay. Half of the
+    time the copy that had to go, ``homeless``, is put on another rank, where that is not -1; otherwise two copies
+    anywhere are swapped.
+    """
+    ranks, slots = state.slots.shape
+    rank, slot = _draw(rng, ranks), _draw(rng, slots)
+    if not rules.open[rank, slot]:
+        return 0
+    old = state.slots[rank, slot]
+    other = other_slot = -1
+    if homeless >= 0 and _draw(rng, 2) == 0:
+        new = homeless
+        if state.held[new, rank] or (old >= 0 and state.copies[old] < 2):
+            return 0
+    else:
+        other, other_slot = _draw(rng, ranks), _draw(rng, slots)
+        new = state.slots[other, other_slot]
+        if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
+            return 0
+    _step(steps, 1, rank, slot, other, other_slot, old)
+    _exchange(state, rank, slot, other, other_slot, new)
+    for index in range(2):
+        expert = steps[1, 4] if index else state.slots[rank, slot]
+        if expert >= 0 and not (pair[:several] == expert).any():
+            pair[several] = expert
+            several += 1
+    return several
+
+
+@compiled
 def _anneal(
     state: State,
     prices: Prices,
     rules: Rules,
+    screen: Screen,
+    margin: float,
     rng: Any,
     best_slots: Any,
     progress: Any,
@@ -100,11 +150,13 @@ def _anneal(
     network = network_then = network_s(state.counts, scale)
     counts = state.counts.copy()
     work_of = working(state.load, scale)
-    # of the two experts of a move: who serves them then, and who did
-    column, column_was = np.zeros((2, ranks), np.int32), np.zeros((2, ranks), np.int32)
-    served, served_was = np.zeros(2, np.int32), np.zeros(2, np.int32)
-    part = np.zeros((2, ranks))
-    pair = np.zeros(2, np.int32)
+    # of the experts of a move: who serves them then, and who did
+    column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
+    served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)
+    part = np.zeros((4, ranks))
+    pair = np.zeros(4, np.int32)
+    # what is exchanged: rank, slot, other rank and slot if any, and what was in the first one
+    steps = np.zeros((2, 5), np.int64)
     while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
         spent += MOVE
@@ -120,12 +172,14 @@ def _anneal(
             continue
         old = state.slots[rank, slot]
         other = other_slot = -1
+        goes_on = False
         if rules.most[0] >= 0 and _draw(rng, 3) == 0:
             turn = _draw(rng, 1 << 20)
             slot, other, other_slot, new = undoing(rules, state.slots, state.held, state.copies, rank, turn)
             if slot < 0:
                 continue
             old = state.slots[rank, slot]
+            goes_on = _draw(rng, 2) == 0
         elif spare and _draw(rng, 2) == 0:
             if old >= 0 and state.copies[old] < 2:
                 continue
@@ -139,14 +193,19 @@ def _anneal(
             if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
                 continue
         _exchange(state, rank, slot, other, other_slot, new)
-        if ruled and broken(rules, state.slots, state.held):
-            _exchange(state, rank, slot, other, other_slot, old)
+        pair[0], pair[1] = new, old
+        several = 1 if old < 0 else 2
+        _step(steps, 0, rank, slot, other, other_slot, old)
+        stride = 1
+        if goes_on:
+            several = _use_up(state, rules, rng, steps, pair, several, old if spare else -1)
+            stride = 2
+        if several == 0 or (ruled and broken(rules, state.slots, state.held)):
+            _undo(state, steps, stride if several else 1)
             spent -= MOVE - _REFUSED
             continue
         moves += 1
         limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
-        pair[0], pair[1] = new, old
-        several = 1 if old < 0 else 2
         for index in range(several):
             served[index] = choose(state, pair[index], column[index])
             spread(state, pair[index], column[index], served[index], part[index])
@@ -154,12 +213,21 @@ def _anneal(
         # most moves that unbalance need no look at their rows
         compute = priced(powers_s(work_of.powers, work_of.reference, worst, work_of.each), prices)
         fees = 1 + fee(rules, state.held)
-        looked = (compute + network * (1 - _GAIN)) * fees <= limit
+        least = network * (1 - _GAIN)
+        change = 0.0
+        if stride == 1:
+            second = state.node[other] if other >= 0 else -1
+            change = guess(screen, state.node[rank], second, old, new)
+            least = max(least, network + at_best(screen, change, margin))
+        looked = (compute + least) * fees <= limit
         if looked and near:
             counts[:] = state.counts
             for index in range(several):
                 spent += outlook(state, pair[index], column[index], counts)
-            looked = (compute + network_s(counts, scale)) * fees <= limit
+            seen = network_s(counts, scale)
+            if stride == 1:
+                learn(screen, change, seen - network)
+            looked = (compute + seen) * fees <= limit
         refreshed = looked and covered
         if refreshed:
             counts[:] = state.counts
@@ -177,9 +245,13 @@ def _anneal(
                 column_was[index], served_was[index] = state.serves[pair[index]], state.served[pair[index]]
                 spent += reroute(state, pair[index], column[index], served[index])
             network_then = network_s(state.counts, scale)
+            if stride == 1 and not near:
+                learn(screen, change, network_then - network)
             then = (compute + network_then) * fees
         if then <= limit:
             now, network = then, network_then
+            for index in range(several):
+                look_at(screen, state, pair[index])
             for index in range(several):
                 state.part[pair[index]] = part[index]
             if now < best:
@@ -187,7 +259,7 @@ def _anneal(
                 best_slots[:] = state.slots
             continue
         unshift(work_of, state.load)
-        _exchange(state, rank, slot, other, other_slot, old)
+        _undo(state, steps, stride)
         if refreshed:
             take_back(state)
             for expert in pair[:several]:
@@ -212,6 +284,7 @@ def anneal(
     stop_at: float = math.inf,
     each: Callable[[float, NDArray[np.int32]], bool] | None = None,
     rules: Rules | None = None,
+    margin: float = MARGIN,
 ) -> Outcome:
     """Improve the placement in ``state`` by annealing and leave the best one there.
 
@@ -232,6 +305,9 @@ def anneal(
         to stop now.
     rules
         What moves must respect, as the placement in ``state`` does; nothing by default.
+    margin
+        How far off a guess of the network's time may be, in standard errors, for a move not to be counted that it
+        speaks against; infinite: all moves are counted whose loads do not rule them out.
     """
     if rules is None:
         rules = no_rules(state.node, state.slots.shape[1], len(state.copies))
@@ -240,12 +316,14 @@ def anneal(
     best_slots = state.slots.copy()
     rng = np.array([seed], np.uint64)
     cut = False
+    screen = make_screen(state)
     for piece in range(PIECES):
         if working_s() > stop_at or (each is not None and each(piece / PIECES, best_slots)):
             cut = True
             break
         until = work * (piece + 1) / PIECES
-        _anneal(state, prices, rules, rng, best_slots, progress, until, float(work), hot, cold)
+        look_again(screen, state)
+        _anneal(state, prices, rules, screen, margin, rng, best_slots, progress, until, float(work), hot, cold)
     state.slots[:] = best_slots
     settle(state)
     return Outcome(start, float(progress[3]), int(progress[4]), cut)
