@@ -75,12 +75,12 @@ def test_a_slow_node_is_given_less() -> None:
     assert carried[1] < 0.85 * carried[0]
 
 
-def test_it_is_a_candidate_of_the_search_where_nodes_are_several(make_problem: Callable[..., Problem]) -> None:
-    problem = make_problem(seed=4)
-    grouped = picked_together(problem)
-    candidates = [one.experts.tolist() for one in baseline_candidates(problem)]
-    assert candidates[-1] == grouped.tolist()
-    alone = make_problem(nodes=1, ranks_per_node=4, seed=4)
+def test_it_is_a_candidate_of_a_short_search_where_nodes_are_several(make_problem: Callable[..., Problem]) -> None:
+    problem = make_problem(seed=4, options={"effort": 1e6})
+    assert baseline_candidates(problem)[-1].experts.tolist() == picked_together(problem).tolist()
+    long = make_problem(seed=4, options={"effort": 1e9})
+    alone = make_problem(nodes=1, ranks_per_node=4, seed=4, options={"effort": 1e6})
+    assert len(baseline_candidates(long)) == len(baseline_candidates(problem)) - 1
     assert len(baseline_candidates(alone)) == len(BASELINES) + 1  # the balanced one
 
 

@@ -78,6 +78,11 @@ class Stage:
         return prices(self.scale, weight, floor_s, STEEP * weight if floor > 0 else 0.0, worst)
 
 
+def bought(problem: Problem, searches: int = 1) -> float:
+    """Return the work in a layer that each of so many searches may do: the effort, or what the deadline buys of it."""
+    return min(float(problem.options["effort"]), problem.deadline_s * _RATE / (problem.layers * searches))
+
+
 def improve(
     problem: Problem, starts: Sequence[NDArray[np.int32]], rival: NDArray[np.int32], best_s: float = np.inf
 ) -> list[NDArray[np.int32]]:
@@ -106,11 +111,9 @@ def improve(
         and 1 < problem.cluster.nodes <= NODES
         and problem.spec.top_k <= PICKS
     )
-    effort = float(options["effort"])
-    allowed = problem.deadline_s * _RATE / (problem.layers * len(starts))
-    if allowed < effort:
-        problem.note(f"the deadline bought {allowed / effort:.0%} of the search effort")
-    effort = min(effort, allowed)
+    effort = bought(problem, len(starts))
+    if effort < float(options["effort"]):
+        problem.note(f"the deadline bought {effort / float(options['effort']):.0%} of the search effort")
     count = int(options["rows"])
     scenarios = scenario_of(problem, int(options["scenarios"]))
     rows = sample_rows(problem, count, scenarios)

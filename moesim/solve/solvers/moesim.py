@@ -16,7 +16,7 @@ from moesim.solve.objective import Score, score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.partition import together
-from moesim.solve.search.stages import improve
+from moesim.solve.search.stages import bought, improve
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
 """Placements that the answer is never worse than on the traffic it is fitted to."""
@@ -24,6 +24,8 @@ SLOW: Final = ("token-aware", "batch-lp", "fewest-active")
 """Policies that take a second a layer to run: of the baselines they run EPLB's and the two that are fastest under the
 nearest copy."""
 
+HURRIED: Final = 3e7
+"""Work of a layer up to which the search begins better at a grouped placement; more of it forgets where it began."""
 GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
@@ -143,7 +145,7 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
         finally:
             problem.notes[:] = silent
     experts.append(balance(problem.loads, problem.ranks, problem.slots_per_rank, problem.cluster.speed))
-    if problem.cluster.nodes > 1 and problem.limits.most is None:
+    if problem.cluster.nodes > 1 and problem.limits.most is None and bought(problem) <= HURRIED:
         experts.append(picked_together(problem))
     placements = [Placement(slots, problem.experts) for slots in experts]
     if problem.previous is not None:
