@@ -132,11 +132,11 @@ def test_incremental_equals_full_recount(mode: int, policy: int, seed: int) -> N
         np.testing.assert_array_equal(getattr(state, name), values)
 
 
-@pytest.mark.parametrize("mode", [DIRECT, PER_RANK, PER_NODE, NOTHING])
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize(("mode", "policy"), CASES)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, seed: int) -> None:
-    state, _, _ = build(seed, mode, NEAREST)
+def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, policy: int, seed: int) -> None:
+    state, _, _ = build(seed, mode, policy)
     rng = np.random.default_rng(seed + 1)
     for _ in range(10):
         expert, rank = int(rng.integers(8)), int(rng.integers(RANKS))
@@ -148,8 +148,8 @@ def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, seed: int) -
         column = np.zeros(RANKS, np.int32)
         served = choose(state, expert, column)
         counts = state.counts.copy()
-        looked = outlook(state, expert, column, counts)
-        assert reroute(state, expert, column, served) == looked
+        looked = outlook(state, expert, column, served, counts)
+        assert (reroute(state, expert, column, served) > 0) == (looked > 0)
         np.testing.assert_array_equal(state.counts, counts)
 
 

@@ -17,7 +17,7 @@ from moesim.solve.search.reroute import outlook, outlook_cover, reroute, take_ba
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
 from moesim.solve.search.shift import shift, unshift, working
-from moesim.solve.search.state import COVER, NEAREST, State, choose, refresh, spread
+from moesim.solve.search.state import COVER, State, choose, refresh, spread
 
 MOVE: Final = 1500
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
@@ -143,7 +143,7 @@ def _anneal(
     experts = len(state.copies)
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
     spare = state.copies.sum() > experts
-    covered, near = state.policy[0] == COVER, state.policy[0] == NEAREST
+    covered = state.policy[0] == COVER
     scenarios = state.load.shape[1]
     scale, worst = prices.scale, prices.worst[0]
     ruled = rules.most[0] >= 0 or rules.hard[0] > 0
@@ -220,10 +220,10 @@ def _anneal(
             change = guess(screen, state.node[rank], second, old, new)
             least = max(least, network + at_best(screen, change, margin))
         looked = (compute + least) * fees <= limit
-        if looked and near:
+        if looked and not covered:
             counts[:] = state.counts
             for index in range(several):
-                spent += outlook(state, pair[index], column[index], counts)
+                spent += outlook(state, pair[index], column[index], served[index], counts)
             seen = network_s(counts, scale)
             if stride == 1:
                 learn(screen, change, seen - network)
@@ -245,7 +245,7 @@ def _anneal(
                 column_was[index], served_was[index] = state.serves[pair[index]], state.served[pair[index]]
                 spent += reroute(state, pair[index], column[index], served[index])
             network_then = network_s(state.counts, scale)
-            if stride == 1 and not near:
+            if stride == 1 and covered:
                 learn(screen, change, network_then - network)
             then = (compute + network_then) * fees
         if then <= limit:

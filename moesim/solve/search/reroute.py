@@ -24,9 +24,11 @@ from moesim.solve.search.state import (
     serving_rank,
 )
 
-HASHING: Final = 8
+HASHING: Final = 16
+_HASHING_LOOK: Final = 8
 COVERING: Final = 20
-"""Work of a row whose copies are chosen by hash, or whose nodes are covered anew, beside one that is only looked at."""
+"""Work of a row whose copies are chosen by hash, carried out or looked at, or whose nodes are covered anew, beside one
+that is only looked at among nearest copies."""
 
 
 @compiled
@@ -136,12 +138,13 @@ def _alone(rows: Any, here: Any, there: Any) -> tuple[int, int]:
 
 
 @compiled
-def outlook(state: State, expert: int, serves: Any, counts: Any) -> int:
-    """Change ``counts`` about as :func:`reroute` would change those of the state; return the rows looked at.
+def outlook(state: State, expert: int, serves: Any, served: int, counts: Any) -> int:
+    """Change ``counts`` about as :func:`reroute` would change those of the state; return the work done.
 
-    For nearest copies. Looks only, so that a move that is not taken costs one look. Of two experts of one move each is
-    looked at as if the other stayed: a place that one leaves and the other reaches then seems to lose the row. Two that
-    leave, or reach, the same place seem to cost one copy too many, but they do so only where far copies are dealt anew.
+    For all but covered rows, see :func:`outlook_cover`. Looks only, so that a move that is not taken costs one look. Of
+    two experts of one move each is looked at as if the other stayed: a place that one leaves and the other reaches then
+    seems to lose the row. Two that leave, or reach, the same place seem to cost one copy too many, but nearest copies
+    do so only where far ones are dealt anew.
     """
     ranks, mode = len(state.node), state.mode[0]
     node, landing, at_rank, at_node, rows = state.node, state.landing, state.at_rank, state.at_node, state.rows
@@ -149,6 +152,8 @@ def outlook(state: State, expert: int, serves: Any, counts: Any) -> int:
     indptr = state.indptr[expert * ranks : (expert + 1) * ranks + 1]
     if mode == NOTHING:
         return 0
+    if state.policy[0] != NEAREST:
+        return _outlook_hashed(state, expert, serves, served, counts)
     looked = 0
     for home in range(ranks):
         old, new = present[home], serves[home]
@@ -163,6 +168,28 @@ def outlook(state: State, expert: int, serves: Any, counts: Any) -> int:
                 left_node, came_node = _alone(rows[first:last], at_node[node[old]], at_node[node[new]])
         moved(counts, node, landing, mode, home, old, new, last - first, (left_rank, left_node), (came_rank, came_node))
     return looked
+
+
+@compiled
+def _outlook_hashed(state: State, expert: int, serves: Any, served: int, counts: Any) -> int:
+    ranks, mode, node = len(state.node), state.mode[0], state.node
+    present, before = state.serves[expert], state.served[expert]
+    first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
+    for position in range(first, last):
+        row = state.rows[position]
+        key = pick_key(state, row, expert)
+        old, new = present[key % before if before > 1 else 0], serves[key % served if served > 1 else 0]
+        if old == new:
+            continue
+        left = came = (False, False)
+        if mode != DIRECT:
+            left_rank, came_rank = state.at_rank[old, row] == 1, state.at_rank[new, row] == 0
+            left_node = came_node = False
+            if mode == PER_NODE and node[old] != node[new]:
+                left_node, came_node = state.at_node[node[old], row] == 1, state.at_node[node[new], row] == 0
+            left, came = (left_rank, left_node), (came_rank, came_node)
+        moved(counts, node, state.landing, mode, state.home[row], old, new, 1, left, came)
+    return _HASHING_LOOK * int(last - first)
 
 
 @compiled

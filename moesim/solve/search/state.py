@@ -147,4 +147,5 @@ def serving_rank(state: State, row: int, expert: int) -> int:
     """Return the rank that computes a pick of a row."""
     if state.policy[0] == NEAREST:
         return int(state.serves[expert, state.home[row]])
-    return int(state.serves[expert, pick_key(state, row, expert) % state.served[expert]])
+    copies = state.served[expert]
+    return int(state.serves[expert, pick_key(state, row, expert) % copies if copies > 1 else 0])
