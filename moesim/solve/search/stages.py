@@ -36,21 +36,17 @@ _POLICIES: Final = {
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5
-_COVER_HOT: Final = 0.5
-_COVER_WEIGHT: Final = 1.0
-"""The second stage: its share of the rows, how warm it begins, and its weight of compute time, much
-of which the policy itself evens out."""
-
-_LATER_HOT: Final = 0.2
+"""Share of the rows that the second stage covers anew: they are looked at slowly."""
+_LATER_HOT: Final = 0.5
 """How warm the search from a further start begins: it is there for what is near that start."""
 
 
 class Stage:
     """One stage for all layers of a problem."""
 
-    def __init__(self, problem: Problem, policy: int, rows: Rows, effort: float, hot: float, even: float) -> None:
+    def __init__(self, problem: Problem, policy: int, rows: Rows, effort: float, even: float) -> None:
         self.problem, self.policy, self.rows = problem, policy, rows
-        self.effort, self.hot, self.even = effort, hot, even
+        self.effort, self.even = effort, even
         # where only load counts, no move needs a look at rows
         self.mode = NOTHING if problem.objective.aim == "load" else merging(problem)
         scale = seconds_per_count(problem, self.mode)
@@ -69,8 +65,9 @@ class Stage:
             even=self.even,
         )  # fmt: skip
 
-    def prices(self, layer: int, weight: float, floor: float, rival: NDArray[np.int32]) -> Prices:
-        """Return prices with the floor at ``floor`` times the balance of the rival's [ranks, slots]."""
+    def prices(self, layer: int, rival: NDArray[np.int32]) -> Prices:
+        """Return prices of a layer whose floor follows from the balance of the rival's placement [ranks, slots]."""
+        weight, floor = float(self.problem.options["balance"]), float(self.problem.options["floor"])
         worst = self.problem.objective.windows(self.rows.demand.shape[0])
         floor_s = np.inf
         if floor > 0:
@@ -117,24 +114,23 @@ def improve(
     count = int(options["rows"])
     scenarios = scenario_of(problem, int(options["scenarios"]))
     rows = sample_rows(problem, count, scenarios)
-    weight, hot = float(options["balance"]), float(options["hot"])
-    first = Stage(problem, NEAREST if policy == COVER else policy, rows, effort, hot, float(options["even"]))
-    stages = [(first, weight)]
+    first = Stage(problem, NEAREST if policy == COVER else policy, rows, effort, float(options["even"]))
+    stages = [first]
     if policy == COVER and covers:
         few = sample_rows(problem, round(count * _COVER_ROWS), scenarios)
         first.effort *= 1 - cover
-        stages.append((Stage(problem, COVER, few, effort * cover, hot * _COVER_HOT, 1.0), weight * _COVER_WEIGHT))
+        stages.append(Stage(problem, COVER, few, effort * cover, 1.0))
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
     found: list[list[NDArray[np.int32]]] = []
     for number, experts in enumerate(starts):
         reached = []
-        for index, (stage, compute) in enumerate(stages):
+        for index, stage in enumerate(stages):
             # equal seeds, so that what the first one finds does not depend on whether there are more
             seed = problem.seed * each + index * problem.layers
             experts = _all_layers(
-                stage, compute, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages), seed,
-                stage.hot * (_LATER_HOT if number else 1.0),
+                stage, experts, rival, anytime, number * len(stages) + index, len(starts) * len(stages), seed,
+                _LATER_HOT if number else 1.0,
             )  # fmt: skip
             reached.append(experts)
         found.append(reached)
@@ -142,8 +138,7 @@ def improve(
 
 
 def _all_layers(
-    stage: Stage, weight: float, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int,
-    seed: int, hot: float,
+    stage: Stage, experts: Array, rival: Array, anytime: Anytime, number: int, stages: int, seed: int, warm: float
 ) -> NDArray[np.int32]:  # fmt: skip
     problem, options = stage.problem, stage.problem.options
     tasks = stages * problem.layers
@@ -153,8 +148,8 @@ def _all_layers(
         state = stage.state(layer, experts[layer])
         share = problem.seconds_left() * problem.jobs / (tasks - task)
         outcome = anneal(
-            state, stage.prices(layer, weight, float(options["floor"]), rival[layer]), int(stage.effort),
-            hot=hot, cold=float(options["cold"]), seed=seed + layer,
+            state, stage.prices(layer, rival[layer]), int(stage.effort),
+            hot=float(options["hot"]) * warm, cold=float(options["cold"]), seed=seed + layer,
             stop_at=working_s() + share,
             each=lambda done, slots: anytime.follow(task, number, layer, done, slots),
             rules=problem.limits.rules(layer),

@@ -30,7 +30,7 @@ GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=6e8, rows=12000, scenarios=8, hot=0.01, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=0.8)
+@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=0.8)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
