@@ -1,8 +1,8 @@
-"""The stages of the search: every layer annealed on its own, in threads, by nearest copies and then as it will run.
+"""The stages of the search: every layer annealed on its own, in threads, as it will run.
 
-Nearest copies come first under every policy that chooses among near copies: they are looked at fastest, and policies
-with more freedom do well wherever the nearest copies do. For ``token-aware`` the second stage counts what its rows
-really visit.
+Policies that choose among near copies are searched for as if the nearest one served: it is looked at fastest, and
+policies with more freedom do well wherever the nearest copies do. For ``token-aware`` a stage counts what its rows
+really visit, and one by nearest copies may come first.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_ran
 from moesim.solve.search.settle import make_state
 from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
 
-_RATE: Final = 1.5e8
-"""Units of work (rows looked at) that a second of deadline buys, whatever the machine: about half of what one thread of
+_RATE: Final = 2.5e8
+"""Units of work (rows looked at) that a second of deadline buys, whatever the machine: somewhat less than one thread of
 a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
 _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": NEAREST, "batch-lp": NEAREST, "token-aware": COVER,
@@ -36,7 +36,7 @@ _POLICIES: Final = {
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5
-"""Share of the rows that the second stage covers anew: they are looked at slowly."""
+"""Share of the rows that are covered anew under ``token-aware``: they are looked at slowly."""
 _LATER_HOT: Final = 0.5
 """How warm the search from a further start begins: it is there for what is near that start."""
 
@@ -119,6 +119,7 @@ def improve(
     if policy == COVER and covers:
         few = sample_rows(problem, round(count * _COVER_ROWS), scenarios)
         first.effort *= 1 - cover
+        stages = stages if cover < 1 else []
         stages.append(Stage(problem, COVER, few, effort * cover, 1.0))
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)

@@ -25,12 +25,13 @@ SLOW: Final = ("token-aware", "batch-lp", "fewest-active")
 nearest copy."""
 
 HURRIED: Final = 3e7
-"""Work of a layer up to which the search begins better at a grouped placement; more of it forgets where it began."""
+"""Work of a layer up to which the search begins better at a grouped placement; more of it forgets where it began, but
+under ``token-aware``."""
 GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=0.8)
+@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=1.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
@@ -54,8 +55,8 @@ def moesim(problem: Problem) -> Array:
     even
         Part of the work that copies are taken to share evenly, whoever is nearest.
     cover
-        Under ``token-aware``, part of the effort that looks at the nodes which tokens really visit; 0: nearest copies
-        only.
+        Under ``token-aware``, part of the effort that looks at the nodes which tokens really visit, the rest going
+        before it to nearest copies; 0: nearest copies only.
     """
     every = [permitted(problem, one) for one in baseline_candidates(problem)]
     rival = every[list(BASELINES).index("eplb")]
@@ -145,7 +146,8 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
         finally:
             problem.notes[:] = silent
     experts.append(balance(problem.loads, problem.ranks, problem.slots_per_rank, problem.cluster.speed))
-    if problem.cluster.nodes > 1 and problem.limits.most is None and bought(problem) <= HURRIED:
+    grouped = bought(problem) <= HURRIED or problem.policy == "token-aware"
+    if problem.cluster.nodes > 1 and problem.limits.most is None and grouped:
         experts.append(picked_together(problem))
     placements = [Placement(slots, problem.experts) for slots in experts]
     if problem.previous is not None:
