@@ -31,7 +31,7 @@ GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=1.0)
+@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=0.0, even=0.0, cover=1.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
