@@ -33,7 +33,7 @@ ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "moesim, floor at EPLB's balance": {"floor": 1.0},
     "moesim, a quarter of the rows": {"rows": 3000},
 }
-"""What parts of the search are worth: names of rows, and the options that leave one out, or, for the floor, put it in."""
+"""What parts of the search are worth: names of rows, and options that leave one out, or, for the floor, put it in."""
 
 
 def bench(
