@@ -187,7 +187,7 @@ def test_a_split_is_disjoint_complete_and_leaves_neither_side_empty(lengths, fra
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0,), "between 0 and 1"), ((1.0,), "between 0 and 1"), ((0.5, "domain"), "way to split 'domain'")],
+    [((0,), "between 0 and 1"), ((1.0,), "between 0 and 1"), ((0.5, "phase"), "way to split 'phase'")],
 )
 def test_a_split_refuses_what_it_cannot_do(trace, arguments, message):
     with pytest.raises(InputError, match=message):
