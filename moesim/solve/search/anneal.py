@@ -252,7 +252,6 @@ def _anneal(
             now, network = then, network_then
             for index in range(several):
                 look_at(screen, state, pair[index])
-            for index in range(several):
                 state.part[pair[index]] = part[index]
             if now < best:
                 best = now

@@ -99,27 +99,27 @@ def improve(
     policy = _POLICIES.get(problem.policy, NEAREST)
     if problem.policy not in _POLICIES:
         problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
-    cover = float(options["cover"])
-    if problem.objective.aim == "load":
-        cover = 0.0  # which nodes a row visits is no matter then
+    # which nodes a row visits can be counted for some models and clusters, and is no matter where load alone counts
     covers = (
-        cover > 0
+        policy == COVER
+        and problem.objective.aim != "load"
         and merging(problem) == PER_NODE
         and 1 < problem.cluster.nodes <= NODES
         and problem.spec.top_k <= PICKS
     )
+    cover = float(options["cover"]) if covers else 0.0
     effort = bought(problem, len(starts))
     if effort < float(options["effort"]):
         problem.note(f"the deadline bought {effort / float(options['effort']):.0%} of the search effort")
     count = int(options["rows"])
     scenarios = scenario_of(problem, int(options["scenarios"]))
-    rows = sample_rows(problem, count, scenarios)
-    first = Stage(problem, NEAREST if policy == COVER else policy, rows, effort, float(options["even"]))
-    stages = [first]
-    if policy == COVER and covers:
+    stages = []
+    if cover < 1:
+        by_copies = NEAREST if policy == COVER else policy
+        rows = sample_rows(problem, count, scenarios)
+        stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
+    if cover > 0:
         few = sample_rows(problem, round(count * _COVER_ROWS), scenarios)
-        first.effort *= 1 - cover
-        stages = stages if cover < 1 else []
         stages.append(Stage(problem, COVER, few, effort * cover, 1.0))
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
