@@ -54,8 +54,11 @@ def layer_clocks(
     Notes
     -----
     ``arrived[d]`` is the latest of: ``min(gate) + arrive_s[d]``; for every s with bytes for d, ``gate[s] +
-    min(own_s[s] + drain_s, arrive_s[d])`` (a late sender delays who waits for it, by what its bytes need alone);
-    where every rank waits for a word of every rank, ``gate[s] + floor_s``; ``gate[d]``. The way home is the same.
+    min(own_s[s] + drain_s, arrive_s[d])`` (a late sender delays who waits for it, by what its bytes need alone), and
+    ``gate[s] + floor_s + rest[s, d] * (arrive_s[d] - floor_s)``, where ``rest`` is the part of d's bytes that comes
+    from s and from senders that are ready no earlier, by the time that their own bytes need (nobody can have drained
+    before s was ready what had not been sent by then); where every rank waits for a word of every rank, ``gate[s] +
+    floor_s``; ``gate[d]``. The way home is the same.
     """
     extra = np.zeros_like(start) if shared is None else shared
     gate = start + attention if overlap else start + attention + extra
@@ -93,12 +96,19 @@ def _received(
         out[d] = max(first + arrive[d], ready[d])
         if everyone:
             out[d] = max(out[d], last + min(floor, arrive[d]))
+    alone = own + drain
+    total, before = np.zeros(ranks), np.zeros(ranks)
     for s in range(ranks):
         for d in range(ranks):
             if senders[s, d]:
-                end = ready[s] + min(own[s] + drain, arrive[d])
-                if end > out[d]:
-                    out[d] = end
+                total[d] += max(alone[s] - floor, 0.0)
+    for s in np.argsort(ready, kind="mergesort"):
+        for d in range(ranks):
+            if senders[s, d]:
+                out[d] = max(out[d], ready[s] + min(alone[s], arrive[d]))
+                if total[d] > 0.0 and arrive[d] > floor:
+                    out[d] = max(out[d], ready[s] + (floor + (1.0 - before[d] / total[d]) * (arrive[d] - floor)))
+                before[d] += max(alone[s] - floor, 0.0)
     return out
 
 

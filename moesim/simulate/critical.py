@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.cluster.kernels import compiled
+from moesim.simulate.clocks import held_up
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule
 from moesim.simulate.work import Timeline, Work
@@ -75,6 +76,11 @@ def _walk(
                     bit = sends[m, way, layer, other, rank >> 3] >> (7 - (rank & 7)) & 1
                     if cause < 0 and bit and begin[other] + alone == done:
                         cause, payer = other, other
+                if cause < 0:
+                    cause, payer = (
+                        held_up(begin, late, own[m, way, layer], word[m, way, layer], sends[m, way, layer], rank, done),
+                        rank,
+                    )
                 if cause < 0 and everyone[way]:
                     cause = payer = begin.argmax()
                 spent[phase, layer, payer] += done - begin[cause]

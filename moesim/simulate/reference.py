@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import simpy
 
+from moesim.simulate.clocks import rest_s
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule
 from moesim.simulate.work import Timeline, Work, empty_timeline
@@ -44,6 +45,9 @@ class _Reference:
         # of an exchange: what one rank has for another is there; the network has drained all bytes for a rank
         self.message = {(op, sender, rank): self.env.event() for op, sender in every for rank in range(R)}
         self.drained = {key: self.env.event() for key in every}
+        # what was left to drain of it when that sender began is there
+        self.rest = {key: self.env.event() for key in self.message}
+        self.begun: dict[Op, dict[int, float]] = {op: {} for op in ops}
         self.opened: set[Op] = set()
         # what exchanges take of each rank's compute now, and an event for every change of it
         self.sends, self.taken = work.senders(), np.asarray(work.taken)
@@ -67,6 +71,7 @@ class _Reference:
             self.start_s[(*op, rank)] = self.env.now
             m, phase, layer = op
             if phase in (DISPATCH, COMBINE):
+                self.begun[op][rank] = self.env.now
                 self._send(op, rank)
                 share = float(self.taken[m, int(phase == COMBINE), layer]) if self.schedule.contends else 0.0
                 self._take(rank, share)
@@ -107,16 +112,28 @@ class _Reference:
             bytes_s = own_s[rank] if self.sends[at][rank, other] else 0.0
             heard_s = word_s if self.work.everyone[at[1]] else 0.0
             self._later(self.message[op, rank, other], min(max(bytes_s, heard_s), arrive_s[other]))
+            if self.sends[at][rank, other]:
+                self._later(self.rest[op, rank, other], self._rest_s(op, other, float(arrive_s[other])))
         if op not in self.opened:
             self.opened.add(op)
             for other in range(len(arrive_s)):
                 self._later(self.drained[op, other], arrive_s[other])
 
+    def _rest_s(self, op: Op, rank: int, arrive_s: float) -> float:
+        """Return the seconds until a rank has what those send who begin now or later."""
+        at = op[0], int(op[1] == COMBINE), op[2]
+        word_s = float(self.work.word_s[at])
+        weight = (np.maximum(self.work.own_s[at] - word_s, 0.0) * self.sends[at][:, rank]).tolist()
+        # added in the order in which they began, so that all engines round alike
+        before = sorted((begun_s, other) for other, begun_s in self.begun[op].items() if begun_s < self.env.now)
+        return rest_s(sum(weight[other] for _, other in before), sum(weight), arrive_s, word_s)
+
     def _inbound(self, op: Op, rank: int) -> list[simpy.Event]:
         m, phase, layer = op
         way = int(phase == COMBINE)
         senders = self.sends[m, way, layer, :, rank] | self.work.everyone[way]
-        return [self.message[op, int(other), rank] for other in senders.nonzero()[0]]
+        rest = [self.rest[op, int(other), rank] for other in self.sends[m, way, layer, :, rank].nonzero()[0]]
+        return [*rest, *(self.message[op, int(other), rank] for other in senders.nonzero()[0])]
 
     def _later(self, event: simpy.Event, delay_s: float) -> None:
         """Let an event happen after that many seconds."""

@@ -33,10 +33,15 @@ def by_hand(ready: Array, timing: Timing, layer: int) -> Array:
     for d in range(len(ready)):
         terms = [ready.min() + arrive[d], ready[d]]
         for s in range(len(ready)):
-            if senders[s, d]:
-                terms.append(ready[s] + min(own[s] + timing.drain_s[layer], arrive[d]))
             if timing.everyone:
                 terms.append(ready[s] + min(timing.floor_s[layer], arrive[d]))
+            if senders[s, d]:
+                terms.append(ready[s] + min(own[s] + timing.drain_s[layer], arrive[d]))
+                bytes_s = (own + timing.drain_s[layer] - timing.floor_s[layer]) * senders[:, d]
+                if not bytes_s.any() or arrive[d] <= timing.floor_s[layer]:
+                    continue
+                rest = bytes_s[ready >= ready[s]].sum() / bytes_s.sum()
+                terms.append(ready[s] + timing.floor_s[layer] + rest * (arrive[d] - timing.floor_s[layer]))
         out.append(max(terms))
     return np.array(out)
 
@@ -129,3 +134,18 @@ def test_clocks_carry_over_layers_and_starts():
     np.testing.assert_allclose(later, second.home + 2.0)
     for earlier, after in pairwise(second):
         assert (earlier <= after).all()
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_rank_that_is_ready_early_does_not_bring_home_what_others_still_compute(everyone: bool):
+    ranks, floor, load = 8, 1e-5, 4e-4
+    exchange = Timing(
+        arrive_s=np.full((1, ranks), floor + load), own_s=np.full((1, ranks), floor + load / 2),
+        link_bytes=np.zeros((1, 1)), link_time_s=np.zeros((1, 1)), binding=np.zeros(1, np.int64),
+        floor_s=np.full(1, floor), drain_s=np.zeros(1), senders=~np.eye(ranks, dtype=bool)[None], everyone=everyone,
+    )  # fmt: skip
+    together = received(np.full(ranks, 1e-3), exchange, 0)
+    ready = np.where(np.arange(ranks) == 0, 0.0, 1e-3)
+    # of seven senders six are late; rank 0 hears of late ones only
+    np.testing.assert_allclose(received(ready, exchange, 0)[1:], 1e-3 + floor + load * 6 / 7)
+    np.testing.assert_allclose(received(ready, exchange, 0)[0], together[0])

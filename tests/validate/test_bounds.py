@@ -58,7 +58,7 @@ def test_effects_of_balance_and_overlap_have_the_right_sign(shared_data: Path):
     for name, case in cases.items():
         assert (case.measured > 1, case.measured < 1) == (case.predicted > 1, case.predicted < 1), name
     assert abs(cases["E81"].error) < 1e-12
-    assert all(abs(case.error) < 0.40 for case in cases.values()), cases
+    assert all(abs(case.error) < 0.45 for case in cases.values()), cases
     # whole models: tokens a second of published deployments
     whole = [case for case in found if "throughput" in case.table]
     assert len(whole) == 5
