@@ -94,7 +94,7 @@ def solve(
         Source of all randomness; seconds of wall clock, compilation aside; threads (all cores by default).
     watch, stop
         Called with the :class:`~moesim.solve.progress.Progress` of the solver; asked whether to end with the best so
-        far, which the plan then notes.
+        far, which the plan then notes, and why if the answer is a text.
 
     Raises
     ------
@@ -152,10 +152,13 @@ def solve(
     problem = with_budget(problem)
     if problem.limits.strict:
         _ = problem.start  # what cannot be is told before the solver runs
-    placement = respecting(verified(function(problem), problem, solver), problem, solver).for_model(spec)
+    answer = function(problem)
+    why = stop and stop()  # what follows is no part of the search
+    placement = respecting(verified(answer, problem, solver), problem, solver).for_model(spec)
     scored = score(problem.batches, placement, costs, policy, seed)
-    if problem.stopped():
-        problem.note(f"stopped on request after {time.monotonic() - began:.0f} s: the best placement until then")
+    if why:
+        reason = why if isinstance(why, str) else "stopped on request"
+        problem.note(f"{reason} after {time.monotonic() - began:.0f} s: the best placement until then")
     problem.tell("done", scored.mean_s, 1.0)
     bound = step_bound(problem.batches, group, costs, slots_per_rank)
     terms = report(placement, scored, problem)

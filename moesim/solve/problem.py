@@ -191,7 +191,7 @@ class Problem:
 
     def stopped(self) -> bool:
         """Return whether the solver shall return the best so far."""
-        return self.stop is not None and self.stop()
+        return bool(self.stop and self.stop())
 
     def tell(self, stage: str, best_s: float, done: float | None = None) -> None:
         """Tell whoever watches how good the best placement so far is; see :class:`Progress`."""

@@ -31,5 +31,5 @@ class Progress:
 Watcher = Callable[[Progress], None]
 """Called with every point of the curve, from the thread that solves or one of its workers; must not block."""
 
-Stop = Callable[[], bool]
-"""Asked often whether the solver shall return the best so far now."""
+Stop = Callable[[], bool | str]
+"""Asked often whether the solver shall return the best so far now; a text says why, for the note of the plan."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from moesim.placement.clock import working_s
+from moesim.solve.progress import Stop
 
 _LEAST: Final = 0.1
 """Part of its share that a search has even where those before it left nothing."""
+_REASON: Final = "cut by the deadline that all searches share"
+"""What the plan of a search that was cut says of it."""
 
 
 class Budget:
@@ -29,16 +32,16 @@ class Budget:
         self.cut = 0
 
     @contextmanager
-    def part(self) -> Iterator[Callable[[], bool]]:
-        """Yield what says when the next search must stop, and take what it took off what is left."""
+    def part(self) -> Iterator[Stop]:
+        """Yield what says when the next search must stop, and why, and take what it took off what is left."""
         began = working_s()
         until = began + max(min(self.share, self.left / self.runs), self.share * _LEAST)
         stopped = False
 
-        def stop() -> bool:
+        def stop() -> str:
             nonlocal stopped
             stopped = stopped or working_s() > until
-            return stopped
+            return _REASON if stopped else ""
 
         try:
             yield stop

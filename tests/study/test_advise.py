@@ -129,6 +129,14 @@ def test_a_policy_that_no_engine_runs_is_told_apart() -> None:
     )
 
 
+def test_a_search_that_the_shared_deadline_cut_says_so_and_not_that_somebody_asked(trace: Trace) -> None:
+    fitted = steps_of(part_of(trace, "fit"), GROUP, tokens_per_rank=64, max_steps=2)
+    with Budget(1e-6, 1).part() as stop:
+        plan = solve(fitted, GROUP, slots_per_rank=3, stop=stop)
+    assert any(note.startswith("cut by the deadline that all searches share") for note in plan.notes)
+    assert not any("on request" in note for note in plan.notes)
+
+
 def test_searches_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("moesim.study.budget.working_s", lambda: now[0])
