@@ -14,11 +14,11 @@ from moesim.base.errors import InputError
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import EMPTY, Placement
-from moesim.placement.rounds import schedule
 from moesim.solve.limits import holders
 from moesim.solve.loads import count_loads
 from moesim.solve.moving import price
 from moesim.solve.objective import score
+from moesim.solve.terms import steps_of_move
 from moesim.trace import Batches
 
 KINDS: Final = ("gpu", "node")
@@ -122,6 +122,8 @@ def survival(
     ------
     InputError
         If the parts do not fit one another.
+    Infeasible
+        If a rank has no room to receive a single expert beside its slots.
     """
     cluster = costs.cluster
     if placement.ranks != cluster.ranks or batches.ranks != cluster.ranks:
@@ -168,7 +170,7 @@ def _lose(
     left = costs.cluster.restrict(alive.tolist())
     after = costs_on(costs, left)
     step_s = score(without_ranks(batches, dead), whole, after, policy, seed).mean_s
-    move = price(schedule(running, whole, left.node), left, costs.spec.expert_bytes)
+    move = price(steps_of_move(running, whole, costs.spec, left), left, costs.spec.expert_bytes)
     return Loss(**facts, restore_s=move.seconds, step_s=step_s, slower=step_s / now_s)
 
 

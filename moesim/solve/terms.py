@@ -97,8 +97,15 @@ def staying(placement: Placement, problem: Problem) -> Placement:
     return Placement(np.where(moving[:, None, None], placement.experts, stay.experts), problem.experts)
 
 
-def steps_of_move(running: Array, planned: Placement, spec: ModelSpec, cluster: Cluster) -> Schedule:
+def steps_of_move(
+    running: Array, planned: Placement, spec: ModelSpec, cluster: Cluster, layers: int | None = None
+) -> Schedule:
     """Return the migration schedule, with as much staging as the memory of the ranks leaves.
+
+    Parameters
+    ----------
+    layers
+        MoE layers whose experts a rank holds. Default: those of the placement; more where each stands for several.
 
     Raises
     ------
@@ -109,8 +116,9 @@ def steps_of_move(running: Array, planned: Placement, spec: ModelSpec, cluster: 
     if not len(steps):
         return steps
     room = staging_room(
-        cluster, planned.slots_per_rank, planned.layers, spec.expert_bytes, other_weights(spec), RESERVED_MEMORY
-    )
+        cluster, planned.slots_per_rank, layers or planned.layers, spec.expert_bytes, other_weights(spec),
+        RESERVED_MEMORY,
+    )  # fmt: skip
     return steps if steps.staging <= room else schedule(running, planned, cluster.node, room)
 
 

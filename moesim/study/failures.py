@@ -18,13 +18,13 @@ from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError
 from moesim.cluster import Cluster
 from moesim.placement import Placement
-from moesim.placement.rounds import schedule
 from moesim.simulate.serving import Arrivals, Change, ServingReport, TokenSource
 from moesim.solve import solve
 from moesim.solve.limits import holders
 from moesim.solve.loads import count_loads
 from moesim.solve.moving import price
 from moesim.solve.survival import costs_on, restored, without_ranks
+from moesim.solve.terms import steps_of_move
 from moesim.spec import ModelSpec
 from moesim.study.serving import Serving, serve_plan, served_model, step_model
 from moesim.trace import Batches, Trace
@@ -112,7 +112,7 @@ def fail(
     InputError
         If the cluster has no such part, or a time is negative.
     Infeasible
-        If what is left cannot hold all experts.
+        If what is left cannot hold all experts, or a rank has no room to receive one beside its slots.
     """
     how = recovery or Recovery()
     if not (at_s >= 0 and how.restart_s >= 0 and (how.plan_s is None or how.plan_s >= 0)):
@@ -138,7 +138,7 @@ def fail(
         return step_model(part, source, model, rank_of=rank_of, seed=seed)
 
     bytes_each = model.expert_bytes * model.layers / trace.layers
-    restore_s = price(schedule(running, whole, left.node), left, bytes_each).seconds if missing.any() else 0.0
+    restore_s = price(steps_of_move(running, whole, model, left, model.layers), left, bytes_each).seconds
     outage_s = how.restart_s + restore_s if len(dead) else 0.0
     changes = [Change(at_s, pause_s=outage_s, model=priced(whole), lost=dead.tolist())]
     move_s = 0.0
@@ -150,7 +150,7 @@ def fail(
             costs=costs, transport=costs.transport, dims=dims, previous=whole, seed=seed, deadline_s=how.deadline_s,
             jobs=1, **how.options,
         ).placement  # fmt: skip
-        move_s = price(schedule(whole.experts, plan, left.node), left, bytes_each).seconds
+        move_s = price(steps_of_move(whole.experts, plan, model, left, model.layers), left, bytes_each).seconds
         planned_s = at_s + outage_s + how.plan_s
         changes.append(Change(planned_s, pause_s=move_s, model=priced(plan)))
     report = serve_plan(

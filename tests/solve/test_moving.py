@@ -18,6 +18,7 @@ from moesim.placement import EMPTY, Placement
 from moesim.placement.rounds import schedule
 from moesim.solve import Constraints, solve
 from moesim.solve.limits import holders
+from moesim.solve.memory import RESERVED_MEMORY, other_weights
 from moesim.solve.moving import STORAGE_BANDWIDTH, break_even_s, price, staging_room
 from moesim.solve.objective import score
 from moesim.solve.relabel import nodes_alike, rank_kinds, relabel
@@ -211,6 +212,21 @@ def test_survival_tells_who_is_gone_and_what_a_step_then_costs() -> None:
     assert gone.to_dict()["gpu"]["never_survived"] == 6
     with pytest.raises(InputError, match="give parts that fit"):
         survival(placement, make_batches(tiny_trace(spec, 768), 4, tokens_per_rank=64), costs)
+
+
+def test_what_is_lost_cannot_come_back_where_the_memory_leaves_no_room_for_it() -> None:
+    spec = tiny_spec(layers=1, experts=6)
+    batches = make_batches(tiny_trace(spec, 768), 6, tokens_per_rank=64)
+    placement = Placement([[[0, 3], [1, 4], [2, 5], [0, EMPTY], [1, EMPTY], [2, EMPTY]]], 6)
+    for room in (0.5, 1.5):
+        bytes_needed = 2 * spec.expert_bytes + other_weights(spec) + room * spec.expert_bytes
+        cluster = dataclasses.replace(tiny_cluster(2, 3), memory_bytes=np.full(6, bytes_needed / (1 - RESERVED_MEMORY)))
+        costs = Costs.default(spec, cluster)
+        if room < 1:
+            with pytest.raises(Infeasible, match="nothing can be received"):
+                survival(placement, batches, costs, kinds=("gpu",))
+        else:
+            assert survival(placement, batches, costs, kinds=("gpu",)).losses[0].restore_s
 
 
 def test_survivors_are_found_by_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from moesim.cluster import Cluster
 from moesim.simulate.serving import poisson
 from moesim.solve import Plan, solve
 from moesim.solve.constraints import Constraints
+from moesim.solve.memory import RESERVED_MEMORY, other_weights
 from moesim.spec import Attention, ModelSpec
 from moesim.study.failures import Recovery, fail, throughput, what_is_left
 from moesim.study.serving import Serving, cache_tokens, kv_path, served_model
@@ -22,6 +24,7 @@ SPEC = ModelSpec(
     name="fails", layer_ids=(0, 1, 2), num_hidden_layers=3, experts=16, top_k=3, hidden=2048, intermediate=1024,
     attention=Attention(heads=16, kv_heads=4, head_dim=128), vocab=32_000,
 )  # fmt: skip
+DEEP = dataclasses.replace(SPEC, name="deep", layer_ids=tuple(range(60)), num_hidden_layers=60)
 GROUP = Cluster.preset("h100-4x8-rail").restrict([0, 1, 2, 3, 8, 9, 10, 11])
 
 
@@ -69,6 +72,25 @@ def test_a_lost_node_stops_serving_until_its_experts_are_read(world: dict[str, A
         ends = found.report.steps["all"]["end_s"]
         assert not ((ends > 2.0 + 0.2) & (ends < 2.0 + found.outage_s)).any()
         assert found.report.busy_s["all"][4:].sum() < found.report.busy_s["all"][:4].sum()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_new_plan_moves_with_the_staging_that_memory_leaves(world: dict[str, Any], deep: bool):
+    model = served_model(world["trace"], DEEP if deep else None)[0]
+    plan, least = world["eplb"], model.layers * 5 * model.expert_bytes + other_weights(model)
+    moves = {}
+    for room in (1.5, 1000.0):
+        memory = (least + room * model.expert_bytes) / (1 - RESERVED_MEMORY)
+        cluster = dataclasses.replace(GROUP, memory_bytes=np.full(GROUP.ranks, memory))
+        costs = costs_of(world["fitted"], cluster, dims=DEEP if deep else None, transport="direct")
+        serving = Serving(cluster, plan.placement, "nearest", costs, kv_tokens=100_000)
+        found = fail(
+            world["trace"], poisson(400, 200, prompt=64, output=32), serving, world["fitted"], "node1", 0.1,
+            recovery=Recovery(0.1, 0.1), dims=DEEP if deep else None,
+        )  # fmt: skip
+        moves[room] = found.move_s
+    # one expert at a time takes more rounds than all that a layer receives at once
+    assert moves[1.5] > 1.2 * moves[1000.0] > 0
 
 
 def test_what_is_slow_slows_and_nothing_is_lost(world: dict[str, Any]):
