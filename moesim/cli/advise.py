@@ -65,7 +65,7 @@ def advise(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
-    running = given.placement(previous)
+    running = given.running(previous)
     with screen.progress() as say:
         found = run(
             given.routing, given.group, slots_per_rank=given.slots(slots_per_rank), previous=running,

@@ -283,7 +283,7 @@ def compare(
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
     other = None if held_out is None else load.trace(held_out, format, model, format_option)
-    slots, running = given.slots(slots_per_rank), given.placement(previous)
+    slots, running = given.slots(slots_per_rank), given.running(previous)
     limits = terms.constraints(
         given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
         hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,

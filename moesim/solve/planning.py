@@ -121,7 +121,7 @@ def solve(
     costs = _costs(costs, spec, group, transport)
     _check_slots(slots_per_rank, spec, group)
     check_memory(spec, group, slots_per_rank)
-    running = None if previous is None else _running(previous, spec, group, slots_per_rank)
+    running = None if previous is None else running_experts(previous, spec, group, slots_per_rank)
     if horizon_s is not None and running is None:
         raise InputError("solve: a horizon needs the placement that runs; give the previous placement")
     if horizon_s is not None and not horizon_s > 0:
@@ -212,8 +212,16 @@ def _check_slots(slots_per_rank: int, spec: ModelSpec, cluster: Cluster) -> None
         )
 
 
-def _running(previous: Placement | ArrayLike, spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> Array:
-    """Return the experts that run, int32 [layers, ranks, slots]; fewer slots a rank are filled up with empty ones."""
+def running_experts(
+    previous: Placement | ArrayLike, spec: ModelSpec, cluster: Cluster, slots_per_rank: int
+) -> Array:
+    """Return the experts that run, int32 [layers, ranks, slots]; fewer slots a rank are filled up with empty ones.
+
+    Raises
+    ------
+    InputError
+        If they are not those of this model on these ranks, or have more slots.
+    """
     found = previous.experts if isinstance(previous, Placement) else np.asarray(previous)
     experts = previous.num_experts if isinstance(previous, Placement) else spec.experts
     shape = found.shape if found.ndim == 3 else (0, 0, 0)

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from moesim.base.arrays import Array
-from moesim.base.errors import InputError
+from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count, show
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import EMPTY, Placement
 from moesim.solve.limits import holders
 from moesim.solve.loads import count_loads
-from moesim.solve.moving import price
+from moesim.solve.moving import Move, price
 from moesim.solve.objective import score
+from moesim.solve.planning import running_experts
 from moesim.solve.terms import steps_of_move
 from moesim.trace import Batches
 
@@ -209,6 +212,54 @@ def restored(running: Array, loads: Array) -> Placement | None:
             slots[rank, slot] = expert
             copies[expert] += 1
     return Placement(experts, total)
+
+
+def standing(
+    running: Placement | ArrayLike, batches: Batches, costs: Costs, slots_per_rank: int
+) -> tuple[Placement, Move | None]:
+    """Return what runs as a placement, and what it takes to get there where experts are nowhere since ranks were lost.
+
+    Those are restored in the slots that there are, or else in those of a plan.
+
+    Parameters
+    ----------
+    running
+        Placement that runs, or its experts [layers, ranks, slots], of which some may be nowhere.
+    batches
+        Traffic: the experts with most of it are restored first.
+    slots_per_rank
+        Slots of a plan.
+
+    Raises
+    ------
+    InputError
+        If it is for another model or other ranks.
+    Infeasible
+        If the slots do not hold all experts, or a rank has no room to receive one.
+    """
+    spec, cluster = costs.spec, costs.cluster
+    if isinstance(running, Placement):
+        return running, None
+    own = np.asarray(running)
+    slots = max(slots_per_rank, own.shape[2] if own.ndim == 3 else 0)
+    wide = running_experts(own, spec, cluster, slots)
+    if holders(wide, spec.experts).any(axis=2).all():
+        return Placement(own, spec.experts), None
+    loads = count_loads(batches)
+    for experts in (wide[:, :, : own.shape[2]], wide):
+        whole = restored(experts, loads)
+        if whole is not None:
+            return whole, price(steps_of_move(experts, whole, spec, cluster), cluster, spec.expert_bytes)
+    raise Infeasible(
+        f"previous placement: the {count(cluster.ranks, 'rank')} that are left have {count(slots, 'slot')} each, which "
+        f"do not hold the {spec.experts} experts; give at least {-(-spec.experts // cluster.ranks)} slots a rank"
+    )
+
+
+def restored_note(move: Move) -> str:
+    """Return what a reader must know of a placement in which lost experts had to be restored."""
+    lost = count(move.stored, "expert")
+    return f"{lost} that only lost ranks held had to come back, in the fewest moves: {show(move.seconds, 'time')}"
 
 
 def without_ranks(batches: Batches, dead: Array) -> Batches:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from moesim.base.errors import Infeasible, InputError
 from moesim.cluster import Cluster
@@ -18,6 +19,7 @@ from moesim.solve import Constraints, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.solve.moving import break_even_s
 from moesim.solve.objective import Score, score
+from moesim.solve.survival import restored_note, standing
 from moesim.spec import ModelSpec
 from moesim.study.answers import LEAST_GAIN, Option, answers
 from moesim.study.budget import Budget
@@ -88,6 +90,8 @@ class _Case:
     seed: int
     horizon_s: float
     stay: Score
+    anyway_s: float = 0.0
+    """Seconds of moves without which what runs cannot stay."""
 
     def judge(self, placement: Placement, policy: str) -> Score:
         return score(self.judged, placement, self.costs, policy, self.seed)
@@ -102,7 +106,7 @@ class _Case:
         gain = float(saved.mean() / now)
         move = None if plan is None else plan.terms.get("migration")
         move_s = None if move is None else float(move["move_s"])
-        even = None if move_s is None else break_even_s(move_s, now, found.mean_s)
+        even = None if move_s is None else break_even_s(move_s - self.anyway_s, now, found.mean_s)
         in_time = move_s is None or (even is not None and even <= self.horizon_s)
         return Option(
             name=name,
@@ -128,7 +132,7 @@ def advise(
     cluster: Cluster,
     *,
     slots_per_rank: int,
-    previous: Placement | None = None,
+    previous: Placement | ArrayLike | None = None,
     policy: str = "nearest",
     transport: str | None = None,
     network: str = "bottleneck",
@@ -150,9 +154,10 @@ def advise(
     trace, cluster
         Traffic, and where it runs.
     slots_per_rank
-        Experts that a rank holds in a layer now, C.
+        Experts that a rank holds in a layer now, C; where a previous placement is given, it says so itself.
     previous
-        Placement that runs; by default the one that engines start with, slot p holding expert p modulo E.
+        Placement that runs, or its experts [layers, ranks, slots], of which some may be nowhere since ranks were lost
+        and are restored first; by default the one that engines start with, slot p holding expert p modulo E.
     policy
         Dispatch policy that runs.
     fit
@@ -200,10 +205,16 @@ def advise(
     if previous is None:
         previous = plan_for(fitted, slots_per_rank, "contiguous").placement
         notes.append("nothing runs that was given: compared with the placement that engines start with (contiguous)")
-    slots = previous.slots_per_rank
+    stay, restoring = standing(previous, fitted, costs, slots_per_rank)
+    if restoring is not None:
+        notes.append(f"what runs: {restored_note(restoring)}")
+    slots = stay.slots_per_rank
     say("judging what runs")
-    case = _Case(judged, costs, policy, seed, horizon_s, score(judged, previous, costs, policy, seed))
-    report = simulate(judged, cluster, previous, policy=policy, dims=dims, costs=costs, seed=seed)
+    case = _Case(
+        judged, costs, policy, seed, horizon_s, score(judged, stay, costs, policy, seed),
+        0.0 if restoring is None else restoring.seconds,
+    )  # fmt: skip
+    report = simulate(judged, cluster, stay, policy=policy, dims=dims, costs=costs, seed=seed)
     bound_s = step_bound(judged, cluster, costs, slots).step_s
 
     options: list[Option] = []
@@ -214,7 +225,13 @@ def advise(
         ("re-plan", "moesim", None),
     ):
         say(f"trying {name}")
-        plan = plans[name] = plan_for(fitted, slots, solver, constraints=limits, previous=previous)
+        try:
+            plan = plans[name] = plan_for(fitted, slots, solver, constraints=limits, previous=previous)
+        except Infeasible as error:
+            if limits is None:
+                raise
+            notes.append(f"{name}: {error}")  # more experts are nowhere than may move
+            continue
         found = case.judge(plan.placement, policy)
         options.append(case.option(name, "placement", found, policy, slots, solver, plan, plan.score_s))
     fastest = min(options, key=lambda option: option.step_s).name
@@ -237,7 +254,7 @@ def advise(
         if name in (policy, "random"):
             continue  # `random` is what `uniform` is the mean of
         say(f"trying policy {name}")
-        for where, placement in (("stay", previous), (fastest, best)):
+        for where, placement in (("stay", stay), (fastest, best)):
             found = case.judge(placement, name)
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
     say("planning on the held-out steps, to tell the regret")

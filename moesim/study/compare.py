@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from moesim.base.errors import Infeasible, InputError, MoesimError
 from moesim.base.units import count
@@ -19,6 +20,7 @@ from moesim.simulate import Report
 from moesim.solve import SOLVERS, Constraints, Objective, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.solve.moving import break_even_s
+from moesim.solve.survival import restored_note, standing
 from moesim.solve.windows import check_way, domain_windows
 from moesim.spec import ModelSpec
 from moesim.study.judge import Judged, Row, adopt, judge
@@ -109,7 +111,7 @@ def compare(
     windows: str = "time",
     objective: Objective | None = None,
     constraints: Constraints | None = None,
-    previous: Placement | None = None,
+    previous: Placement | ArrayLike | None = None,
     horizon_s: float | None = None,
     regret: bool = False,
     seed: int = 0,
@@ -149,7 +151,8 @@ def compare(
     objective, constraints, horizon_s
         What plans make small, respect, and must pay off in; see :func:`moesim.solve.solve`.
     previous
-        Placement that runs now; rows tell what it takes to move, and what staying is worth (row ``stay``).
+        Placement that runs now, or its experts [layers, ranks, slots], of which some may be nowhere since ranks were
+        lost; rows tell what it takes to move, and what staying is worth (row ``stay``), with lost experts restored.
     regret
         Whether to plan on the held-out steps too (solver ``moesim``), to tell how far a plan is from that.
     seed
@@ -202,7 +205,7 @@ def compare(
     if not plans:
         raise next(iter(failed.values()))
     if previous is not None:
-        plans[STAY] = adopt(previous, fitted, group, costs, policy=policy, name=STAY, seed=seed)
+        plans[STAY] = _stay(previous, fitted, group, costs, slots_per_rank, policy, seed)
 
     say("bounding held-out steps")
     bound_s = step_bound(judged, group, costs, slots_per_rank).step_s
@@ -240,8 +243,23 @@ def _with_move(one: Judged, found: Mapping[str, Judged]) -> Row:
         return one.row
     if move is None:
         return dataclasses.replace(one.row, moves=0, move_s=0.0)
-    even = break_even_s(move["move_s"], stay.row.step_s, one.row.step_s)
+    even = None
+    if one is not stay:
+        # who stays must restore what lost ranks held alone, too
+        anyway_s = stay.plan.terms.get("migration", {"move_s": 0.0})["move_s"]
+        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s)
     return dataclasses.replace(one.row, moves=move["moves"], move_s=move["move_s"], break_even_s=even)
+
+
+def _stay(
+    previous: Placement | ArrayLike, fitted: Batches, group: Cluster, costs: Costs, slots: int, policy: str, seed: int
+) -> Plan:
+    """Return what runs as a plan; where experts are nowhere since ranks were lost, with these restored."""
+    placement, move = standing(previous, fitted, costs, slots)
+    plan = adopt(placement, fitted, group, costs, policy=policy, name=STAY, seed=seed)
+    if move is None:
+        return plan
+    return dataclasses.replace(plan, terms={"migration": move.to_dict()}, notes=(*plan.notes, restored_note(move)))
 
 
 def _lasting(constraints: Constraints | None) -> Constraints | None:

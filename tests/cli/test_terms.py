@@ -125,6 +125,34 @@ def test_a_lost_gpu_is_planned_around(trace_file: Path, setting: list[str], run:
     refused(run("solve", trace_file, *more, "--previous", running), 1, "previous placement", "what is left")
 
 
+@pytest.mark.parametrize(("slots", "lost", "gone"), [(2, 2, 4), (3, 2, 6), (3, 0, 0)])
+def test_verbs_are_alike_in_what_ran_before_a_gpu_was_lost(
+    slots: int, lost: int, gone: int, trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+) -> None:
+    before = tmp_path / "before.json"
+    how = ["--solver", "contiguous", "--slots-per-rank", slots]
+    assert run("solve", trace_file, *setting, *how, "-o", before).code == 0
+    gpus = [word for gpu in (7, 6, lost) for word in ("--without", f"node0.gpu{gpu}")]
+    same = ["--topology", "h100-1x8", *gpus, "--tokens-per-rank", 64, "--dims", "deepseek-v3", "--deadline", 1,
+            "--steps", 2, "--slots-per-rank", 3, "--previous", before, "--json"]  # fmt: skip
+    assert run("solve", trace_file, *same).json["ranks"] == 5
+    found = run("compare", trace_file, *same, "--solver", "eplb").json
+    rows = {row["solver"]: row for row in found["rows"]}
+    # slot p holds expert p modulo 12: some were on the lost GPU alone, in each of the two layers
+    assert rows["stay"]["moves"] == gone
+    said = f"stay: {gone} experts that only lost ranks held had to come back"
+    assert any(note.startswith(said) for note in found["notes"]) == (gone > 0)
+    assert rows["stay"]["break_even_s"] is None
+    assert rows["eplb"]["moves"] >= gone
+    assert (rows["stay"]["move_s"] > 0) == (gone > 0)
+    advice = run("advise", trace_file, *same).json
+    assert advice["settings"]["slots_per_rank"] == 3
+    assert any("only lost ranks held" in note for note in advice["notes"]) == (gone > 0)
+    wrong = ["--topology", "h100-1x8", "--without", f"node0.gpu{lost}", *same[8:]]
+    for verb in ("solve", "compare", "advise"):
+        refused(run(verb, trace_file, *wrong), 1, "previous placement", "what is left")
+
+
 def test_a_move_to_ranks_with_more_slots(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> None:
     few, many = (tmp_path / name for name in ("few.json", "many.json"))
     for path, slots in ((few, 2), (many, 3)):
