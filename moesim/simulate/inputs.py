@@ -99,9 +99,10 @@ def prepare(
                 f"simulate: the costs are for attention_tp {costs.attention_tp}, the deployment has "
                 f"{deployment.attention_tp}; give Costs.default the same"
             )
-        planned = getattr(plan, "transport", None) or costs.transport
-        if planned != costs.transport:
-            notes.append(f"the plan was made for transport {planned}; simulated under {costs.transport}")
+    for name, ran in (("policy", policy), ("transport", costs.transport)):
+        planned = getattr(plan, name, None)
+        if planned not in (None, ran):
+            notes.append(f"the plan was made for {name} {planned}; simulated under {ran}")
     if costs.spec.name != batches.trace.spec.name:
         theirs = dims.name if dims is not None else costs.spec.name
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")

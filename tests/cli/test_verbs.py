@@ -172,6 +172,15 @@ def test_a_timeline_opens_as_a_chrome_trace(
     assert {event["ph"] for event in events} >= {"X"}
 
 
+def test_simulate_says_that_a_plan_was_made_for_another_policy(
+    compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run
+):
+    how = ["simulate", trace_file, *setting, "--plan", compared[1] / "plans" / "contiguous.json", "--steps", 1]
+    said = "note: the plan was made for policy nearest; simulated under uniform"
+    assert said in run(*how, "--policy", "uniform").out
+    assert "made for policy" not in run(*how, "--policy", "nearest").out
+
+
 def test_an_exported_map_is_read_back(compared: tuple[dict, Path], run: Run, tmp_path: Path):
     plan = compared[1] / "plans" / "moesim.json"
     facts = run("export", plan, "--to", "sglang", "-o", tmp_path / "experts.json", "--json").json

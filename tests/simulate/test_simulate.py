@@ -223,10 +223,13 @@ def test_two_batches_pay_where_exchanges_and_compute_are_long_and_not_where_they
 def test_the_plan_decides_policy_and_transport_unless_told_otherwise() -> None:
     world = worlds.world(5)
     plan = SimpleNamespace(placement=world.placement, policy="hash", transport="rank-dedup", inputs={})
-    facts = simulate(world.batches, world.cluster, plan).facts
-    assert (facts["policy"], facts["transport"]) == ("hash", "rank-dedup")
-    told = simulate(world.batches, world.cluster, plan, policy="uniform", transport="direct").facts
-    assert (told["policy"], told["transport"]) == ("uniform", "direct")
+    found = simulate(world.batches, world.cluster, plan)
+    assert (found.facts["policy"], found.facts["transport"]) == ("hash", "rank-dedup")
+    assert not any("was made for" in note for note in found.notes)
+    told = simulate(world.batches, world.cluster, plan, policy="uniform", transport="direct")
+    assert (told.facts["policy"], told.facts["transport"]) == ("uniform", "direct")
+    assert "the plan was made for policy hash; simulated under uniform" in told.notes
+    assert "the plan was made for transport rank-dedup; simulated under direct" in told.notes
     costs = Costs.default(world.trace.spec, world.cluster, transport="direct")
     notes = simulate(world.batches, world.cluster, plan, costs=costs).notes
     assert "the plan was made for transport rank-dedup; simulated under direct" in notes
