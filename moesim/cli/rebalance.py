@@ -112,7 +112,7 @@ def rebalance(
         screen.print_json({"schema": 1, "answer": answer, "rows": rows, "notes": list(notes)})
         return
     columns = (
-        "gain",
+        "saved_share",
         "step_s",
         "stopped_s",
         "plans",
@@ -139,14 +139,14 @@ def _name(rule: Any) -> str:
 
 def _answer(rows: list[dict[str, Any]]) -> str:
     real = [row for row in rows[1:] if not row["rule"].startswith("oracle")]
-    best = max(real, key=lambda row: float(row["gain"]), default=None)
-    ceiling = float(rows[-1]["gain"])
+    best = max(real, key=lambda row: float(row["saved_share"]), default=None)
+    ceiling = float(rows[-1]["saved_share"])
     end = f"; knowing the traffic and moving for free would save {ceiling:.1%}"
-    if best is None or best["gain"] <= 0:
+    if best is None or best["saved_share"] <= 0:
         return f"planning anew does not pay here: no rule beats the first plan{end}"
     even = best["break_even_interval_s"]
     when = f"; it pays where plans are at least {show(even, 'time')} apart" if even is not None else ""
-    return f"best: {best['rule']}, saves {best['gain']:.1%} of the time{when}{end}"
+    return f"best: {best['rule']}, saves {best['saved_share']:.1%} of the time{when}{end}"
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -154,9 +154,10 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     from moesim.figures import lines
 
     points = [row for row in rows if row["interval_s"] is not None]
-    levels = {row["rule"]: 100 * row["gain"] for row in rows if row["interval_s"] is None}
+    levels = {row["rule"]: 100 * row["saved_share"] for row in rows if row["interval_s"] is None}
+    saved = [100 * row["saved_share"] for row in points]
     figure = lines(
-        {"every so many seconds": ([row["interval_s"] for row in points], [100 * row["gain"] for row in points])},
+        {"every so many seconds": ([row["interval_s"] for row in points], saved)},
         title="How often to plan anew", subtitle="above zero: worth it; moves are paid for",
         x_title="seconds between plans", y_title="time saved against never (%)", x_log=True, markers=True,
         levels=levels,

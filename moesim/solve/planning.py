@@ -212,9 +212,7 @@ def _check_slots(slots_per_rank: int, spec: ModelSpec, cluster: Cluster) -> None
         )
 
 
-def running_experts(
-    previous: Placement | ArrayLike, spec: ModelSpec, cluster: Cluster, slots_per_rank: int
-) -> Array:
+def running_experts(previous: Placement | ArrayLike, spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> Array:
     """Return the experts that run, int32 [layers, ranks, slots]; fewer slots a rank are filled up with empty ones.
 
     Raises

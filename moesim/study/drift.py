@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -21,6 +22,7 @@ def drifting(
     cycles: int = 2,
     tokens_per_rank: int = 16,
     phase: str | None = None,
+    max_steps: int | None = None,
     seed: int = 0,
 ) -> tuple[Batches, tuple[str, ...]]:
     """Return steps in which the traffic switches from domain to domain, and the name of each step's domain.
@@ -39,14 +41,18 @@ def drifting(
     tokens_per_rank, phase, seed
         How tokens are packed into steps; see :func:`moesim.trace.make_batches`. Phase: default the first that the
         trace holds.
+    max_steps
+        Only so many steps from the beginning, at least 1.
 
     Raises
     ------
     InputError
-        If there is only one domain, or one does not fill a step.
+        If there is only one domain, one does not fill a step, or a number is not at least 1.
     """
     if block_steps < 1 or cycles < 1:
         raise InputError(f"drift: expected at least 1 step a block and 1 cycle, got {block_steps} and {cycles}")
+    if max_steps is not None and max_steps < 1:
+        raise InputError(f"drift: expected at least 1 step, got {max_steps}")
     wanted = tuple(domains) or tuple(np.array(trace.domains)[np.unique(trace.domain)].tolist())
     if len(wanted) < 2:
         raise InputError(f"drift: the trace has only the domain {wanted[0]!r}; give one with labelled domains")
@@ -79,7 +85,7 @@ def drifting(
                 home.append(part.homes(step))
                 offsets.append(offsets[-1] + len(chosen))
                 labels.append(wanted[number])
-    if any(count > len(part) for count, part in zip(begun, parts, strict=True)):
+    if any(steps > len(part) for steps, part in zip(begun, parts, strict=True)):
         notes.append("domains are short: their tokens come again in later blocks")
     batches = Batches(
         trace=trace,
@@ -92,7 +98,10 @@ def drifting(
         notes=tuple(dict.fromkeys([*notes, "requests are sorted by domain: a drift made of real traffic"])),
         resampled=any(part.resampled for part in parts),
     )
-    return batches, tuple(labels)
+    if max_steps is None or max_steps >= len(batches):
+        return batches, tuple(labels)
+    first, note = batches.take(slice(max_steps)), f"kept: the first {max_steps} of {count(len(batches), 'step')}"
+    return dataclasses.replace(first, notes=(*batches.notes, note)), tuple(labels[:max_steps])
 
 
 def _codes(trace: Trace, pattern: str) -> list[int]:

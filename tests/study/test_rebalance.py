@@ -18,6 +18,7 @@ from moesim.solve import solve
 from moesim.spec import ModelSpec
 from moesim.study.drift import drifting
 from moesim.study.rebalance import Rebalancing, World, replay
+from moesim.study.sweep import read_study, sweep
 from moesim.study.sweep.rebalance import row_of
 from moesim.study.windows import costs_of
 from moesim.trace import Trace
@@ -60,6 +61,8 @@ def test_domains_may_be_patterns_and_must_be_there(trace: Trace):
         drifting(trace, 8, domains=[first, "nowhere"])
     with pytest.raises(InputError, match="only the domain"):
         drifting(trace, 8, domains=[first])
+    with pytest.raises(InputError, match="at least 1 step, got 0"):
+        drifting(trace, 8, max_steps=0)
     with pytest.raises(InputError, match="fewer tokens per rank"):
         drifting(trace, 8, tokens_per_rank=10_000)
 
@@ -121,17 +124,15 @@ def test_at_the_break_even_interval_planning_anew_costs_what_it_saves(world: Wor
     row = row_of(replay(world, start, rule), replay(world, start, Rebalancing("never", repeat=1000)), rule)
     even = row["break_even_interval_s"]
     assert even is not None
-    # a result of that name would hide the setting in the table of a study
     assert row["stopped_s"] > rule.stall_s
-    assert "stall_s" not in row
     repeat = even / (rule.interval * row["step_s"])
     shorter = dataclasses.replace(rule, repeat=max(1, int(repeat * 0.8)))
     longer = dataclasses.replace(rule, repeat=int(repeat * 1.25) + 1)
-    gains = [
-        row_of(replay(world, start, one), replay(world, start, Rebalancing("never", repeat=one.repeat)), one)["gain"]
-        for one in (shorter, longer)
-    ]
-    assert gains[0] < 0 < gains[1]
+    saved = []
+    for one in (shorter, longer):
+        never = replay(world, start, Rebalancing("never", repeat=one.repeat))
+        saved.append(row_of(replay(world, start, one), never, one)["saved_share"])
+    assert saved[0] < 0 < saved[1]
 
 
 def test_a_threshold_plans_where_balance_falls_and_a_gain_is_asked_for(world: World):
@@ -150,6 +151,34 @@ def test_a_rule_that_cannot_be_is_refused(wrong):
         Rebalancing(**wrong)
 
 
+def test_a_study_that_varies_what_a_plan_must_gain_and_how_many_steps_there_are(trace: Trace, tmp_path: Path):
+    trace.write(tmp_path / "drift.parquet")
+    (tmp_path / "study.toml").write_text(
+        """
+[study]
+name = "gains"
+kind = "rebalance"
+[settings]
+trace = "drift.parquet"
+topology = "h100-1x8"
+tokens_per_rank = 32
+block_steps = 3
+cycles = 1
+interval = 2
+[axes]
+gain = [0.0, 10.0]
+steps = [5, 100]
+"""
+    )
+    rows = sweep(read_study(tmp_path / "study.toml"), tmp_path / "out", jobs=1).rows
+    assert [(row["gain"], row["steps"]) for row in rows] == [(0.0, 5), (0.0, 100), (10.0, 5), (10.0, 100)]
+    assert [row["replayed_steps"] for row in rows] == [5, 9, 5, 9]
+    assert [row["plans"] for row in rows] == [2, 4, 2, 4]
+    assert all(row["moves"] == 0 == row["saved_share"] for row in rows[2:])
+    assert all(row["moves"] > 0 != row["saved_share"] for row in rows[:2])
+    assert ["kept: the first 5 of 9 steps" in row["notes"] for row in rows] == [True, False, True, False]
+
+
 def test_the_verb_answers_in_one_line_and_in_json(trace: Trace, tmp_path: Path):
     trace.write(tmp_path / "drift.parquet")
     command = ["rebalance", str(tmp_path / "drift.parquet"), "-t", "h100-4x8-rail", "--ranks", "8"]
@@ -160,6 +189,6 @@ def test_the_verb_answers_in_one_line_and_in_json(trace: Trace, tmp_path: Path):
     assert [row["rule"] for row in data["rows"]] == [
         "never", "every 1", "every 4", "imbalance +20%", "oracle", "oracle (moves for free)",
     ]  # fmt: skip
-    assert data["rows"][0]["gain"] == 0
+    assert data["rows"][0]["saved_share"] == 0
     assert "moving for free" in data["answer"]
     assert "How often to plan anew" in (tmp_path / "figure.html").read_text()

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from moesim.study.sweep import read_study, sweep
+from moesim.study.sweep import KINDS, read_study, sweep
+from moesim.study.sweep.failure import FailureSettings
+from moesim.study.sweep.moe_dense import MoeDenseSettings
+from moesim.study.sweep.rebalance import RebalanceSettings
+from moesim.study.sweep.serve import ServeSettings
+from moesim.study.sweep.step import StepSettings
 from moesim.study_report import study_html
 
 FOLDER = Path(__file__).parents[2] / "docs" / "studies"
 STUDIES = sorted(FOLDER.glob("*.toml"))
+SETTINGS = {
+    "step": StepSettings, "moe-dense": MoeDenseSettings, "rebalance": RebalanceSettings, "failure": FailureSettings,
+    "serve": ServeSettings,
+}  # fmt: skip
 
 
 def test_there_are_studies_and_each_has_its_page():
@@ -31,12 +41,19 @@ def test_a_study_runs_at_small_size(path: Path, tmp_path: Path):
     for column in (*study.columns, *(name for front in study.pareto for name in (front.x, front.y))):
         assert any(column in row for row in found.rows), column
     assert study.name in study_html(found)
+    # a result named like a setting would hide it as soon as a study varies it
+    results = {name for path in (tmp_path / "rows").glob("*.parquet") for name in pq.read_schema(path).names}
+    assert len(results) > 5
+    assert not results & {*SETTINGS[study.kind].model_fields, "point"}
+
+
+def test_every_kind_has_a_study_that_shows_how_its_results_are_named():
+    kinds = {read_study(path).kind for path in STUDIES}
+    assert kinds == {*SETTINGS} >= {*KINDS.names()}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_point_of_a_study_is_one_that_can_be_asked_for(path: Path):
-    from moesim.study.sweep import KINDS
-
     study = read_study(path)
     for point in study.points:
         assert KINDS.get(study.kind).needs(point, study.folder)

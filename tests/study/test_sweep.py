@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import FormatError, InputError
 from moesim.spec import ModelSpec
-from moesim.study.sweep import front, read_study, sweep
+from moesim.study.sweep import front, read_study, step, sweep
 from moesim.study.sweep.runners import local
+from moesim.study.sweep.store import Store
 from moesim.study_report import study_html
 from moesim.trace import formats
 from moesim.trace.formats import read_any
@@ -196,6 +197,7 @@ def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
         (('name = "little"', 'name = "little"\nkind = "sted"'), FormatError, "did you mean 'step'"),
         (("steps = 1", "steps = 'one'"), InputError, "steps"),
         (("steps = 1", "steps = 1\nphase = 'decoding'"), FormatError, "phase"),
+        (("solver = [", "status = ["), FormatError, "status: every table has a column of that name"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path, change, kind, says):
@@ -203,6 +205,14 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path,
     with pytest.raises(kind, match=says.replace("[", r"\[")):
         sweep(read_study(study), tmp_path / "out", jobs=1)
     assert not list((tmp_path / "out").glob("rows/*"))
+
+
+def test_a_serving_run_has_no_single_phase(study: Path, tmp_path: Path):
+    study.write_text(
+        STUDY.replace('name = "little"', 'name = "little"\nkind = "serve"').replace("steps = 1", "phase = 'decode'")
+    )
+    with pytest.raises(FormatError, match="phase: prompts are prefilled"):
+        sweep(read_study(study), tmp_path / "out", jobs=1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.booleans())
@@ -220,6 +230,32 @@ def test_a_point_is_on_the_front_if_no_other_is_better(points, larger):
     assert {points[i] for i in range(len(points)) if not beaten(i)} == {points[i] for i in kept}
     assert len({points[i] for i in kept}) == len(kept)
     assert kept == sorted(kept, key=lambda i: x[i])
+
+
+@pytest.mark.parametrize("hidden", ["ranks", "seed", "status"])
+def test_a_kind_whose_results_would_hide_settings_is_refused(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+):
+    """`ranks` varies, `seed` is the same for all points, `status` is a column of every table."""
+    study.write_text(STUDY.replace("steps = 1", "steps = 1\nseed = 3"))
+    asked = read_study(study, smoke=True)
+    sweep(asked, tmp_path / "before", jobs=1)
+    found = step.run
+    monkeypatch.setattr(step, "run", lambda *given: {**found(*given), hidden: 1})
+    with pytest.raises(InputError, match=rf"8 of 8 points broke.*named like a setting \({hidden}\)"):
+        sweep(asked, tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out" / "table.parquet").exists()
+
+
+def test_a_row_from_disk_that_would_hide_a_setting_is_refused(study: Path, tmp_path: Path):
+    asked = read_study(study, smoke=True)
+    sweep(asked, tmp_path / "out", jobs=1)
+    path = next((tmp_path / "out" / "rows").glob("*.parquet"))
+    store = Store(tmp_path / "out")
+    row, wall_s = store.read(path.stem)
+    store.write(path.stem, {**row, "ranks": 1}, wall_s)
+    with pytest.raises(InputError, match=r"named like a setting \(ranks\).*delete it and run again"):
+        sweep(asked, tmp_path / "out", jobs=1)
 
 
 def test_the_trace_of_all_points_is_read_once(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

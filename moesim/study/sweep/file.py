@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moesim.base.errors import FormatError, UnknownName
-from moesim.study.sweep.kinds import KINDS
+from moesim.study.sweep.kinds import KINDS, RESERVED
 
 _SMOKE_VALUES: Final = 2
 """Values of every axis that `--smoke` keeps where the file has no [smoke] table."""
@@ -137,6 +137,8 @@ def read_study(path: str | Path, *, smoke: bool = False) -> Study:
     points = tuple(_expand(varied, path))
     keys = [*varied.axes, *(key for table in varied.together for key in table)]
     keys += [key for point in varied.points for key in point]
+    if taken := [key for key in keys if key in RESERVED]:
+        raise FormatError(path, taken[0], "every table has a column of that name, which would hide it; rename it")
     head = file.study
     return Study(
         name=head.name,

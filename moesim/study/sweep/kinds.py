@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -12,8 +12,20 @@ Row = dict[str, Any]
 """What a point found: column to number, text or None; seconds, bytes, tokens."""
 
 
+RESERVED: Final = ("point", "status")
+"""Columns of a table that are neither settings nor results."""
+
+
+def hiding(row: Mapping[str, Any], settings: Iterable[str]) -> list[str]:
+    """Return which results have the name of a setting, or of a column that every table has, and would hide it."""
+    return sorted({*row} & {*settings, *RESERVED})
+
+
 class Kind(Protocol):
-    """A kind of point; a module with these two functions and a list of columns."""
+    """A kind of point; a module with these two functions and a list of columns.
+
+    No result has the name of a setting: a sweep refuses it, as one would hide the other in its table.
+    """
 
     COLUMNS: tuple[str, ...]
     """Results that tables for people show."""

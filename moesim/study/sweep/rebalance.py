@@ -18,7 +18,7 @@ from moesim.study.sweep.settings import Common, parse
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import Trace
 
-COLUMNS: Final = ("gain", "total_s", "stopped_s", "plans", "moved_bytes", "interval_s", "break_even_interval_s")
+COLUMNS: Final = ("saved_share", "total_s", "stopped_s", "plans", "moved_bytes", "interval_s", "break_even_interval_s")
 _STARTS: Final = ("mixed", "first")
 _WORLDS_KEPT: Final = 2
 
@@ -81,7 +81,7 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
     held = part_of(trace, "held-out", fit=chosen.fit, seed=chosen.seed)
     batches, labels = drifting(
         held, group.ranks, domains=chosen.domains, block_steps=chosen.block_steps, cycles=chosen.cycles,
-        tokens_per_rank=tokens, phase=chosen.phase, seed=chosen.seed,
+        tokens_per_rank=tokens, phase=chosen.phase, max_steps=chosen.steps, seed=chosen.seed,
     )  # fmt: skip
     costs = costs_of(
         batches, group, dims=chosen.dimensions(trace), transport=chosen.transport, network=chosen.network,
@@ -90,7 +90,7 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
     slots = chosen.slots_of(trace, group)
     key = digest(
         batches.digest, group.digest, costs.digest, slots, chosen.solver, chosen.solver_options, chosen.policy,
-        chosen.seed, chosen.start, chosen.window,
+        chosen.seed, chosen.start, chosen.window, chosen.steps,
     )  # fmt: skip
     if key not in _WORLDS:
         while len(_WORLDS) >= _WORLDS_KEPT:
@@ -100,8 +100,10 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
             chosen.deadline_s, chosen.seed,
         )  # fmt: skip
         if chosen.start == "mixed":
-            phase = None if chosen.phase is None else chosen.phase
-            start = world.fitted(steps_of(fit, group, tokens_per_rank=tokens, phase=phase, seed=chosen.seed))
+            mixed = steps_of(
+                fit, group, tokens_per_rank=tokens, phase=chosen.phase, max_steps=chosen.steps, seed=chosen.seed
+            )
+            start = world.fitted(mixed)
         else:
             start = world.plan(0, min(chosen.window, len(batches)), None)
         _WORLDS[key] = world, start
@@ -117,13 +119,12 @@ def row_of(found: Replay, never: Replay, rule: Rebalancing) -> Row:
     # stalls do not grow with the time between plans, what a plan saves does
     even = rule.interval * rule.repeat * step_s * stopped_s / saved_s if saved_s > 0 else None
     return {
-        "steps": len(found.step_s),
+        "replayed_steps": len(found.step_s),
         "step_s": step_s,
         "never_step_s": float(never.step_s.mean()),
         "total_s": found.total_s,
         "never_s": never.total_s,
-        "gain": 1 - found.total_s / never.total_s,
-        # not stall_s: that is a setting, what a move stops beyond its bytes
+        "saved_share": 1 - found.total_s / never.total_s,
         "stopped_s": stopped_s,
         "plans": found.plans,
         "moves": found.moves,

@@ -13,7 +13,7 @@ from moesim.base.arrays import digest
 from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError
 from moesim.base.version import VERSION
 from moesim.study.sweep.file import Study
-from moesim.study.sweep.kinds import KINDS, Row
+from moesim.study.sweep.kinds import KINDS, Row, hiding
 from moesim.study.sweep.runners import RUNNERS
 from moesim.study.sweep.store import TABLE, Store
 
@@ -149,7 +149,11 @@ def run_task(task: Task, shared: Mapping[str, Any]) -> tuple[str, Row, float, st
     begin = time.monotonic()
     row: Row
     try:
-        row = {"status": "done", **KINDS.get(task.kind).run(task.settings, task.folder, shared)}
+        found = KINDS.get(task.kind).run(task.settings, task.folder, shared)
+        if hidden := hiding(found, task.settings):
+            names = ", ".join(hidden)
+            raise TypeError(f"kind of study {task.kind!r}: results named like a setting ({names}) hide it; rename them")
+        row = {"status": "done", **found}
     except Infeasible as error:
         row = {"status": f"infeasible: {error}"}
     except MoesimError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.base.errors import UnknownName
+from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.simulate.serving import SCHEDULERS, Arrivals, gamma, poisson, read_arrivals
 from moesim.study.serving import Serving, kv_path, serve_plan
@@ -44,6 +44,8 @@ class ServeSettings(Common):
     def check(self) -> None:
         """Check names."""
         super().check()
+        if self.phase is not None:
+            raise InputError("phase: prompts are prefilled and answers decoded in every serving run; leave it out")
         if self.scheduler not in SCHEDULERS.names():
             raise UnknownName(SCHEDULERS.kind, self.scheduler, SCHEDULERS.names())
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from moesim.base.errors import InputError
 from moesim.base.files import atomic_path
-from moesim.study.sweep.kinds import Row
+from moesim.study.sweep.kinds import Row, hiding
 
 _ROWS: Final = "rows"
 TABLE: Final = "table.parquet"
@@ -81,10 +81,20 @@ class Store:
         ----------
         identities, settings
             Of every point; settings become the first columns.
+
+        Raises
+        ------
+        InputError
+            If a row was damaged from outside, or a result would hide a setting.
         """
         rows, walls = [], []
         for number, (identity, given) in enumerate(zip(identities, settings, strict=True)):
             row, wall_s = self.read(identity)
+            if hidden := [name for name in hiding(row, given) if name != "status"]:
+                raise InputError(
+                    f"{self.path(identity)}: holds results named like a setting ({', '.join(hidden)}), as an older "
+                    "moesim wrote them; delete it and run again"
+                )
             rows.append({"point": number, **{key: plain(value) for key, value in given.items()}, **row})
             walls.append({"point": number, "id": identity, "wall_s": wall_s})
         write_rows(self.folder / TABLE, rows)
