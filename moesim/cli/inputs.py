@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moesim.cli import load
+from moesim.cli import load, pieces
 from moesim.cli.options import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -152,8 +152,14 @@ def read(
     degrade: Sequence[str] | None = None,
     like: str | None = None,
     dims: str | None = None,
+    head: bool = False,
 ) -> Inputs:
     """Read what the options of the same names say: the quick things first, so that their errors come at once.
+
+    Parameters
+    ----------
+    head
+        Whether to read of the trace the first token alone, which tells the model.
 
     Raises
     ------
@@ -167,7 +173,7 @@ def read(
     group = load.group(topology, ranks, set, without, like, degrade)
     whole = load.cluster(topology, set, None, like) if without else None
     other = load.dims(dims)
-    routing = load.trace(trace, format, model, format_option)
+    routing = pieces.head(trace) if head else load.trace(trace, format, model, format_option)
     need_routes(routing.routes, str(trace))
     return Inputs(routing, group, other, whole)
 

@@ -11,7 +11,7 @@ import typer
 
 from moesim.base.errors import InputError
 from moesim.base.units import count, show
-from moesim.cli import inputs, load, screen, terms
+from moesim.cli import inputs, load, pieces, screen, terms
 from moesim.cli import options as opt
 from moesim.cli.plan_facts import plan_facts
 from moesim.cli.show import show_facts
@@ -144,6 +144,14 @@ def simulate(
     drop: Annotated[
         str, typer.Option(metavar="RULE", help="Who is dropped beyond capacity: position or probs.")
     ] = "position",
+    at_a_time: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=1,
+            help="Read a trace file in pieces of so many tokens, where memory does not hold it.",
+        ),
+    ] = None,
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of the first step, for ui.perfetto.dev.")
     ] = None,
@@ -158,6 +166,11 @@ def simulate(
     [bold]--part held-out[/bold] with the [bold]--fit[/bold], [bold]--seed[/bold] and step options of a comparison
     gives the numbers of its table again, to the last digit.
     """
+    if at_a_time is not None:
+        pieces.refuse({
+            "--part": part != "all", "--steps": steps, "--timeline": timeline, "--chakra": chakra,
+            "--format": format not in (None, "parquet"), "--model": model, "--format-option": format_option,
+        })  # fmt: skip
     load.writable(timeline)
     load.writable(chakra)
     if chakra is not None and training:
@@ -171,29 +184,33 @@ def simulate(
     train = Training(capacity_factor, drop) if training else None  # type: ignore[arg-type]  # checked by Training
     given = inputs.read(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
-        without=without, degrade=degrade, like=like, dims=dims,
+        without=without, degrade=degrade, like=like, dims=dims, head=at_a_time is not None,
     )  # fmt: skip
     judged, group = given.plan(plan), given.group
+    how, slots = inputs.manner(judged, policy, transport), load.placement_of(judged).slots_per_rank
+    # the bound is that of phases one after the other of inference; a schedule that overlaps them may be faster
+    bounded = schedule is None and train is None and not jitter
+    bound_s: float | None = None
     with screen.progress() as say:
-        say("packing steps")
-        batches = given.steps(
-            part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
-        )
-        how = inputs.manner(judged, policy, transport)
-        costs = given.costs(batches, transport=how.transport, network=network, compute=compute)
-        costs = dataclasses.replace(costs, attention_tp=attention_tp)
-        say(f"simulating {count(len(batches), 'step')}")
-        report = run(
-            batches, group, judged, policy=how.policy, dims=given.dims, costs=costs, schedule=schedule, seed=seed,
-            spans=() if timeline is None else (0,), jitter=jitter, training=train,
-        )  # fmt: skip
-        slots = load.placement_of(judged).slots_per_rank
-        # the bound is that of phases one after the other of inference; a schedule that overlaps them may be faster
-        bound_s = (
-            step_bound(batches, group, costs, slots).step_s
-            if schedule is None and train is None and not jitter
-            else None
-        )
+        if at_a_time is not None:
+            report, bound_s = pieces.simulated(
+                trace, given, judged, how, at_a_time, phase=phase, tokens_per_rank=tokens_per_rank, network=network,
+                compute=compute, attention_tp=attention_tp, bounded=bounded, slots=slots, say=say, schedule=schedule,
+                seed=seed, jitter=jitter, training=train,
+            )  # fmt: skip
+        else:
+            say("packing steps")
+            batches = given.steps(
+                part=part, fit=fit, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed
+            )
+            costs = given.costs(batches, transport=how.transport, network=network, compute=compute)
+            costs = dataclasses.replace(costs, attention_tp=attention_tp)
+            say(f"simulating {count(len(batches), 'step')}")
+            report = run(
+                batches, group, judged, policy=how.policy, dims=given.dims, costs=costs, schedule=schedule, seed=seed,
+                spans=() if timeline is None else (0,), jitter=jitter, training=train,
+            )  # fmt: skip
+            bound_s = step_bound(batches, group, costs, slots).step_s if bounded else None
         if timeline is not None:
             write_chrome_trace(report, timeline)
         if chakra is not None:

@@ -83,10 +83,18 @@ def cut(home: Array, ranks: int, parts: int) -> Array:
 
 
 class Loader:
-    """Makes the Load of each step; what does not change between steps is made once."""
+    """Makes the Load of each step; what does not change between steps is made once.
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+    Parameters
+    ----------
+    setup
+        What is simulated.
+    before
+        Steps that came before the first of the setup, where a trace is replayed in parts: no two draw the same noise.
+    """
+
+    def __init__(self, setup: Setup, before: int = 0) -> None:
+        self.setup, self.before = setup, before
         cluster, placement = setup.cluster, setup.placement
         self.network = NETWORKS.get(setup.costs.network)
         self.table = table_of(setup.policy, placement, cluster.node)
@@ -113,7 +121,7 @@ class Loader:
             part = cut(home, batches.ranks, micro_batches)
             rows = [np.flatnonzero(part == m) for m in range(micro_batches)]
             load = _join([self._part(routes[r], home[r], position[r], ends[r], phase == DECODE) for r in rows])
-        return replace(load, work=jittered(load.work, setup.jitter, setup.seed, step), dropped=dropped)
+        return replace(load, work=jittered(load.work, setup.jitter, setup.seed, self.before + step), dropped=dropped)
 
     def _part(self, routes: Array, home: Array, position: Array, ends: Array, decode: bool) -> Load:
         """Return the load of one micro-batch, layers in chunks that fit memory."""

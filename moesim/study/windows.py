@@ -129,9 +129,27 @@ def costs_of(
     network, compute
         Names of models; ``compute`` may be the path of a kernel cost table.
     """
-    spec = batches.trace.spec if dims is None else batches.trace.spec.at_dimensions(dims)
-    decode = int(batches.phase[0]) == DECODE
-    return Costs.default(spec, cluster, transport=transport, network=network, compute=compute, decode=decode)
+    return costs_in(
+        int(batches.phase[0]), batches.trace.spec, cluster, dims=dims, transport=transport, network=network,
+        compute=compute,
+    )  # fmt: skip
+
+
+def costs_in(
+    phase: int,
+    spec: ModelSpec,
+    cluster: Cluster,
+    *,
+    dims: ModelSpec | None = None,
+    transport: str | None = None,
+    network: str = "bottleneck",
+    compute: str = "roofline",
+) -> Costs:
+    """Return the same of steps of one phase, by its code, of a model."""
+    priced = spec if dims is None else spec.at_dimensions(dims)
+    return Costs.default(
+        priced, cluster, transport=transport, network=network, compute=compute, decode=phase == DECODE
+    )  # fmt: skip
 
 
 def fewest_slots(experts: int, ranks: int) -> int:

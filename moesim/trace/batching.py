@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -79,9 +79,10 @@ def make_batches(
     limit = _NO_LIMIT if max_steps is None else max_steps
     notes: list[str] = []
     if tokens_per_rank is None and trace.has_steps:
-        why_not = _why_not_as_recorded(trace, rows, ranks)
+        source = trace.source[rows]
+        why_not = why_not_as_recorded(int(source.min()), int(source.max()), trace.origin, ranks)
         if not why_not:
-            return _as_recorded(trace, rows, ranks, limit)
+            return as_recorded(trace, rows, ranks, limit)
         notes.append(f"regrouped: {why_not}, so tokens are packed into steps anew")
     elif trace.has_steps:
         notes.append("regrouped: a number of tokens per rank was given, so recorded steps are packed anew")
@@ -142,16 +143,25 @@ def _check_options(
         raise InputError(f"batching: tokens_per_rank must be at least 1, got {tokens_per_rank}")
 
 
-def _why_not_as_recorded(trace: Trace, rows: Array, ranks: int) -> str:
-    source = trace.source[rows]
-    if (source < 0).any():
+def why_not_as_recorded(low: int, high: int, origin: Mapping[str, Any], ranks: int) -> str:
+    """Return why recorded steps cannot be replayed on so many ranks, empty if they can.
+
+    Parameters
+    ----------
+    low, high
+        Smallest and largest source rank of the tokens.
+    origin
+        Of the trace.
+    """
+    if low < 0:
         return "source ranks were not recorded"
-    told = trace.origin.get("ranks")
-    recorded = max(told if isinstance(told, int) else 0, int(source.max()) + 1)
-    return "" if recorded == ranks else f"the trace was recorded on {recorded} ranks, not {ranks}"
+    told = origin.get("ranks")
+    recorded = max(told if isinstance(told, int) else 0, high + 1)
+    return "" if recorded == ranks else f"the trace was recorded on {count(recorded, 'rank')}, not {ranks}"
 
 
-def _as_recorded(trace: Trace, rows: Array, ranks: int, limit: int) -> Batches:
+def as_recorded(trace: Trace, rows: Array, ranks: int, limit: int = _NO_LIMIT) -> Batches:
+    """Return the recorded steps of some rows of a trace, at most so many."""
     rows = rows[np.lexsort((rows, trace.source[rows], trace.step[rows]))]
     ids, begin = np.unique(trace.step[rows], return_index=True)
     offsets = np.r_[begin, len(rows)][: min(len(ids), limit) + 1]

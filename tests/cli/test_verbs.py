@@ -181,6 +181,50 @@ def test_simulate_says_that_a_plan_was_made_for_another_policy(
     assert "made for policy" not in run(*how, "--policy", "nearest").out
 
 
+def test_simulate_reads_a_trace_file_at_a_time_and_reports_the_same(
+    compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    plan = compared[1] / "plans" / "contiguous.json"
+    read = Trace.read(trace_file)
+    n = 60 * 30
+    recorded = Trace(
+        read.spec, routes=read.routes[:n], request=np.arange(n), position=read.position[:n], step=np.arange(n) // 60,
+        source=np.arange(n) % 6, phase=np.repeat(read.phase[:n:60], 60),
+    )  # fmt: skip
+    recorded.write(tmp_path / "recorded.parquet")
+    how = ["simulate", tmp_path / "recorded.parquet", *setting[:4], *setting[6:], "--plan", plan, "--json"]
+    whole, pieces = run(*how).json, run(*how, "--at-a-time", 100).json
+    assert set(pieces) == {*whole, "chunk"}
+    for key in ("phase", "policy", "transport", "steps", "tokens", "step_s", "step_times_s", "imbalance", "bottleneck"):
+        assert pieces[key] == whole[key], key
+    assert pieces["bound_s"] == pytest.approx(whole["bound_s"])
+    assert pieces["gap"] == pytest.approx(whole["gap"])
+    assert any("read 100 tokens at a time" in note for note in pieces["notes"])
+    # where steps are packed, of the phase that was asked for
+    packed = run("simulate", trace_file, *setting, "--plan", plan, "--phase", "decode", "--at-a-time", 1000)
+    assert packed.code == 0, packed.err
+    assert "no placement of 3 slots" in packed.out
+    assert "simulated" in packed.err
+
+
+def test_what_needs_the_whole_trace_is_refused_where_it_is_read_in_pieces(
+    compared: tuple[dict, Path], trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+):
+    how = [*setting, "--plan", compared[1] / "plans" / "contiguous.json", "--at-a-time", 100]
+    for more in (["--part", "fit"], ["--steps", 2], ["--timeline", tmp_path / "t.json"], ["--model", "mixtral-8x7b"],
+                 ["--chakra", tmp_path / "c"], ["--format", "npz"], ["--format-option", "phase=decode"]):  # fmt: skip
+        done = run("simulate", trace_file, *how, *more)
+        assert (done.code, f"{more[0]} would need all of it" in done.err) == (1, True)
+    assert not list(tmp_path.iterdir())
+    np.savez(tmp_path / "trace.npz", experts=np.zeros((8, 24, 4), np.int16))
+    done = run("simulate", tmp_path / "trace.npz", *how)
+    assert (done.code, "moesim import" in done.err) == (1, True)
+    done = run("simulate", tmp_path / "nowhere.parquet", *how)
+    assert (done.code, "no such file" in done.err) == (1, True)
+    done = run("simulate", trace_file, *how, "--phase", "train")
+    assert (done.code, "holds prefill and decode tokens, none of train" in done.err) == (1, True)
+
+
 def test_an_exported_map_is_read_back(compared: tuple[dict, Path], run: Run, tmp_path: Path):
     plan = compared[1] / "plans" / "moesim.json"
     facts = run("export", plan, "--to", "sglang", "-o", tmp_path / "experts.json", "--json").json
