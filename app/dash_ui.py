@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from moesim.base.errors import MoesimError
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.solve import Plan
 from moesim.study import Judged
 
@@ -52,12 +52,11 @@ def header(title: str, sentence: str) -> tuple[Any, Any]:
 def context(given: state.Inputs) -> None:
     """Say in one line what the numbers on this page are about."""
     size = given.judged.tokens_per_rank
-    tokens = f" of {size:,} tokens a GPU" if size else ""
+    tokens = f" of {count(size, 'token')} a GPU" if size else ""
     phase = ("prefill", "decode", "train")[int(given.judged.phase[0])]
     st.caption(
-        f"**{given.costs.spec.name}** on **{given.cluster.name}**, {given.cluster.ranks} GPUs in {given.cluster.nodes} "
-        f"node{'s' if given.cluster.nodes > 1 else ''}; judged on {len(given.judged)} held-out {phase} "
-        f"step{'s' if len(given.judged) > 1 else ''}{tokens}"
+        f"**{given.costs.spec.name}** on **{given.cluster.name}**, {count(given.cluster.ranks, 'GPU')} in "
+        f"{count(given.cluster.nodes, 'node')}; judged on {count(len(given.judged), f'held-out {phase} step')}{tokens}"
     )
 
 

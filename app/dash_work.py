@@ -14,6 +14,7 @@ from dash_state import Inputs
 
 from moesim.base.arrays import digest
 from moesim.base.errors import MoesimError
+from moesim.base.units import count
 from moesim.placement import Placement, migration
 from moesim.simulate import Report, simulate
 from moesim.solve import SOLVERS, Plan, solve
@@ -96,7 +97,7 @@ def simulating(
 
     def work(job: Job) -> Report:
         steps = given.judged if part == "held-out" else given.fitted
-        job.say(f"simulating {len(steps)} steps")
+        job.say(f"simulating {count(len(steps), 'step')}")
         costs = given.costs if plan.transport == given.costs.transport else given.costs.with_transport(plan.transport)
         if network != costs.network:
             costs = dataclasses.replace(costs, network=network)

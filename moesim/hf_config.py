@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.base.errors import FormatError, InputError
+from moesim.base.units import count
 from moesim.presets import ALIASES, PRESETS, preset
 from moesim.spec import BF16, FP8_BLOCK, MXFP4, Attention, ModelSpec
 
@@ -233,7 +234,7 @@ def _moe_layers(facts: _Facts, family: str, layers: int, path: str | Path) -> tu
         step = facts.get(("moe_layer_freq",)) or 1
         chosen = [i for i in everything if i >= first and i % step == 0]
     if not chosen:
-        raise FormatError(path, "", f"none of its {layers} layers is an MoE layer by its configuration")
+        raise FormatError(path, "", f"none of its {count(layers, 'layer')} is an MoE layer by its configuration")
     return tuple(chosen)
 
 

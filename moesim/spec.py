@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 
 FP8_BLOCK: Final = 1.0 + 4 / 128
 """Bytes per element of block-scaled fp8: one byte and a float32 scale per 128 elements (DeepSeek-V3 report)."""
@@ -121,7 +122,9 @@ class ModelSpec:
             if getattr(self, name) < 1:
                 raise InputError(f"model {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
         if self.top_k > self.experts:
-            raise InputError(f"model {self.name!r}: top_k {self.top_k} is more than its {self.experts} experts")
+            raise InputError(
+                f"model {self.name!r}: top_k {self.top_k} is more than its {count(self.experts, 'expert')}"
+            )
         if not self.layer_ids or list(self.layer_ids) != sorted(set(self.layer_ids)):
             raise InputError(f"model {self.name!r}: layer_ids must be ascending and unique, got {self.layer_ids}")
         if self.layer_ids[0] < 0 or self.layer_ids[-1] >= self.num_hidden_layers:
@@ -129,7 +132,9 @@ class ModelSpec:
                 f"model {self.name!r}: layer_ids must lie in 0..{self.num_hidden_layers - 1}, got {self.layer_ids}"
             )
         if self.experts % self.groups:
-            raise InputError(f"model {self.name!r}: {self.groups} groups do not divide {self.experts} experts")
+            raise InputError(
+                f"model {self.name!r}: {count(self.groups, 'group')} do not divide {count(self.experts, 'expert')}"
+            )
         for name in ("weight_bytes", "dispatch_bytes", "combine_bytes"):
             if not 0 < getattr(self, name) <= 8:
                 raise InputError(f"model {self.name!r}: {name} must lie in (0, 8], got {getattr(self, name)}")

@@ -17,7 +17,7 @@ import streamlit as st
 from moesim import figures
 from moesim.base.arrays import digest
 from moesim.base.errors import MoesimError
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.placement import PLACEMENT_FORMATS, fill_empty, migration
 from moesim.placement.export import export
 from moesim.placement.launch import engine_formats
@@ -118,10 +118,10 @@ with right:
         st.caption("Filled marks are worth a look: for each of them, anything cheaper is slower.")
     elif view == "Spread":
         steps = {n: judged[n].report.step_s * 1e3 for n in shown}
-        count = len(given.judged)
-        ui.draw(figures.spread(steps, [str(i) for i in range(count)], title="Step time, batch by batch", item="step",
-                               value_label="step time (ms)", reading=f" ms; {count} held-out steps", dark=dark),
-                "cmp_batches")  # fmt: skip
+        number = len(given.judged)
+        ui.draw(figures.spread(steps, [str(i) for i in range(number)], title="Step time, batch by batch", item="step",
+                               value_label="step time (ms)", reading=f" ms; {count(number, 'held-out step')}",
+                               dark=dark), "cmp_batches")  # fmt: skip
         if len(np.unique(given.judged.trace.domain)) < 2:
             st.info("This traffic labels no domains, so there is no spread by domain.")
         else:
@@ -150,8 +150,8 @@ with right:
         move = migration(plans[one].placement, plans[two].placement, node)
         size = given.costs.spec.expert_bytes
         st.markdown(
-            f"From **{one}** to **{two}**: {len(move):,} expert copies to send in {given.trace.layers} layers "
-            f"({show(move.bytes(size), 'bytes')}), {move.between_nodes(node):,} of them between nodes; at most "
+            f"From **{one}** to **{two}**: {count(len(move), 'expert')} to send in "
+            f"{count(given.trace.layers, 'layer')} ({show(move.bytes(size), 'bytes')}), {move.between_nodes(node):,} of them between nodes; at most "
             f"{show(float(move.received.sum(axis=0).max() * size), 'bytes')} to one GPU."
         )
         ui.draw(figures.placement_diff(plans[one].placement, plans[two].placement, layer, node, names=(one, two),
@@ -178,7 +178,7 @@ with right:
         placement = plan.placement
         if placement.empty_slots and to in engines:
             placement = fill_empty(placement, given.fitted.trace.loads)
-            st.caption(f"{plan.placement.empty_slots} empty slots are filled with further copies of hot experts: "
+            st.caption(f"Further copies of hot experts fill {count(plan.placement.empty_slots, 'empty slot')}: "
                        "the engine needs an expert in every slot.")  # fmt: skip
         name = f"experts.{SUFFIX.get(to, 'json')}"
         try:

@@ -14,7 +14,7 @@ import streamlit as st
 
 from moesim import figures
 from moesim.base.errors import MoesimError
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.solve import Plan
 from moesim.study import fewest_slots
 from moesim.study.whatif import Outcome, Scenario
@@ -197,8 +197,8 @@ def results(name: str, wanted: Scenario) -> None:
         st.caption("The knobs change GPUs or slots, so both sides are **placed on the spot**, balanced by load: like "
                    "is compared with like. A search finds better placements for both.")  # fmt: skip
     if then.lost is not None and then.lost.any():
-        st.warning(f"Under **{name}** this failure takes the only copy of {int(then.lost.sum())} experts, in "
-                   f"{int((then.lost > 0).sum())} of {len(then.lost)} layers: they must be loaded first.")  # fmt: skip
+        st.warning(f"Under **{name}** this failure takes the only copy of {count(int(then.lost.sum()), 'expert')}, in "
+                   f"{int((then.lost > 0).sum())} of {count(len(then.lost), 'layer')}: load it first.")  # fmt: skip
     elif then.lost is not None:
         st.success(f"**{name}** survives this failure: every expert has a copy elsewhere.")
     dark = state.dark()
@@ -226,7 +226,7 @@ def simulate_fully(wanted: Scenario, plan: Plan | None) -> None:
     found = ui.ready(key, "Simulating in full", work.simulated_fully(given, wanted, plan), limit_s=90.0)
     splits = {name: work.split(report) for name, report in found.items()}
     ui.draw(figures.comparison(splits, dark=state.dark()), "w_fully")
-    st.caption(f"{next(iter(found.values())).steps} held-out steps by the event engine.")
+    st.caption(f"{count(next(iter(found.values())).steps, 'held-out step')} by the event engine.")
 
 
 @st.fragment

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from moesim.base.errors import InputError
-from moesim.base.units import parse
+from moesim.base.units import count, parse
 from moesim.calibrate.observe import Observation
 from moesim.costs import constants as k
 
@@ -132,7 +132,7 @@ def calibrate(
         for knob, mine in groups.items():
             if mine and _value(now, knob) is not None:
                 if progress:
-                    progress(f"fitting {knob.key} to {len(mine)} observations")
+                    progress(f"fitting {knob.key} to {count(len(mine), 'observation')}")
                 now, tried[knob] = _fit_one(now, knob, mine)
     absurd = {knob: why for knob, ends in tried.items() if (why := _absurd(now, knob, ends, groups[knob]))}
     if absurd:
@@ -172,7 +172,7 @@ def _absurd(fitted: Cluster, knob: Knob, ends: tuple[float, float], mine: Sequen
     if not limit or off <= _ABSURD:
         return ""
     return (
-        f"{len(mine)} observations are off by {off:.3g} times what was measured even at its {limit} limit of "
+        f"off by {off:.3g} times what was measured in {count(len(mine), 'observation')} even at its {limit} limit of "
         f"{knob.text(value)}; check their units, and whether they are of this cluster"
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moesim.base.errors import FormatError, InputError
+from moesim.base.units import count
 from moesim.costs.types import Direction
 from moesim.spec import ModelSpec
 from moesim.validate.exchange import exchange
@@ -57,8 +58,9 @@ def group(cluster: Cluster, nodes: int, gpus: int, source: str | Path) -> Cluste
         raise FormatError(
             source,
             "",
-            f"measured on {nodes} nodes of {gpus} GPUs, {cluster.name} has {cluster.nodes} nodes and {cluster.ranks} "
-            "GPUs; name the topology of the cluster that was measured",
+            f"measured on {count(nodes, 'node')} of {count(gpus, 'GPU')}, {cluster.name} has "
+            f"{count(cluster.nodes, 'node')} and {count(cluster.ranks, 'GPU')} in all; name the topology of the "
+            "cluster that was measured",
         )
     return cluster.restrict(ranks)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.files import write_text
+from moesim.base.units import count
 from moesim.base.version import VERSION
 from moesim.calibrate.fit import Fit
 from moesim.cluster.formats.toml import dumps
@@ -38,8 +39,8 @@ def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
         table[key] = item.value
         stands = f", stands at its {item.limit} limit" if item.limit else ""
         table.setdefault("source", {})[key] = (
-            f"measured: {item.observations} observations of {', '.join(item.sources)}; mean error {item.error:.1%} "
-            f"(before {item.error_before:.1%} with {item.before}){stands}"
+            f"measured: {count(item.observations, 'observation')} of {', '.join(item.sources)}; mean error "
+            f"{item.error:.1%} (before {item.error_before:.1%} with {item.before}){stands}"
         )
     return tables
 

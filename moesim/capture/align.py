@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.capture.recorder import Taken
 from moesim.trace import DECODE, PREFILL
 
@@ -98,8 +99,8 @@ def _grid(part: Taken, valid: Array, seen: Seen, decoder: bool) -> tuple[Array, 
     _, index, tokens = np.unique(part.step, return_inverse=True, return_counts=True)
     if (tokens % sequences).any() or len(part.step) != valid.size:
         raise InputError(
-            f"capture: the routers saw {len(part.step)} tokens of a batch of {sequences} sequences with "
-            f"{valid.shape[1]} each; this model splits its input in a way that cannot be followed: use "
+            f"capture: the routers saw {count(len(part.step), 'token')} of a batch of {count(sequences, 'sequence')} "
+            f"with {valid.shape[1]} each; this model splits its input in a way that cannot be followed: use "
             "moesim.capture(model) in a loop of your own"
         )
     # a pass sees some columns of every sequence, one sequence after another

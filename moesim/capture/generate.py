@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moesim.base.errors import InputError, MissingExtra
+from moesim.base.units import count
 from moesim.capture.align import Seen, rows_of
 from moesim.capture.hooks import capture
 from moesim.capture.prompts import Prompt, digest_of, read_prompts
@@ -180,7 +181,7 @@ def run(
                     seen = forward(net, [tokens for _, tokens in batch], how, number)
                 except torch.OutOfMemoryError:
                     raise InputError(
-                        f"the device has no memory for {len(batch)} prompts at once: lower --batch"
+                        f"the device has no memory for {count(len(batch), 'prompt')} at once: lower --batch"
                     ) from None
                 spool.append(_chunk(recorder, seen, [prompt for prompt, _ in batch], domains))
             done += len(batch)

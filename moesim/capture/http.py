@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 
 _BLOCK: Final = 1 << 20
 _AGAIN: Final = (408, 425, 429, 500, 502, 503, 504)
@@ -110,7 +111,7 @@ class Server:
                 raise ServerError(f"{self.url}: no connection in {self.timeout_s:g} s", again=True) from None
             raise ServerError(f"{self.url}: {_reason(error.reason)}; is the server running?", again=True) from None
         except http.client.IncompleteRead as error:
-            found = f"broke off after {len(error.partial):,} bytes"
+            found = f"broke off after {count(len(error.partial), 'byte')}"
             raise ServerError(f"{self.url}{path}: the reply {found}", again=True) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise ServerError(f"{self.url}{path}: {_reason(error)}", again=True) from None

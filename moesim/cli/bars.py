@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from moesim.base.units import count
 from moesim.cli import screen
 
 _EVERY_S: Final = 10.0
@@ -28,7 +29,9 @@ def prompts_bar(what: str) -> Iterator[Callable[[int, int, int], None]]:
             now = time.monotonic()
             if done == total or now - last[0] >= _EVERY_S:
                 last[0] = now
-                screen.say(f"[{now - begin:6.1f} s] {what}: {done} of {total} prompts, {tokens:,} tokens")
+                screen.say(
+                    f"[{now - begin:6.1f} s] {what}: {done} of {count(total, 'prompt')}, {count(tokens, 'token')}"
+                )
 
         yield line
         return

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cli import load, models, screen
 from moesim.cli import options as opt
 from moesim.cli.bars import prompts_bar, soft_stop
@@ -218,8 +219,8 @@ def _drive(
     if outcome.failed:
         number, problem = next(iter(outcome.failed.items()))
         raise InputError(
-            f"{len(outcome.failed)} of {len(items)} prompts failed, the first, {number}: {problem}; {output} holds the "
-            "others, run again to ask for those only"
+            f"{len(outcome.failed)} of {count(len(items), 'prompt')} failed, the first, {number}: {problem}; {output} "
+            "holds the others, run again to ask for those only"
         )
 
 

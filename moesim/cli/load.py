@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesim.base.errors import FormatError, InputError
+from moesim.base.units import count
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -112,7 +113,9 @@ def split(whole: Cluster, first: int | None) -> list[Cluster]:
     if first is None:
         return [whole]
     if not 0 < first < whole.ranks:
-        raise InputError(f"--prefill-ranks: {first} of {whole.ranks} ranks leave none for answers; give fewer")
+        raise InputError(
+            f"--prefill-ranks: expected 1 to {whole.ranks - 1} of {count(whole.ranks, 'rank')}, got {first}"
+        )
     return [whole.restrict(range(first)), whole.restrict(range(first, whole.ranks))]
 
 

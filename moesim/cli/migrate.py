@@ -60,8 +60,8 @@ def migrate(
             raise InputError(f"{path}: is for {one.ranks} ranks, {group.name} has {group.ranks}; give its cluster")
     if (was.layers, was.num_experts) != (wanted.layers, wanted.num_experts):
         raise InputError(
-            f"{planned}: has {wanted.layers} layers of {wanted.num_experts} experts, {running} {was.layers} of "
-            f"{was.num_experts}; give placements of one model"
+            f"{planned}: has {count(wanted.layers, 'layer')} of {count(wanted.num_experts, 'expert')}, {running} "
+            f"{was.layers} of {was.num_experts}; give placements of one model"
         )
     before = was.experts
     if wanted.slots_per_rank > was.slots_per_rank:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from moesim.base.errors import InputError, MissingExtra
+from moesim.base.units import count
 from moesim.cli import load, screen
 from moesim.moe.routers import ROUTERS
 
@@ -114,7 +115,7 @@ def capture_bundled(
         corpus, output, part=part, count=requests, seed=seed, weights=weights, model=model or BUNDLED, device=device,
         prompt_tokens=_bounds("--prompt-tokens", prompt_tokens), new_tokens=_bounds("--new-tokens", new_tokens),
     )  # fmt: skip
-    screen.say(f"wrote {output}: {trace.tokens} tokens in {trace.steps} steps")
+    screen.say(f"wrote {output}: {count(trace.tokens, 'token')} in {count(trace.steps, 'step')}")
 
 
 def _bounds(option: str, text: str) -> tuple[int, int]:

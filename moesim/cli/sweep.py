@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moesim.base.units import count
 from moesim.cli import load, screen
 from moesim.cli import options as opt
 
@@ -55,7 +56,9 @@ def sweep(
     with _bar() as show:
         found = run(asked, output, runner=runner, jobs=jobs, progress=show)
     write_study_report(found, output / REPORT, commands=[shlex.join(["moesim", *context.obj])])
-    screen.say(f"{found.computed} points computed, {found.found} found; wrote {found.table} and {output / REPORT}")
+    screen.say(
+        f"{count(found.computed, 'point')} computed, {found.found} found; wrote {found.table} and {output / REPORT}"
+    )
     if json:
         screen.print_json(found.to_dict())
     else:
@@ -88,7 +91,7 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
             part = done * _LINES // max(total, 1)
             if part != last[0]:
                 last[0] = part
-                screen.say(f"{done} of {total} points")
+                screen.say(f"{done} of {count(total, 'point')}")
 
         yield say
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cluster.cluster import Cluster
 
 
@@ -46,7 +47,7 @@ class Deployment:
         """
         if self.size is not None and self.size > cluster.ranks:
             raise InputError(
-                f"Deployment.size: {self.size} ranks wanted, cluster {cluster.name} has {cluster.ranks}; "
+                f"Deployment.size: {count(self.size, 'rank')} wanted, cluster {cluster.name} has {cluster.ranks}; "
                 "take a larger cluster (`nodes = ...`) or fewer ranks"
             )
         group = cluster
@@ -56,6 +57,7 @@ class Deployment:
             group = cluster.restrict(range(self.size))
         if group.ranks % self.attention_tp:
             raise InputError(
-                f"Deployment.attention_tp: {self.attention_tp} does not divide the {group.ranks} ranks of the group"
+                f"Deployment.attention_tp: {self.attention_tp} does not divide the {count(group.ranks, 'rank')} of the "
+                "group; give a number that does"
             )
         return group

@@ -84,8 +84,9 @@ def _nested(tables: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
             raise InputError(f"{key}: {name} is no table; set {name} itself")
         return {name: _nested(below or {}, rest, value) if rest else value}
     if not isinstance(below, list) or int(index) >= len(below):
-        count = len(below) if isinstance(below, list) else 0
-        raise InputError(f"{key}: there are {count} entries in {name}, numbered from 0")
+        last = len(below) - 1 if isinstance(below, list) else -1
+        there = f"its entries are numbered 0 to {last}" if last >= 0 else "there are none"
+        raise InputError(f"{key}: no such entry of {name}; {there}")
     row = below[int(index)]
     if rest:
         value = overlay(row, _nested(row, rest, value), _ORIGIN)

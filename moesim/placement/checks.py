@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.placement import choices
 from moesim.placement.flow import WANT
 from moesim.placement.placement import Placement
@@ -62,27 +63,31 @@ def check(
     """
     ranks, experts = placement.ranks, placement.num_experts
     if experts > np.iinfo(np.int16).max:
-        raise InputError(f"dispatch: routes are int16, so {experts} experts are too many; expected at most 32767")
+        raise InputError(
+            f"dispatch: routes are int16, so {count(experts, 'expert')} are too many; expected at most 32767"
+        )
     routes = np.asarray(routes)
     home = np.asarray(home)
     if routes.ndim != 3 or routes.shape[1] != placement.layers:
         raise InputError(
-            f"dispatch: expected routes [tokens, {placement.layers} layers, picks] for this placement, "
+            f"dispatch: expected routes [tokens, {count(placement.layers, 'layer')}, picks] for this placement, "
             f"got shape {routes.shape}"
         )
     if home.shape != routes.shape[:1]:
-        raise InputError(f"dispatch: expected one home rank for each of {len(routes)} tokens, got shape {home.shape}")
+        raise InputError(
+            f"dispatch: expected one home rank for each of {count(len(routes), 'token')}, got shape {home.shape}"
+        )
     _within("home", home, 0, ranks)
     _within("routes", routes, -1, experts)
     node = np.asarray(cluster_node)
     if node.shape != (ranks,):
         raise InputError(
-            f"dispatch: the placement has {ranks} ranks, but cluster_node has shape {node.shape}; "
+            f"dispatch: the placement has {count(ranks, 'rank')}, but cluster_node has shape {node.shape}; "
             "plan for the ranks of this cluster, or restrict the cluster to the ranks of the placement"
         )
     landing = np.asarray(landing)
     if landing.ndim != 2 or len(landing) != ranks:
-        raise InputError(f"dispatch: expected landing [{ranks} ranks, nodes], got shape {landing.shape}")
+        raise InputError(f"dispatch: expected landing [{count(ranks, 'rank')}, nodes], got shape {landing.shape}")
     _within("cluster_node", node, 0, landing.shape[1])
     _check_landing(node, landing)
     for name in want:
@@ -163,7 +168,7 @@ def policy_shares(policy: SharePolicy, view: LayerBatch) -> tuple[Array, Array]:
     if share.ndim != 2 or share.shape[1] != len(view.slot) or source.shape != view.node.shape:
         raise InputError(
             f"dispatch: shares: expected share [sources, {len(view.slot)} holders] and "
-            f"source [{len(view.node)} ranks], got shapes {share.shape} and {source.shape}"
+            f"source [{count(len(view.node), 'rank')}], got shapes {share.shape} and {source.shape}"
         )
     _within("source", source, 0, len(share))
     sums = np.add.reduceat(share, view.indptr[:-1], axis=1)

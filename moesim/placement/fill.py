@@ -36,8 +36,8 @@ def fill_empty(placement: Placement, loads: ArrayLike) -> Placement:
         raise InputError("fill_empty: expected finite loads that are not negative")
     if placement.slots_per_rank > placement.num_experts:
         raise InputError(
-            f"fill_empty: {placement.slots_per_rank} slots a rank are more than {placement.num_experts} experts, so "
-            "an expert would be twice on a rank; give fewer slots"
+            f"fill_empty: {placement.slots_per_rank} slots a rank are more than there are experts "
+            f"({placement.num_experts}), so an expert would be twice on a rank; give fewer slots"
         )
     experts = placement.experts.copy()
     for layer in np.flatnonzero((experts == EMPTY).any(axis=(1, 2))):

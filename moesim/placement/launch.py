@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.placement import architectures
 from moesim.placement.placement import Placement
 from moesim.placement.policies import POLICIES
@@ -287,12 +288,12 @@ def launch(
     nodes = None if node is None else tuple(int(i) for i in np.asarray(node))
     case = _Case(engine, numbered, str(path), policy, None if spec is None else spec.name, kind, nodes)
     if numbered.empty_slots:
-        case.refuse("full slots", f"{numbered.empty_slots} slots are empty; fill them with "
+        case.refuse("full slots", f"the placement has {count(numbered.empty_slots, 'empty slot')}; fill up with "
                     "moesim.placement.fill_empty(placement, loads)")  # fmt: skip
     if format in NUMBERED and numbered.layer_ids is None:
         case.refuse("layer numbers", "it goes by decoder layer, and this placement does not know them; give the model")
     if nodes is not None and len(nodes) != numbered.ranks:
-        raise InputError(f"launch: expected the node of each of {numbered.ranks} ranks, got {len(nodes)}")
+        raise InputError(f"launch: expected the node of each of {count(numbered.ranks, 'rank')}, got {len(nodes)}")
     return make(case)
 
 
@@ -309,6 +310,6 @@ def _node_flags(case: _Case) -> tuple[str, ...]:
     names = list(dict.fromkeys(case.node))
     size, rest = divmod(len(case.node), len(names))
     if rest or list(case.node) != [name for name in names for _ in range(size)]:
-        case.refuse("nodes", f"it takes every {size or 1} ranks in turn for a node, but the ranks lie on nodes "
-                    f"{list(case.node)}; number ranks node by node, on nodes of one size")  # fmt: skip
+        case.refuse("nodes", f"it takes each {count(size or 1, 'rank')} in turn for a node, but the ranks lie on "
+                    f"nodes {list(case.node)}; number ranks node by node, on nodes of one size")  # fmt: skip
     return ("--nnodes", str(len(names))) if len(names) > 1 else ()

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from moesim.base.arrays import Array, Sealed, seal
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.placement.placement import Placement
 
 
@@ -89,12 +90,13 @@ def migration(running: Placement, planned: Placement, node: ArrayLike | None = N
     old, new = running, planned
     if (old.layers, old.ranks, old.num_experts) != (new.layers, new.ranks, new.num_experts):
         raise InputError(
-            f"migration: the running placement has {old.layers} layers, {old.ranks} ranks and {old.num_experts} "
-            f"experts, the planned one {new.layers}, {new.ranks} and {new.num_experts}; plan for what is running"
+            "migration: the running placement has (layers, ranks, experts) "
+            f"{(old.layers, old.ranks, old.num_experts)}, the planned one {(new.layers, new.ranks, new.num_experts)}; "
+            "plan for what is running"
         )
     of = np.zeros(old.ranks, dtype=np.int32) if node is None else np.asarray(node)
     if of.shape != (old.ranks,):
-        raise InputError(f"migration: expected the node of each of {old.ranks} ranks, got shape {of.shape}")
+        raise InputError(f"migration: expected the node of each of {count(old.ranks, 'rank')}, got shape {of.shape}")
     layer, expert, target = np.nonzero(new.has & ~old.has)
     sent = np.zeros((old.layers, old.ranks), dtype=np.int64)
     source = np.empty(len(layer), dtype=np.int32)

@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 
 EMPTY: Final = -1
@@ -50,7 +51,7 @@ class Placement(Sealed):
         if self.num_experts < 1 or 0 in experts.shape:
             raise InputError(
                 f"Placement: expected at least one expert, layer, rank and slot, "
-                f"got {self.num_experts} experts and shape {experts.shape}"
+                f"got {count(self.num_experts, 'expert')} and shape {experts.shape}"
             )
         _check_ids(experts, self.num_experts)
         _check_coverage(experts, self.replicas)
@@ -144,8 +145,8 @@ class Placement(Sealed):
         """
         if (spec.layers, spec.experts) != (self.layers, self.num_experts):
             raise InputError(
-                f"placement: has {self.layers} layers of {self.num_experts} experts, but model {spec.name!r} "
-                f"has {spec.layers} MoE layers of {spec.experts}; use the model it was made for"
+                f"placement: has {count(self.layers, 'layer')} of {count(self.num_experts, 'expert')}, but model "
+                f"{spec.name!r} has {count(spec.layers, 'MoE layer')} of {spec.experts}; use the model it was made for"
             )
         return dataclasses.replace(self, layer_ids=spec.layer_ids, num_hidden_layers=spec.num_hidden_layers)
 
@@ -161,7 +162,8 @@ class Placement(Sealed):
         flat = np.asarray(physical_to_logical)
         if flat.ndim != 2 or ranks < 1 or flat.shape[1] % ranks:
             raise InputError(
-                f"placement map: expected [layers, slots] with slots divisible by {ranks} ranks, got shape {flat.shape}"
+                f"placement map: expected [layers, slots] with slots divisible by {count(ranks, 'rank')}, got shape "
+                f"{flat.shape}"
             )
         return cls(flat.reshape(flat.shape[0], ranks, -1), num_experts)
 
@@ -222,8 +224,8 @@ def _check_coverage(experts: Array, replicas: Array) -> None:
     num_experts = replicas.shape[1]
     if ranks * slots < num_experts:
         raise InputError(
-            f"Placement.experts: {ranks} ranks of {slots} slots do not hold {num_experts} experts; "
-            f"give at least {-(-num_experts // ranks)} slots a rank"
+            f"Placement.experts: {count(ranks, 'rank')} of {count(slots, 'slot')} cannot hold "
+            f"{count(num_experts, 'expert')}; give at least {count(-(-num_experts // ranks), 'slot')} a rank"
         )
     missing = np.argwhere(replicas == 0)
     if len(missing):

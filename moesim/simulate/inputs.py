@@ -10,6 +10,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
@@ -108,7 +109,9 @@ def prepare(
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")
         if dense := costs.spec.num_hidden_layers - costs.spec.layers:
             own = costs.spec.dense_intermediate
-            notes.append(f"depth stays that of {batches.trace.spec.name}: {dense} dense layers, here {own} wide")
+            notes.append(
+                f"depth stays that of {batches.trace.spec.name}: {count(dense, 'dense layer')}, here {own} wide"
+            )
     planned_for = getattr(plan, "inputs", {}).get("model")
     if planned_for not in (None, costs.spec.name):
         notes.append(f"the plan was made for {planned_for}; simulated for {costs.spec.name}")
@@ -184,7 +187,7 @@ def _batches(
         )
     elif trace.ranks != cluster.ranks:
         raise InputError(
-            f"simulate: the batches are for {trace.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
+            f"simulate: the batches are for {count(trace.ranks, 'rank')}, cluster {cluster.name} has {cluster.ranks}; "
             "make them for its ranks"
         )
     if not len(trace):
@@ -195,17 +198,17 @@ def _batches(
 def _check_fit(placement: Placement, spec: ModelSpec, cluster: Cluster) -> None:
     if placement.ranks != cluster.ranks:
         raise InputError(
-            f"simulate: the placement is for {placement.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
-            "solve for this cluster, or give a deployment of that many ranks"
+            f"simulate: the placement is for {count(placement.ranks, 'rank')}, cluster {cluster.name} has "
+            f"{cluster.ranks}; solve for this cluster, or give a deployment of that many ranks"
         )
     if placement.layers != spec.layers:
         raise InputError(
-            f"simulate: the placement has {placement.layers} MoE layers, the trace of {spec.name} has {spec.layers}; "
-            "solve for this model"
+            f"simulate: the placement has {count(placement.layers, 'MoE layer')}, the trace of {spec.name} has "
+            f"{spec.layers}; solve for this model"
         )
     if placement.num_experts != spec.experts:
         raise InputError(
-            f"simulate: the placement has {placement.num_experts} experts, the trace of {spec.name} has "
+            f"simulate: the placement has {count(placement.num_experts, 'expert')}, the trace of {spec.name} has "
             f"{spec.experts}; solve for this model"
         )
 
@@ -227,7 +230,7 @@ def _check_costs(costs: Costs, spec: ModelSpec, cluster: Cluster, transport: str
 
 
 def _sizes(spec: ModelSpec) -> str:
-    return f"{spec.layers} layers, {spec.experts} experts, top {spec.top_k}"
+    return f"{count(spec.layers, 'layer')}, {count(spec.experts, 'expert')}, top {spec.top_k}"
 
 
 def _unique(notes: list[str]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Work(Sealed):
         seal(self, "word_s", self._whole("word_s"), np.float64, both, sizes)
         if self.sends.dtype == np.bool_:
             if self.sends.shape[-1] != R:
-                raise InputError(f"Work.sends: expected {R} ranks, got {self.sends.shape[-1]}")
+                raise InputError(f"Work.sends: expected [..., ranks] with {R}, got {self.sends.shape[-1]}")
             object.__setattr__(self, "sends", pack(self.sends))
         bits = (*both, "ranks", "bytes of 8 ranks")
         seal(self, "sends", self._whole("sends"), np.uint8, bits, sizes | {bits[-1]: (R + 7) // 8})

@@ -6,6 +6,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count
 from moesim.placement import EMPTY, Placement
 from moesim.solve.packing import balance
 from moesim.solve.problem import Problem
@@ -28,18 +29,18 @@ def share_slots(problem: Problem, budget: int) -> Array:
     layers = problem.layers
     if budget < layers * counts[0]:
         raise Infeasible(
-            f"slot budget: {layers} layers need {counts[0]} slots a rank each to hold {problem.experts} experts, "
-            f"{layers * counts[0]} in all, the budget is {budget}; give more"
+            f"slot budget: to hold {count(problem.experts, 'expert')} each of {count(layers, 'layer')} needs "
+            f"{count(counts[0], 'slot')} a rank, {layers * counts[0]} in all, the budget is {budget}; give more"
         )
     best = np.zeros(budget + 1)
     choice = np.zeros((layers, budget + 1), np.int64)
     for layer in range(layers):
         after = np.full(budget + 1, np.inf)
-        for index, count in enumerate(counts):
-            with_count = best[: budget + 1 - count] + seconds[layer, index]
-            better = with_count < after[count:]
-            after[count:][better] = with_count[better]
-            choice[layer, count:][better] = index
+        for index, each in enumerate(counts):
+            with_these = best[: budget + 1 - each] + seconds[layer, index]
+            better = with_these < after[each:]
+            after[each:][better] = with_these[better]
+            choice[layer, each:][better] = index
         best = after
     left = int(np.argmin(best))
     out = np.empty(layers, np.int64)
@@ -55,11 +56,14 @@ def layer_seconds(problem: Problem) -> tuple[list[int], Array]:
 
     fewest, most = -(-problem.experts // problem.ranks), min(problem.slots_per_rank, problem.experts)
     if fewest > most:
-        raise InputError(f"slot budget: {most} slots a rank do not hold {problem.experts} experts")
+        raise InputError(
+            f"slot budget: {count(most, 'slot')} a rank cannot hold {count(problem.experts, 'expert')}; give more "
+            "slots per rank"
+        )
     counts = list(range(fewest, most + 1))
     seconds = np.empty((problem.layers, len(counts)))
-    for index, count in enumerate(counts):
-        held = balance(problem.loads, problem.ranks, count, problem.cluster.speed)
+    for index, each in enumerate(counts):
+        held = balance(problem.loads, problem.ranks, each, problem.cluster.speed)
         found = score(problem.batches, Placement(held, problem.experts), problem.costs, problem.policy, problem.seed)
         seconds[:, index] = problem.objective.layer_values(found)
     return counts, seconds

@@ -9,6 +9,7 @@ from joblib import Parallel, delayed
 
 from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count
 from moesim.placement import EMPTY
 from moesim.solve.limits import Limits, holders
 
@@ -137,9 +138,9 @@ def _nearest(target: Array, limits: Limits, load: Array, layer: int) -> Array:
 
 
 def _asked(limits: Limits, layer: int) -> str:
-    parts = [f"{limits.room[layer].sum()} slots"]
+    parts = [count(int(limits.room[layer].sum()), "slot")]
     if limits.most is not None:
-        parts.append(f"at most {limits.most} moves")
+        parts.append(f"at most {count(limits.most, 'move')}")
     if limits.hard and limits.hot.size:
-        parts.append(f"{limits.hot.shape[1]} hot experts on {limits.nodes} nodes")
+        parts.append(f"{count(limits.hot.shape[1], 'hot expert')} on {count(limits.nodes, 'node')}")
     return ", ".join(parts)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.placement.kernels import compiled
 
 Ints = NDArray[np.int32]
@@ -119,7 +120,9 @@ def replicate_experts(weight: ArrayLike, slots: int) -> tuple[Ints, Ints]:
     """
     load = np.ascontiguousarray(weight, dtype=np.float32)
     if slots < load.shape[1]:
-        raise InputError(f"EPLB replication: {slots} slots cannot hold {load.shape[1]} experts; add slots per rank")
+        raise InputError(
+            f"EPLB replication: {count(slots, 'slot')} cannot hold {count(load.shape[1], 'expert')}; add slots per rank"
+        )
     expert, copies = _replicate(load, slots)
     return expert, copies
 
@@ -172,8 +175,8 @@ def rebalance(
         )
     if groups % nodes:
         raise InputError(
-            f"eplb-hierarchical: {nodes} nodes do not divide {groups} expert groups, so a group cannot stay on one "
-            f"node; use eplb (global), or a number of nodes that divides {groups}"
+            f"eplb-hierarchical: {nodes} nodes do not divide {count(groups, 'expert group')}, so a group cannot stay "
+            f"on one node; use eplb (global), or a number of nodes that divides {groups}"
         )
     for whole, part, names in (
         (experts, groups, "groups do not divide {} experts"),
@@ -199,6 +202,6 @@ def rebalance(
     placed = np.take_along_axis(item, slot, axis=1).reshape(layers, nodes, slots // nodes)
     placed = placed + (np.arange(nodes, dtype=np.int32) * (experts // nodes))[:, None]
     physical_to_logical = np.take_along_axis(near, placed.reshape(layers, slots), axis=1).astype(np.int32)
-    count = np.empty((layers, experts), np.int32)
-    np.put_along_axis(count, near, copies.reshape(layers, experts), axis=1)
-    return physical_to_logical, count
+    copies_of = np.empty((layers, experts), np.int32)
+    np.put_along_axis(copies_of, near, copies.reshape(layers, experts), axis=1)
+    return physical_to_logical, copies_of

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count
 from moesim.solve.packing import balance, rank_loads
 from moesim.solve.patterns import least_limit
 
@@ -86,7 +87,10 @@ def smallest_largest_load(
     load = np.asarray(load, dtype=np.float64)
     total = len(load)
     if ranks * slots < total:
-        raise Infeasible(f"slots: {ranks} ranks of {slots} slots cannot hold {total} experts; add slots per rank")
+        raise Infeasible(
+            f"slots: {count(ranks, 'rank')} of {count(slots, 'slot')} cannot hold {count(total, 'expert')}; add slots "
+            "per rank"
+        )
     most = min(ranks, ranks * slots - total + 1)
     weight, unit = _whole_shares(load, most)
     began = time.monotonic()
@@ -125,13 +129,13 @@ def _assign(
 
     model: Any = cp_model.CpModel()
     # part[e][n][r]: expert e has n + 1 copies, one of them on rank r; loads are then linear and the relaxation tight
-    count = [[model.new_bool_var(f"c{e}_{n}") for n in range(most)] for e in range(total)]
+    copies_are = [[model.new_bool_var(f"c{e}_{n}") for n in range(most)] for e in range(total)]
     part = [[[model.new_bool_var(f"x{e}_{n}_{r}") for r in range(ranks)] for n in range(most)] for e in range(total)]
     held = [[sum(part[e][n][r] for n in range(most)) for r in range(ranks)] for e in range(total)]
     for expert in range(total):
-        model.add_exactly_one(count[expert])
+        model.add_exactly_one(copies_are[expert])
         for n in range(most):
-            model.add(sum(part[expert][n]) == (n + 1) * count[expert][n])
+            model.add(sum(part[expert][n]) == (n + 1) * copies_are[expert][n])
         for rank in range(ranks):
             model.add_at_most_one(part[expert][n][rank] for n in range(most))
     top = int(weight[:, 0].sum())
@@ -149,7 +153,7 @@ def _assign(
         for first, second in itertools.pairwise(on_rank):
             model.add(first >= second)
     if start is not None:
-        _hint(model, part, count, np.asarray(start))
+        _hint(model, part, copies_are, np.asarray(start))
     model.minimize(largest)
 
     solver: Any = cp_model.CpSolver()
@@ -159,8 +163,8 @@ def _assign(
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         raise Infeasible(
-            f"no placement of {total} experts on {ranks} ranks of {slots} slots keeps every expert group on one node; "
-            "add slots per rank, or plan without hierarchical"
+            f"no placement of {total} experts on {ranks} x {slots} slots [ranks, slots] keeps every expert group on "
+            "one node; add slots per rank, or plan without hierarchical"
         )
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         if start is not None:

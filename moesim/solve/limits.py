@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, Sealed, seal
 from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count
 from moesim.placement import EMPTY, Placement
 from moesim.solve.constraints import Constraints
 from moesim.solve.rules import Rules
@@ -93,14 +94,16 @@ class Limits(Sealed):
             over = np.flatnonzero(filled[layer] > self.room[layer])
             if len(over):
                 found.append(
-                    f"layer {layer}, rank {over[0]}: {filled[layer, over[0]]} experts in {self.room[layer, over[0]]} "
-                    "slots"
+                    f"layer {layer}, rank {over[0]}: {count(int(filled[layer, over[0]]), 'expert')} in "
+                    f"{count(int(self.room[layer, over[0]]), 'slot')}"
                 )
             if self.most is not None and received[layer] > self.most:
-                found.append(f"layer {layer}: {received[layer]} experts to receive, at most {self.most} are allowed")
+                found.append(
+                    f"layer {layer}: {count(int(received[layer]), 'expert')} to receive, allowed: at most {self.most}"
+                )
             if self.hard and not spread[layer].all():
                 expert = self.hot[layer, np.argmin(spread[layer])]
-                found.append(f"layer {layer}: hot expert {expert} is on fewer than {self.nodes} nodes")
+                found.append(f"layer {layer}: hot expert {expert} is on fewer than {count(self.nodes, 'node')}")
         return found
 
     def spread(self, held: Array) -> Array:
@@ -155,7 +158,7 @@ def limits_of(
         raise InputError("constraints: a move budget needs the placement that runs; give the previous placement")
     hot = constraints.hot
     if hot > experts:
-        raise InputError(f"constraints: {hot} hot experts of {experts}; give at most {experts}")
+        raise InputError(f"constraints: {count(hot, 'hot expert')} of {experts}; give at most {experts}")
     if room is None:
         room = np.tile(_room(constraints.rank_slots, ranks, slots), (layers, 1))
     if previous is None:
@@ -177,8 +180,8 @@ def _room(rank_slots: Sequence[int] | None, ranks: int, slots: int) -> Array:
     given = np.asarray(rank_slots)
     if len(given) != ranks or given.max(initial=0) > slots:
         raise InputError(
-            f"constraints: rank_slots: expected a number up to {slots} for each of {ranks} ranks, got "
-            f"{len(given)} numbers up to {given.max(initial=0)}"
+            f"constraints: rank_slots: expected a number up to {slots} for each of {count(ranks, 'rank')}, got "
+            f"{count(len(given), 'number')} up to {given.max(initial=0)}"
         )
     return given
 
@@ -189,8 +192,8 @@ def _prove(limits: Limits, experts: int) -> None:
     if (usable < experts).any():
         layer = int(usable.argmin())
         raise Infeasible(
-            f"slots: the ranks hold {usable[layer]} different experts in layer {layer}, the model has {experts}; "
-            "give more slots"
+            f"slots: the ranks can hold {count(int(usable[layer]), 'different expert')} in layer {layer}, the model "
+            f"has {experts}; give more slots"
         )
     _prove_moves(limits)
     if not limits.hard or not limits.hot.size:
@@ -198,7 +201,7 @@ def _prove(limits: Limits, experts: int) -> None:
     hot, nodes = limits.hot.shape[1], int(limits.node.max()) + 1
     if limits.nodes > nodes:
         raise Infeasible(
-            f"hot experts: they shall be on {limits.nodes} nodes, the cluster has {nodes}; ask for fewer nodes"
+            f"hot experts: they shall be on {count(limits.nodes, 'node')}, the cluster has {nodes}; ask for fewer nodes"
         )
     by_node = np.stack([limits.room[:, limits.node == n].sum(axis=1) for n in range(nodes)], axis=1)
     total = by_node.sum(axis=1)
@@ -208,8 +211,8 @@ def _prove(limits: Limits, experts: int) -> None:
     if (total < wanted).any() or (seats < hot * limits.nodes).any():
         layer = int(np.argmax((total < wanted) | (seats < hot * limits.nodes)))
         raise Infeasible(
-            f"hot experts: {hot} of {experts} experts on {limits.nodes} nodes need {wanted} slots in layer {layer}, "
-            f"there are {total[layer]}; give more slots, or make fewer experts hot"
+            f"hot experts: to have {hot} of {experts} on {count(limits.nodes, 'node')} takes {count(wanted, 'slot')} "
+            f"in layer {layer}, of which there are {total[layer]}; give more slots, or make fewer experts hot"
         )
 
 
@@ -229,5 +232,5 @@ def _prove_moves(limits: Limits) -> None:
         layer = int(needed.argmax())
         raise Infeasible(
             f"moves: layer {layer} needs at least {needed[layer]} for experts that are nowhere, or hot and on too few "
-            f"nodes; at most {limits.most} are allowed"
+            f"nodes; allowed: at most {limits.most}; allow more"
         )

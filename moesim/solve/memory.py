@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.errors import Infeasible
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.spec import BF16, ModelSpec
 
@@ -34,11 +35,11 @@ def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None
     if (room < experts + others).any():
         rank = int(np.argmin(cluster.memory_bytes))
         most = int((room[rank] - others) // (spec.layers * spec.expert_bytes))
-        advice = f"use at most {most} slots per rank" if most > 0 else "use GPUs with more memory"
+        advice = f"use at most {count(most, 'slot')} per rank" if most > 0 else "use GPUs with more memory"
         raise Infeasible(
-            f"memory: {slots_per_rank} slots per rank in {spec.layers} layers need {experts / 1e9:.1f} GB of experts "
-            f"beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} has "
-            f"{cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
+            f"memory: the experts of {count(slots_per_rank, 'slot')} per rank in {count(spec.layers, 'layer')} need "
+            f"{experts / 1e9:.1f} GB beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} "
+            f"has {cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
         )
 
 

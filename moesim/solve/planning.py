@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError, UnknownName
+from moesim.base.units import count
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import EMPTY, POLICIES, Placement
@@ -207,8 +208,9 @@ def _check_slots(slots_per_rank: int, spec: ModelSpec, cluster: Cluster) -> None
     if slots_per_rank * cluster.ranks < spec.experts:
         least = -(-spec.experts // cluster.ranks)
         raise Infeasible(
-            f"slots: {cluster.ranks} ranks of {slots_per_rank} slots hold {slots_per_rank * cluster.ranks} experts, "
-            f"{spec.name} has {spec.experts}; give at least {least} slots per rank"
+            f"slots: {count(cluster.ranks, 'rank')} of {count(slots_per_rank, 'slot')} can hold "
+            f"{count(slots_per_rank * cluster.ranks, 'expert')}, {spec.name} has {spec.experts}; give at least "
+            f"{count(least, 'slot')} per rank"
         )
 
 
@@ -268,8 +270,8 @@ def _steps(
         for window in cut:
             if window.ranks != cluster.ranks:
                 raise InputError(
-                    f"solve: the steps are for {window.ranks} ranks, cluster {cluster.name} has {cluster.ranks}; "
-                    "make them for its ranks"
+                    f"solve: the steps are for {count(window.ranks, 'rank')}, cluster {cluster.name} has "
+                    f"{cluster.ranks}; make them for its ranks"
                 )
     if not sum(len(window) for window in cut):
         raise InputError("solve: there is no step to fit; give a longer trace or fewer tokens_per_rank")

@@ -131,8 +131,8 @@ def survival(
     cluster = costs.cluster
     if placement.ranks != cluster.ranks or batches.ranks != cluster.ranks:
         raise InputError(
-            f"survival: the placement has {placement.ranks} ranks, the steps {batches.ranks}, cluster {cluster.name} "
-            f"{cluster.ranks}; give parts that fit"
+            f"survival: the placement has {count(placement.ranks, 'rank')}, the steps {batches.ranks}, cluster "
+            f"{cluster.name} {cluster.ranks}; give parts that fit"
         )
     say = progress or (lambda _line: None)
     now_s = score(batches, placement, costs, policy, seed).mean_s
@@ -251,8 +251,8 @@ def standing(
         if whole is not None:
             return whole, price(steps_of_move(experts, whole, spec, cluster), cluster, spec.expert_bytes)
     raise Infeasible(
-        f"previous placement: the {count(cluster.ranks, 'rank')} that are left have {count(slots, 'slot')} each, which "
-        f"do not hold the {spec.experts} experts; give at least {-(-spec.experts // cluster.ranks)} slots a rank"
+        f"previous placement: {count(slots, 'slot')} on each rank of {cluster.ranks} that stay cannot hold the "
+        f"{spec.experts} experts; give at least {count(-(-spec.experts // cluster.ranks), 'slot')} a rank"
     )
 
 
@@ -290,7 +290,7 @@ def survivors(whole: Cluster, left: Cluster, ranks: int) -> Array:
     names = left.vertices[: left.ranks]
     if ranks > whole.ranks or any(name not in number for name in names):
         raise InputError(
-            f"previous placement: is for {ranks} ranks, of which {left.ranks} should be left; give the placement of "
-            f"cluster {whole.name} before anything was taken away, or of what is left"
+            f"previous placement: is for {count(ranks, 'rank')}, of which {left.ranks} should be left; give the "
+            f"placement of cluster {whole.name} before anything was taken away, or of what is left"
         )
     return np.array([number[name] for name in names])

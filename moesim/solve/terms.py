@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.placement import Placement
 from moesim.placement.rounds import Schedule, keep_slots, schedule
@@ -31,8 +32,8 @@ def with_budget(problem: Problem) -> Problem:
         return problem
     counts = share_slots(problem, budget)
     problem.note(
-        f"slot budget: {counts.sum()} of {budget} slots a rank used, {counts.min()} to {counts.max()} in a layer; "
-        "engines that hold as many slots in every layer cannot load this plan"
+        f"slot budget: {counts.sum()} of {count(budget, 'slot')} a rank used, {counts.min()} to {counts.max()} in a "
+        "layer; engines that hold as many slots in every layer cannot load this plan"
     )
     given = problem.constraints.rank_slots
     most = np.full(problem.ranks, problem.slots_per_rank) if given is None else np.array(given)
@@ -57,7 +58,9 @@ def respecting(placement: Placement, problem: Problem, solver: str) -> Placement
     if limits.strict:
         experts, changed = conform(placement.experts, limits, problem.loads, jobs=problem.jobs)
         if changed:
-            problem.note(f"{solver}: {changed} of {problem.layers} layers were changed to respect the constraints")
+            problem.note(
+                f"{solver}: {changed} of {count(problem.layers, 'layer')} had to change to respect the constraints"
+            )
         placement = Placement(experts, problem.experts)
     if np.isfinite(problem.horizon_s):
         placement = staying(placement, problem)
@@ -92,7 +95,8 @@ def staying(placement: Placement, problem: Problem) -> Placement:
     moving = here < there * (1 - 1e-9)
     if left := int((~moving & (placement.experts != stay.experts).any(axis=(1, 2))).sum()):
         problem.note(
-            f"{left} of {problem.layers} layers stay as they are: a move does not pay off in {problem.horizon_s:g} s"
+            f"left as it was: {left} of {count(problem.layers, 'layer')}, where a move does not pay off in "
+            f"{problem.horizon_s:g} s"
         )
     return Placement(np.where(moving[:, None, None], placement.experts, stay.experts), problem.experts)
 

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.trace import Batches, Trace, make_batches
 
 WINDOWS: Final = ("time", "domain")
@@ -59,8 +60,8 @@ def domain_windows(
         )
         if not len(steps):
             raise InputError(
-                f"windows by domain: no step comes of the {len(rows)} tokens of domain {trace.domains[code]!r}; give "
-                "fewer tokens per rank"
+                f"windows by domain: no step comes of the {count(len(rows), 'token')} of domain "
+                f"{trace.domains[code]!r}; give fewer tokens per rank"
             )
         for note in steps.notes:
             # numbers differ from domain to domain, what was done does not
@@ -89,7 +90,9 @@ def joined(windows: Sequence[Batches]) -> Batches:
         if window.trace is not first.trace and window.trace.digest != first.trace.digest:
             raise InputError("windows: expected steps of one trace; batch parts of the same trace")
         if window.ranks != first.ranks:
-            raise InputError(f"windows: they are for {first.ranks} and {window.ranks} ranks; batch all for the same")
+            raise InputError(
+                f"windows: they are for {first.ranks} and {count(window.ranks, 'rank')}; batch all for the same"
+            )
     if len(windows) == 1:
         return first
     before = np.cumsum([0, *(len(window.token) for window in windows)])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
@@ -191,9 +192,9 @@ def advise(
         raise InputError(f"advise: expected a deadline of more than 0 s, got {deadline_s}")
     budget = Budget(deadline_s, _RUNS)
 
-    def plan_for(steps: Batches, count: int, solver: str = "moesim", **more: Any) -> Plan:
+    def plan_for(steps: Batches, held: int, solver: str = "moesim", **more: Any) -> Plan:
         how: dict[str, Any] = {
-            "slots_per_rank": count, "solver": solver, "policy": policy, "dims": dims, "costs": costs, "seed": seed,
+            "slots_per_rank": held, "solver": solver, "policy": policy, "dims": dims, "costs": costs, "seed": seed,
             "deadline_s": budget.share, **more,
         }  # fmt: skip
         if solver != "moesim":
@@ -237,19 +238,18 @@ def advise(
     fastest = min(options, key=lambda option: option.step_s).name
     best = plans[fastest].placement
     fewest = fewest_slots(trace.spec.experts, cluster.ranks)
-    for count in (slots - 1, slots + 1):
-        if count < fewest or count > trace.spec.experts:
+    for number in (slots - 1, slots + 1):
+        if number < fewest or number > trace.spec.experts:
             continue
-        say(f"trying {count} slots a rank")
+        named = f"{count(number, 'slot')} a rank"
+        say(f"trying {named}")
         try:
-            plan = plan_for(fitted, count)
+            plan = plan_for(fitted, number)
         except Infeasible as error:
-            notes.append(f"{count} slots a rank: {error}")
+            notes.append(f"{named}: {error}")
             continue
         found = case.judge(plan.placement, policy)
-        options.append(
-            case.option(f"{count} slots a rank", "slots", found, policy, count, "moesim", None, plan.score_s)
-        )
+        options.append(case.option(named, "slots", found, policy, number, "moesim", None, plan.score_s))
     for name in POLICIES.names():
         if name in (policy, "random"):
             continue  # `random` is what `uniform` is the mean of

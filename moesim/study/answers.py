@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.placement.policies import NEEDS_SUPPORT
 
 LEAST_GAIN: Final = 0.01
@@ -79,12 +79,12 @@ def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
         pick = min(better, key=lambda option: option.step_s)
         word = "more" if pick.slots_per_rank > slots else "fewer"
         by_slots = (
-            f"{word} copies pay: {pick.slots_per_rank} slots a rank take {1 - pick.step_s / replanned.step_s:.1%} less "
-            f"than {slots}, both re-planned"
+            f"{word} copies pay: with {count(pick.slots_per_rank, 'slot')} a rank a step takes "
+            f"{1 - pick.step_s / replanned.step_s:.1%} less than with {slots}, both re-planned"
         )
     else:
-        by_slots = f"keep {slots} slots a rank: " + (
-            ", ".join(f"{o.slots_per_rank} take {o.step_s / replanned.step_s - 1:+.1%}" for o in counts)
+        by_slots = f"keep {count(slots, 'slot')} a rank: " + (
+            ", ".join(f"with {o.slots_per_rank} a step takes {o.step_s / replanned.step_s - 1:+.1%}" for o in counts)
             or "no other number fits"
         )
     others = [option for option in options if option.kind == "policy"]
@@ -116,7 +116,7 @@ def _moving(option: Option) -> str:
     if option.move_s is None or option.break_even_s is None:
         return "no move to pay off"
     return (
-        f"{option.moves:,} experts move in {show(option.move_s, 'time')}, paid off after "
+        f"moving {count(option.moves or 0, 'expert')} takes {show(option.move_s, 'time')}, paid off after "
         f"{show(option.break_even_s, 'time')}"
     )
 

@@ -355,12 +355,12 @@ def _notes(
     notes = [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
     seen = max(int(report.seen.sum()) for report in reports.values())
     if seen:
-        notes.append(f"{seen} of {len(judged)} held-out steps hold tokens that plans were fitted on")
+        notes.append(f"tokens that plans were fitted on are in {seen} of {count(len(judged), 'held-out step')}")
     if not held_out and fitted.trace.has_steps:
         straddling = np.intersect1d(fitted.trace.request, judged.trace.request).size
         if straddling:
             total = np.unique(judged.trace.request).size
-            notes.append(f"cut in time: {straddling} of {total} held-out requests had begun before the cut")
+            notes.append(f"cut in time: {straddling} of {count(total, 'held-out request')} had begun before the cut")
     if not held_out and not fitted.trace.has_steps:
         notes.append("steps were not recorded: whole requests were dealt to the two parts by the seed")
     report = next(iter(reports.values()))

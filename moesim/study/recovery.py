@@ -92,7 +92,9 @@ def drifted(trace: Trace, share: float, seed: int = 0) -> tuple[Trace, Trace]:
     whole = min(size[theirs].sum() / share, size[rest].sum() / (1 - share) if share < 1 else np.inf)
     after = np.concatenate([_within(theirs, size, share * whole), _within(rest, size, (1 - share) * whole)])
     if not half or not len(after):
-        raise InputError(f"drift: {len(mine)} and {len(theirs)} requests of two sets of domains are too few; give more")
+        raise InputError(
+            f"drift: too few requests of the two sets of domains, {len(mine)} and {len(theirs)}; give a longer trace"
+        )
     return (
         trace.select(np.isin(trace.request, requests[mine[:half]])),
         trace.select(np.isin(trace.request, requests[after])),

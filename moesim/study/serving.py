@@ -12,6 +12,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
@@ -106,7 +107,7 @@ def served_model(trace: Trace, dims: ModelSpec | None) -> tuple[ModelSpec, tuple
         vocab=dims.vocab,
         dense_intermediate=dims.dense_intermediate,
     )
-    note = f"the {trace.layers} recorded layers stand for the {dims.layers} MoE layers of {dims.name}"
+    note = f"{count(trace.layers, 'recorded layer')} in place of the {count(dims.layers, 'MoE layer')} of {dims.name}"
     return spec, (note,)
 
 

@@ -68,7 +68,7 @@ def by_domain(
     if len(rows) < 2:
         raise InputError(
             f"spread by domain: the held-out traffic has {count(len(rows), 'domain')} with a token for each of "
-            f"{cluster.ranks} ranks; give a trace that labels at least two"
+            f"{count(cluster.ranks, 'rank')}; give a trace that labels at least two"
         )
     whole = judged.tokens_per_rank or len(judged.token) // (len(judged) * cluster.ranks)
     size = max(1, min(whole, *(len(index) // cluster.ranks for index in rows.values())))

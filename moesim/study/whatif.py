@@ -11,7 +11,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, digest
 from moesim.base.errors import InputError
-from moesim.base.units import parse
+from moesim.base.units import count, parse
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import Placement
@@ -137,7 +137,7 @@ def price(
     group = Deployment(size=None if scenario.ranks is None else min(scenario.ranks, whole.ranks)).restrict(whole)
     notes: list[str] = []
     if scenario.ranks is not None and scenario.ranks > whole.ranks:
-        notes.append(f"{scenario.ranks} ranks wanted, {whole.ranks} GPUs are left: all of them are taken")
+        notes.append(f"{count(scenario.ranks, 'rank')} wanted, all GPUs that are left are taken: {whole.ranks}")
     traffic = mixed_domains(trace, scenario.domains, seed=seed)
     batches = steps_of(
         traffic, group, tokens_per_rank=scenario.tokens_per_rank, phase=phase, max_steps=max_steps, seed=seed
@@ -146,8 +146,8 @@ def price(
     least = fewest_slots(costs.spec.experts, group.ranks)
     if scenario.slots_per_rank < least:
         raise InputError(
-            f"what if: {group.ranks} ranks of {scenario.slots_per_rank} slots do not hold {costs.spec.experts} "
-            f"experts; give at least {least} slots a rank"
+            f"what if: {count(group.ranks, 'rank')} of {count(scenario.slots_per_rank, 'slot')} cannot hold "
+            f"{count(costs.spec.experts, 'expert')}; give at least {count(least, 'slot')} a rank"
         )
     check_memory(costs.spec, group, scenario.slots_per_rank)
     fits = placement is not None and not scenario.without and (placement.ranks, placement.slots_per_rank) == (

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.spec import ModelSpec
@@ -67,9 +68,9 @@ def parts_of(trace: Trace, held_out: Trace | None, *, fit: float = 0.5, seed: in
     ours, theirs = trace.spec, held_out.spec
     if (ours.layers, ours.experts, ours.top_k) != (theirs.layers, theirs.experts, theirs.top_k):
         raise InputError(
-            f"the traces are of different models: {ours.name} ({ours.layers} layers, {ours.experts} experts, "
-            f"top {ours.top_k}) and {theirs.name} ({theirs.layers}, {theirs.experts}, {theirs.top_k}); "
-            "judge on traffic of the same model"
+            f"the traces are of different models: {ours.name} ({count(ours.layers, 'layer')}, "
+            f"{count(ours.experts, 'expert')}, top {ours.top_k}) and {theirs.name} ({theirs.layers}, "
+            f"{theirs.experts}, {theirs.top_k}); judge on traffic of the same model"
         )
     if trace.digest == held_out.digest:
         raise InputError("the held-out trace is the fit trace itself; give other traffic, or a fraction")
@@ -103,8 +104,8 @@ def steps_of(
     )
     if not len(batches):
         raise InputError(
-            f"trace of {trace.spec.name}: no step of {cluster.ranks} ranks comes of its {trace.tokens} tokens; "
-            "give a longer trace or fewer tokens per rank"
+            f"trace of {trace.spec.name}: no step of {count(cluster.ranks, 'rank')} comes of its "
+            f"{count(trace.tokens, 'token')}; give a longer trace or fewer tokens per rank"
         )
     return batches
 

@@ -167,7 +167,7 @@ def as_recorded(trace: Trace, rows: Array, ranks: int, limit: int = _NO_LIMIT) -
     offsets = np.r_[begin, len(rows)][: min(len(ids), limit) + 1]
     notes = ["as recorded: steps and home ranks are those of the trace"]
     if len(ids) > limit:
-        notes.append(f"kept: the first {limit} of {len(ids)} steps")
+        notes.append(f"kept: the first {limit} of {count(len(ids), 'step')}")
     rows = rows[: offsets[-1]]
     by_phase = np.stack([np.add.reduceat(trace.phase[rows] == code, offsets[:-1]) for code in range(len(PHASES))])
     if mixed := int(((by_phase > 0).sum(axis=0) > 1).sum()):
@@ -200,9 +200,9 @@ def _pack(trace: Trace, rows: Array, code: int, ranks: int, size: int, homes: st
     name, full = PHASES[code], ranks * size
     if full > _MOST_DRAWS * len(rows):
         raise InputError(
-            f"batching: a step of {ranks} x {size} tokens would draw each of the {len(rows)} {name} tokens "
+            f"batching: a step of {ranks} x {size} tokens would draw each of {count(len(rows), f'{name} token')} "
             f"{full / len(rows):.0f} times; give a longer trace, or at most "
-            f"{_MOST_DRAWS * len(rows) // ranks} tokens per rank"
+            f"{count(_MOST_DRAWS * len(rows) // ranks, 'token')} per rank"
         )
     if code != DECODE:
         place, home, _, steps = packing.chunks(lengths, ranks, size, homes == "least-loaded", limit)
@@ -235,7 +235,7 @@ def _left_over(name: str, rows: Array, place: Array, limit: int, steps: int) -> 
     if not left:
         return ()
     if steps == limit:
-        return (f"kept: the first {steps} {name} steps, {len(place)} of {len(rows)} tokens",)
+        return (f"kept: the first {count(steps, f'{name} step')}, {len(place)} of {len(rows)} tokens",)
     return (f"dropped: {left} of {len(rows)} {name} tokens that do not fill a step of every rank",)
 
 
@@ -261,16 +261,17 @@ def _resample_chunks(
         turn = rng.integers(0, lengths[drawn])
         turn[: len(lengths)] = 0
         first = np.stack([begin[drawn] + turn, begin[drawn]], axis=1).ravel()
-        count = np.stack([lengths[drawn] - turn, turn], axis=1).ravel()
-        first, count = first[count > 0], count[count > 0]
-        place, home, _, steps = packing.chunks(count, ranks, size, homes == "least-loaded", wanted)
+        length = np.stack([lengths[drawn] - turn, turn], axis=1).ravel()
+        first, length = first[length > 0], length[length > 0]
+        place, home, _, steps = packing.chunks(length, ranks, size, homes == "least-loaded", wanted)
         if steps == wanted:
             break
         rounds *= 2
-    place = packing.ragged_range(first, count)[place]
+    place = packing.ragged_range(first, length)[place]
     note = (
-        f"resampled: {len(rows)} {name} tokens do not fill a step of {ranks} x {size}; {wanted} steps draw requests "
-        f"again and again (seed {seed}), each token {len(place) / len(rows):.3g} times on average"
+        f"resampled: {count(len(rows), f'{name} token')} cannot fill a step of {ranks} x {size}; in "
+        f"{count(wanted, 'step')} requests are drawn again and again (seed {seed}), each token "
+        f"{len(place) / len(rows):.3g} times on average"
     )
     return _Part(rows[place], home, wanted, (note,), True)
 
@@ -287,7 +288,7 @@ def _independent(
     rng: np.random.Generator,
 ) -> _Part:
     full = ranks * size
-    what = f"{requests} requests do not keep {full} places busy"
+    what = f"{count(requests, 'request')} cannot keep {count(full, 'place')} busy"
     if len(rows) >= full:
         steps = min(len(rows) // full, limit)
         # recorded time is kept, so that drift over the trace survives; else requests are mixed

@@ -6,6 +6,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 
 
@@ -21,7 +22,7 @@ def check_routes(routes: Array, spec: ModelSpec) -> None:
         raise InputError(f"{place}: expert {value} occurs twice in one pick; a token picks an expert at most once")
     raise InputError(
         f"{place}: expert id {value} is not in -1..{spec.experts - 1}; "
-        f"give the spec of the model that was recorded ({spec.name!r} has {spec.experts} experts)"
+        f"give the spec of the model that was recorded ({spec.name!r} has {count(spec.experts, 'expert')})"
     )
 
 

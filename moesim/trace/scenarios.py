@@ -12,6 +12,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.synthetic import draw
 from moesim.trace.trace import PREFILL, Trace
@@ -79,11 +80,14 @@ def scenario(
     E = spec.experts
     if ranks < 2 or E % ranks or step_tokens < 1 or tokens < 0 or not 0 < share < 1:
         raise InputError(
-            f"scenario: expected at least 2 ranks that divide the {E} experts, step_tokens >= 1, tokens >= 0 and share "
-            f"between 0 and 1, got ranks {ranks}, step_tokens {step_tokens}, tokens {tokens}, share {share}"
+            f"scenario: expected at least 2 ranks that divide the {count(E, 'expert')}, step_tokens >= 1, tokens >= 0 "
+            f"and share between 0 and 1, got ranks {ranks}, step_tokens {step_tokens}, tokens {tokens}, share {share}"
         )
     if number == "W5" and E - E // ranks < spec.top_k:
-        raise InputError(f"scenario W5: {E - E // ranks} experts are left for {spec.top_k} picks; take more ranks")
+        raise InputError(
+            f"scenario W5: a token picks {spec.top_k} of the {count(E - E // ranks, 'expert')} of other ranks; take "
+            "more ranks"
+        )
     rng = np.random.default_rng(seed)
     step = np.arange(tokens) // step_tokens
     scores = _scores(number, spec, ranks, share, rng)

@@ -284,7 +284,7 @@ def test_files_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="put alltoall, all_gather or reduce_scatter into the file name"):
         read_nccl(named, cluster)
     path.write_text(nccl_log(TIMES, hosts=("a", "b")))
-    with pytest.raises(FormatError, match="measured on 2 nodes of 8 GPUs, h100-1x8 has 1 nodes"):
+    with pytest.raises(FormatError, match="measured on 2 nodes of 8 GPUs, h100-1x8 has 1 node and 8 GPUs in all;"):
         calibrate(cluster, read_nccl(path, cluster))
     with pytest.raises(InputError, match="nothing was measured"):
         calibrate(cluster, [])

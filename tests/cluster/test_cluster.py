@@ -162,7 +162,7 @@ def test_entries_of_lists_are_edited_by_number() -> None:
     edited = cluster.edit({"link[1].bandwidth": "7 GB/s"})
     assert edited.link_bandwidth.tolist() == [100e9, 100e9, 7e9, 7e9]
     assert edited.sources["link[1].bandwidth"] == "assumed: set by a what-if edit"
-    with pytest.raises(InputError, match=r"there are 2 entries in link"):
+    with pytest.raises(InputError, match=r"no such entry of link; its entries are numbered 0 to 1"):
         cluster.edit({"link[2].bandwidth": "7 GB/s"})
 
 

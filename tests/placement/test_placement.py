@@ -36,7 +36,7 @@ def test_derived_facts_of_a_small_placement() -> None:
         ([[[0, -2], [1, 2]]], 3, "layer 0, rank 0, slot 1 holds expert -2"),
         ([[[0, 1], [1, 0]]], 3, "expert 2 of layer 0 is on no rank; place every expert"),
         ([[[0, 1], [1, 2]], [[1, 1], [0, 2]]], 3, "expert 1 is twice on rank 0 in layer 1"),
-        ([[[0], [1]]], 3, "2 ranks of 1 slots do not hold 3 experts; give at least 2 slots a rank"),
+        ([[[0], [1]]], 3, "2 ranks of 1 slot cannot hold 3 experts; give at least 2 slots a rank"),
         ([[0, 1]], 2, r"expected axes \[layers, ranks, slots\], got shape \(1, 2\)"),
         (np.zeros((0, 2, 2)), 2, "expected at least one expert, layer, rank and slot"),
         ([[[0.5], [1]]], 2, "values do not fit int32"),

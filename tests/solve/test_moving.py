@@ -125,7 +125,7 @@ def test_a_horizon_keeps_layers_whose_move_does_not_pay() -> None:
     assert even is None or even <= 10.0
     eplb = solve(trace, CLUSTER, slots_per_rank=3, solver="eplb", previous=running, horizon_s=1e-9, tokens_per_rank=64)
     assert eplb.terms["migration"]["moves"] == 0
-    assert any("stay as they are" in note for note in eplb.notes)
+    assert any("left as it was" in note for note in eplb.notes)
 
 
 def test_free_moves_find_what_a_few_moves_find() -> None:

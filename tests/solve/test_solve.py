@@ -144,7 +144,7 @@ def test_bad_plan_files_say_where_and_what(trace: Trace, cluster: Cluster, tmp_p
 
 
 def test_what_cannot_be_is_said_and_why(trace: Trace, cluster: Cluster) -> None:
-    with pytest.raises(Infeasible, match="4 ranks of 1 slots hold 4 experts, tiny has 8; give at least 2 slots"):
+    with pytest.raises(Infeasible, match="4 ranks of 1 slot can hold 4 experts, tiny has 8; give at least 2 slots"):
         plan_of(trace, cluster, slots_per_rank=1)
     with pytest.raises(UnknownName, match="unknown solver 'moesin': did you mean 'moesim'"):
         plan_of(trace, cluster, solver="moesin")
@@ -159,7 +159,7 @@ def test_what_cannot_be_is_said_and_why(trace: Trace, cluster: Cluster) -> None:
     with pytest.raises(InputError, match="deadline_s must be more than 0"):
         plan_of(trace, cluster, deadline_s=0)
     heavy = dataclasses.replace(ModelSpec.preset("mixtral-8x22b"), name="heavy", hidden=200_000)
-    with pytest.raises(Infeasible, match=r"memory: 3 slots per rank in 2 layers need .* GB"):
+    with pytest.raises(Infeasible, match=r"memory: the experts of 3 slots per rank in 2 layers need .* GB"):
         plan_of(trace, cluster, dims=heavy)
     other = Costs.default(trace.spec, tiny_cluster(1, 4))
     with pytest.raises(InputError, match="costs are for cluster"):

@@ -192,7 +192,7 @@ def test_bad_constraints_and_objectives_are_refused(trace: Trace, cluster: Clust
         plan_of(trace, cluster, constraints=Constraints(hot=9))
     with pytest.raises(Infeasible, match="on 3 nodes, the cluster has 2"):
         plan_of(trace, cluster, constraints=Constraints(hot=1, hot_nodes=3))
-    with pytest.raises(Infeasible, match="slot budget: 2 layers need 2 slots a rank each"):
+    with pytest.raises(Infeasible, match=r"slot budget: .* each of 2 layers needs 2 slots a rank"):
         plan_of(trace, cluster, constraints=Constraints(slot_budget=3))
     with pytest.raises(UnknownName, match="did you mean 'domain'"):
         plan_of(trace, cluster, windows="domains")
@@ -319,5 +319,5 @@ def test_rules_hold_for_third_party_solvers_too(
     asked = Constraints(rank_slots=(4, 4, 3, 2), hot=3)
     plan = plan_of(trace, cluster, solver="stubborn", constraints=asked)
     assert ((plan.placement.experts != EMPTY).sum(axis=2) <= np.array([4, 4, 3, 2])).all()
-    assert any("changed to respect the constraints" in note for note in plan.notes)
+    assert any("had to change to respect the constraints" in note for note in plan.notes)
     assert isinstance(plan.placement, Placement)

@@ -117,7 +117,7 @@ def test_a_policy_that_no_engine_runs_is_told_apart() -> None:
                engine="needs engine support"),
     ]  # fmt: skip
     lines = answers([*placed, *more], "nearest", 3)
-    assert lines["slots"].startswith("more copies pay: 4 slots a rank")
+    assert lines["slots"].startswith("more copies pay: with 4 slots a rank")
     assert lines["policy"].startswith("sglang (SGLang) saves 25.0% with re-plan (nearest: 20.0%)")
     assert "token-aware would save 40.0%" in lines["policy"]
     assert "needs engine support" in lines["policy"]

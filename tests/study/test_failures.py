@@ -150,7 +150,7 @@ def test_the_cache_is_what_the_weights_leave():
 def test_recorded_layers_stand_for_those_of_the_model(world: dict[str, Any]):
     model, notes = served_model(world["trace"], ModelSpec.preset("deepseek-v3"))
     assert (model.layers, model.num_hidden_layers, model.experts, model.hidden) == (58, 61, 16, 7168)
-    assert "stand for the 58 MoE layers" in notes[0]
+    assert "in place of the 58 MoE layers" in notes[0]
 
 
 def test_a_cache_travels_over_the_worst_path_between_the_pools():

@@ -181,7 +181,7 @@ def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
     found = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
     status = {(row["ranks"], row["slots"]): row["status"] for row in found.rows}
     assert status[8, 2] == "done"
-    assert status[8, 1].startswith("infeasible: slots: 8 ranks of 1 slots hold 8 experts")
+    assert status[8, 1].startswith("infeasible: slots: 8 ranks of 1 slot can hold 8 experts")
 
 
 @pytest.mark.parametrize(

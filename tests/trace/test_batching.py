@@ -91,8 +91,8 @@ def test_a_short_trace_is_resampled_and_says_so():
     assert batches.resampled
     assert len(batches) == 4
     assert batches.notes == (
-        "resampled: 7 prefill tokens do not fill a step of 2 x 100; 4 steps draw requests again and again (seed 0), "
-        "each token 114 times on average",
+        "resampled: 7 prefill tokens cannot fill a step of 2 x 100; in 4 steps requests are drawn again and again "
+        "(seed 0), each token 114 times on average",
     )
     assert len(make_batches(random_trace(0, [3, 4]), 2, tokens_per_rank=100, max_steps=9)) == 9
 
@@ -100,7 +100,7 @@ def test_a_short_trace_is_resampled_and_says_so():
 def test_too_few_live_requests_make_decode_tokens_independent():
     batches = make_batches(random_trace(0, [50, 50], decode=1.0), 2, tokens_per_rank=8)
     assert batches.notes == (
-        "independent: 2 requests do not keep 16 places busy; decode tokens run as requests of their own, each once",
+        "independent: 2 requests cannot keep 16 places busy; decode tokens run as requests of their own, each once",
         "dropped: 4 of 100 decode tokens that do not fill a step of every rank",
     )
     assert len(batches) == 6
@@ -254,7 +254,5 @@ def test_ranks_that_hold_copies_of_one_request_hold_different_parts_of_it():
 
 
 def test_a_step_that_would_draw_every_token_hundreds_of_times_is_refused():
-    with pytest.raises(
-        InputError, match=r"draw each of the 300 prefill tokens 341 times; .* at most 600 tokens per rank"
-    ):
+    with pytest.raises(InputError, match=r"draw each of 300 prefill tokens 341 times; .* at most 600 tokens per rank"):
         make_batches(random_trace(0, [300]), 100, phase="prefill")

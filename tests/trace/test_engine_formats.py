@@ -352,7 +352,7 @@ class TestMegatron:
         trace = read_any(tmp_path, model=SPEC)
         assert np.array_equal(trace.routes, whole.routes)
         assert set(trace.source) == {0}
-        assert trace.origin["alike"] == "1 ranks routed the same tokens as others and are left out"
+        assert trace.origin["alike"] == "left out, as others routed the same tokens: 1 rank"
 
     def test_pipeline_stages_hold_different_layers_of_the_same_tokens(self, tmp_path, whole):
         path = write_megatron(tmp_path, whole)
@@ -418,7 +418,7 @@ class TestExpertSelection:
             ([{"one": None}], "step 0: expected ids by the number of the decoder layer"),
             ([{"0": None, "1": [[0, 1]]}], r"step 0: its layer numbers \(1\) are not all"),
             ([{"1": [[0, 1]], "2": [[0, 1]], "4": [[0, 1]]}, {"1": [[0, 1]]}], "step 1: holds other layers"),
-            ([{"1": [[0, 1]], "2": [[0, 1]] * 2, "4": [[0, 1]]}], "step 0, layer 2: expected 1 tokens as in layer 1"),
+            ([{"1": [[0, 1]], "2": [[0, 1]] * 2, "4": [[0, 1]]}], "step 0, layer 2: expected 1 token as in layer 1"),
             ([{"1": [[0, 1, 2]], "2": [[0]], "4": [[0]]}], "step 0, layer 1: expected 2 picks a token"),
             ([{"1": [[0, 99999]], "2": [[0, 1]], "4": [[0, 1]]}], r"expected expert ids from -1 up, found 0\.\.99999"),
         ],
@@ -509,7 +509,7 @@ class TestJsonl:
         path.write_text("\n".join(path.read_text().splitlines()[:-1]))
         trace = read_any(path, model=SPEC)
         assert trace.routes[-1, -1].tolist() == [-1, -1]
-        assert trace.origin["missing"] == "1 picks of tokens in layers were not recorded"
+        assert trace.origin["missing"] == "not recorded: 1 pick of tokens in layers"
 
     @pytest.mark.parametrize(
         ("line", "message"),

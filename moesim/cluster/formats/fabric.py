@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.cluster.formats.like import Like
 from moesim.cluster.formats.node import NodeFacts, inside, nic_groups
 from moesim.cluster.formats.text import clean, distinct, dotless
@@ -192,11 +193,11 @@ def _hosts(fabric: Fabric, templates: dict[str, NodeFacts] | None, told: list[st
             hosts.append(_Host(name, facts.gpus, facts, ports))
     if nameless:
         told.append(
-            f"{len(nameless)} channel adapters do not name their host and are left out, the first in line "
+            f"left out, as they do not name their host: {count(len(nameless), 'channel adapter')}, the first in line "
             f"{nameless[0].line} of {fabric.path.name}"
         )
     if without:
-        told.append(f"{len(without)} hosts have no topology file and are left out, the first {without[0]}")
+        told.append(f"left out, as without a topology file: {count(len(without), 'host')}, the first {without[0]}")
     if not templates:
         told.append(
             "each channel adapter is taken for the NIC of one GPU; a node is a host; set what is inside by `tier`"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.cluster.formats import iblinkinfo, ibnetdiscover, nccl_xml, nvidia_smi, recognise
 from moesim.cluster.formats.fabric import Fabric, fabric_tables, natural
 from moesim.cluster.formats.node import NodeFacts
@@ -63,7 +64,9 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
         raise FormatError(path, "", "expected NCCL topology files or nvidia-smi matrices of nodes beside the fabric")
     tables = fuse(fabrics[0], nodes, like)
     if others:
-        tables["notes"].append(f"{len(others)} files of the folder are no dumps: left out, the first {others[0]}")
+        tables["notes"].append(
+            f"left out, as no dump: {count(len(others), 'file')} of the folder, the first {others[0]}"
+        )
     tables["name"] = dotless(path.resolve().name)
     return tables
 
@@ -101,7 +104,7 @@ def fuse(fabric: Fabric, nodes: list[NodeFacts], like: str | None = None) -> dic
             )
     if len(nodes) == 1:
         twins = _twins(fabric, nodes[0])
-        notes.append(f"{nodes[0].path.name} stands for {len(twins)} hosts whose adapters have the same names")
+        notes.append(f"{nodes[0].path.name} stands for {count(len(twins), 'host')} whose adapters have the same names")
         templates = {**dict.fromkeys(twins, nodes[0]), **templates}
     if not templates:
         raise FormatError(nodes[0].path, "", f"none of its NICs is in {fabric.path.name}; name the file after its host")

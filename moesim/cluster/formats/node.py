@@ -76,7 +76,7 @@ class NodeFacts:
 
     def __post_init__(self) -> None:
         if not 1 <= self.gpus <= _LARGEST:
-            raise FormatError(self.path, "", f"{self.gpus} GPUs; expected 1 to {_LARGEST} on one host")
+            raise FormatError(self.path, "", f"expected 1 to {_LARGEST} GPUs on one host, found {self.gpus}")
 
 
 def nic_groups(facts: NodeFacts) -> list[tuple[list[int], list[Nic]]]:
@@ -202,7 +202,7 @@ def node_tables(facts: NodeFacts, like_name: str | None) -> dict[str, Any]:
             changes["tier"] |= scale_out
             left = len(facts.nics) - sum(len(own) for _, own in nic_groups(facts))
             if left:
-                notes.append(f"{left} NICs are nearest to no GPU: left out")
+                notes.append(f"left out, as nearest to no GPU: {left} of the {len(facts.nics)} NICs")
         if tier is not None:
             changes["tier"]["node"] = tier
             # whether there is a switch is what the file says

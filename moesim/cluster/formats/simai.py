@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import FormatError, InputError
-from moesim.base.units import parse
+from moesim.base.units import count, parse
 from moesim.cluster.formats.like import Like, gb, us
 from moesim.cluster.formats.text import clean, dotless, read_lines
 from moesim.cluster.schema import MAX_RANKS
@@ -66,7 +66,8 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
         raise FormatError(
             path,
             "line 1",
-            f"announces {header.links:,} links, the file has {len(lines):,} lines; {_MOST_LINKS:,} links are read",
+            f"announces {count(header.links, 'link')}, the file has {count(len(lines), 'line')}; at most "
+            f"{_MOST_LINKS:,} links are read",
         )
     name = like or _LIKE.get(header.model.upper(), "h100-4x8-rail")
     gpu = Like(name).gpu
@@ -79,7 +80,9 @@ def read(path: Path, *, like: str | None = None) -> dict[str, Any]:
         if line.strip():
             links.append(_link(path, f"line {number}", line.split(), vertex, header))
     if len(links) != header.links:
-        raise FormatError(path, "line 1", f"announces {header.links} links, the file has {len(links)}; it is cut off")
+        raise FormatError(
+            path, "line 1", f"announces {count(header.links, 'link')}, the file has {len(links)}; it is cut off"
+        )
     order = {"node": 0, "nic": 1, "spine": 2}
     return {
         "schema": 1,
@@ -102,8 +105,8 @@ def _header(path: Path, lines: list[str]) -> _Header:
     gpus = things - nvswitches - switches
     if not 1 <= gpus <= MAX_RANKS or per_server < 1 or gpus % per_server:
         raise FormatError(
-            path, "line 1", f"{things} things less {nvswitches} and {switches} switches are {gpus} GPUs; expected 1 to "
-            f"{MAX_RANKS:,}, in servers of {per_server}"
+            path, "line 1", f"{things} things less {nvswitches} NVSwitches and {switches} switches leave {gpus} for "
+            f"GPUs; expected 1 to {MAX_RANKS:,}, in servers of {per_server}"
         )  # fmt: skip
     servers = gpus // per_server
     if nvswitches % servers:
@@ -131,7 +134,9 @@ def _link(path: Path, place: str, words: list[str], vertex: dict[int, str], head
         raise FormatError(path, place, f"expected ends, bandwidth, delay, error rate, got {' '.join(words)[:60]!r}")
     a, b = int(words[0]), int(words[1])
     if a not in vertex or b not in vertex:
-        raise FormatError(path, place, f"{a if a not in vertex else b} is beyond the {len(vertex)} things of line 1")
+        raise FormatError(
+            path, place, f"{a if a not in vertex else b} is beyond the {count(len(vertex), 'thing')} of line 1"
+        )
     try:
         rate = parse(words[2], "bandwidth", "bandwidth")
         delay = parse(words[3], "time", "delay")

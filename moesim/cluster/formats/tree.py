@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.cluster.formats.like import Like
 from moesim.cluster.formats.text import MOST_HOSTS, clean, distinct, dotless, hosts
 from moesim.cluster.schema import MAX_RANKS
@@ -89,10 +90,10 @@ def tree_tables(tree: Tree, like_name: str | None, gpus_per_host: int | None = N
         raise FormatError(
             tree.path,
             "",
-            f"{len(tree.hosts):,} hosts of {per_host} GPUs: expected 1 to {MAX_RANKS:,} GPUs in all",
+            f"{count(len(tree.hosts), 'host')} of {count(per_host, 'GPU')}: expected 1 to {MAX_RANKS:,} GPUs in all",
         )
-    notes = [f"{tree.path.name} does not tell GPUs, NICs, speeds and latencies: {per_host} GPUs per host, the rest as "
-             f"{like.name}; switches pass on all that enters them"]  # fmt: skip
+    notes = [f"{tree.path.name} does not tell GPUs, NICs, speeds and latencies: {count(per_host, 'GPU')} per host, the "
+             f"rest as {like.name}; switches pass on all that enters them"]  # fmt: skip
     _check_depth(tree)
     domains: dict[str, list[str]] = {}
     for host in tree.hosts:
@@ -109,7 +110,7 @@ def tree_tables(tree: Tree, like_name: str | None, gpus_per_host: int | None = N
         top = distinct([*names.values(), *switch_names, "fabric"])[-1]
         vertex["\0top"] = top
         if roots or len(domains) > 1:
-            notes.append(f"{len(roots) + len(orphans)} parts hang on no common switch: joined by one, {top}")
+            notes.append(f"on no common switch: {count(len(roots) + len(orphans), 'part')}, joined by one, {top}")
     nic = like.link("nic", None, "")
     pcie = like.link("pcie", None, "")
     direct = like.tier("pcie") is None

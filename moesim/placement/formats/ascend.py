@@ -82,17 +82,23 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         _in_place(path, f"{place}.layer_id", layer.layer_id, position)
         for name, count in (("device_list", len(layer.device_list)), ("device_count", layer.device_count)):
             if count not in (devices, None):
-                raise FormatError(path, f"{place}.{name}", f"expected {devices} devices in every layer, found {count}")
+                raise FormatError(
+                    path,
+                    f"{place}.{name}",
+                    f"expected as many devices as in the first layer ({devices}), found {count}",
+                )
         for number, device in enumerate(layer.device_list):
             _in_place(path, f"{place}.device_list.{number}.device_id", device.device_id, number)
             if len(device.device_expert) != slots:
                 raise FormatError(
                     path, f"{place}.device_list.{number}.device_expert",
-                    f"expected {slots} experts as on the first device, found {len(device.device_expert)}",
+                    f"expected as many experts as on the first device ({slots}), found {len(device.device_expert)}",
                 )  # fmt: skip
         rows[place] = [expert for device in layer.device_list for expert in device.device_expert]
     if ranks not in (devices, None):
-        raise FormatError(path, "layer_list.0.device_list", f"expected {ranks} ranks, found {devices} devices")
+        raise FormatError(
+            path, "layer_list.0.device_list", f"expected a device for each rank ({ranks}), found {devices}"
+        )
     return placement_from_rows(path, rows, ranks=devices, spec=spec)
 
 

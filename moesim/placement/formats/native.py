@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
+from moesim.base.units import count
 from moesim.placement.placement import Placement
 from moesim.spec import ModelSpec
 
@@ -63,7 +64,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
             "the file was changed after it was written: write it again"
         )  # fmt: skip
     if ranks is not None and ranks != placement.ranks:
-        raise FormatError(path, "experts", f"expected {ranks} ranks, found {placement.ranks}")
+        raise FormatError(path, "experts", f"expected {count(ranks, 'rank')}, found {placement.ranks}")
     return placement if spec is None else placement.for_model(spec)
 
 

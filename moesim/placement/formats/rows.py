@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.base.errors import FormatError, InputError
+from moesim.base.units import count
 from moesim.placement.placement import Placement
 from moesim.spec import ModelSpec
 
@@ -51,7 +52,7 @@ def placement_from_rows(
         raise FormatError(path, next(iter(rows)), f"expected ids of experts, found {stop - 1}")
     for place, row in rows.items():
         if len(row) != slots:
-            raise FormatError(path, place, f"expected {slots} slots as in the first layer, found {len(row)}")
+            raise FormatError(path, place, f"expected {count(slots, 'slot')} as in the first layer, found {len(row)}")
         for slot, expert in enumerate(row):
             if not 0 <= expert < stop:
                 raise FormatError(path, f"{place}.{slot}", f"expected an expert in 0..{stop - 1}, found {expert}")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
+from moesim.base.units import count
 from moesim.placement.formats import require_full
 from moesim.placement.formats.native import first_problem, load_json
 from moesim.placement.formats.rows import placement_from_rows
@@ -56,7 +57,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         )
     if len(rows) != spec.num_hidden_layers:
         raise FormatError(
-            path, "physical_to_logical_map", f"expected {spec.num_hidden_layers} rows, one a decoder layer of "
+            path, "physical_to_logical_map", f"expected {count(spec.num_hidden_layers, 'row')}, one a decoder layer of "
             f"{spec.name!r}, found {len(rows)}"
         )  # fmt: skip
     for index, row in enumerate(rows):
@@ -69,7 +70,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
 
 def _problem(row: list[int], slots: int, experts: int) -> str:
     if len(row) != slots:
-        return f"expected {slots} slots, found {len(row)}"
+        return f"expected {count(slots, 'slot')}, found {len(row)}"
     if wrong := [expert for expert in row if not 0 <= expert < experts]:
         return f"expected experts in 0..{experts - 1}, found {wrong[0]}"
     return f"expert {min(set(range(experts)) - set(row))} is in no slot; SGLang needs each in every row"

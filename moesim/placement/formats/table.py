@@ -14,6 +14,7 @@ import numpy as np
 
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
+from moesim.base.units import count
 from moesim.placement.placement import Placement
 from moesim.spec import ModelSpec
 
@@ -40,7 +41,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
     slots = shape[0] * shape[1] * shape[2]
     if slots != table.shape[1]:
         raise FormatError(
-            path, "", f"expected {shape[0]} layers x {shape[1]} ranks x {shape[2]} slots = {slots} lines, "
+            path, "", f"expected a line for each slot, [layers, ranks, slots] = {list(shape)}, {slots} in all, "
             f"found {table.shape[1]}"
         )  # fmt: skip
     experts = np.full(shape, np.iinfo(np.int32).min, dtype=np.int64)
@@ -49,7 +50,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         layer, rank, slot = (int(i) for i in np.argwhere(experts == np.iinfo(np.int32).min)[0])
         raise FormatError(path, f"layer {layer}, rank {rank}, slot {slot}", "expected one line, found none")
     if ranks not in (shape[1], None):
-        raise FormatError(path, "rank", f"expected {ranks} ranks, found {shape[1]}")
+        raise FormatError(path, "rank", f"expected {count(ranks, 'rank')}, found {shape[1]}")
     try:
         placement = Placement(experts, int(table[3].max()) + 1 if spec is None else spec.experts)
         return placement if spec is None else placement.for_model(spec)

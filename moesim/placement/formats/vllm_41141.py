@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moesim.base.errors import FormatError
 from moesim.base.files import write_text
+from moesim.base.units import count
 from moesim.placement.formats import require_full
 from moesim.placement.formats.native import first_problem, parse_json
 from moesim.placement.formats.rows import placement_from_rows
@@ -51,7 +52,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
     """
     lines = [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
     if len(lines) != 1:
-        raise FormatError(path, "", f"expected one line, an {RECORD!r} record, found {len(lines)} lines")
+        raise FormatError(path, "", f"expected one line, an {RECORD!r} record, found {count(len(lines), 'line')}")
     number, line = lines[0]
     try:
         held = _Record.model_validate(parse_json(path, line, f"line {number}"))
@@ -68,7 +69,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         rows[place] = row
     experts = held.num_slots - held.num_redundant_experts
     if experts < 1 or (spec is not None and spec.experts != experts):
-        wanted = "at least 1 expert" if spec is None else f"{spec.experts} experts of {spec.name!r}"
+        wanted = "at least 1 expert" if spec is None else f"{count(spec.experts, 'expert')} of {spec.name!r}"
         raise FormatError(
             path, "num_redundant_experts", f"expected {wanted}, found {held.num_slots} slots of which "
             f"{held.num_redundant_experts} are redundant"

@@ -16,6 +16,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import FormatError, InputError, UnknownName
+from moesim.base.units import count
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,9 @@ def read_arrivals(path: str | Path) -> Arrivals:
     order = np.argsort(at, kind="stable")
     order = order[usable[order]]
     left = len(rows) - len(order)
-    notes: tuple[str, ...] = (f"{left} of {len(rows)} requests without prompt or answer are left out",) if left else ()
+    notes: tuple[str, ...] = (
+        (f"left out, without prompt or answer: {left} of {count(len(rows), 'request')}",) if left else ()
+    )
     if first.lstrip().startswith("{") and "hash_ids" in first:
         notes += ("prompts are computed whole: what a prefix cache would save (hash_ids) is not modelled",)
     return Arrivals(at[order] - at[order[0]], prompt[order], output[order], path.name, notes)

@@ -125,8 +125,8 @@ class ClosedForm:
         recorded = placement.layers
         if source.trace.layers != recorded or placement.ranks != cluster.ranks:
             raise InputError(
-                f"serving: the placement is for {recorded} layers and {placement.ranks} ranks, the trace has "
-                f"{source.trace.layers} layers and {cluster.name} {cluster.ranks} ranks; plan for these"
+                f"serving: the placement is for (layers, ranks) {(recorded, placement.ranks)}, the trace and cluster "
+                f"{cluster.name} have {(source.trace.layers, cluster.ranks)}; plan for these"
             )
         self.source, self.cluster, self.costs, self.policy = source, cluster, costs, policy
         self.layers = recorded if layers is None else layers

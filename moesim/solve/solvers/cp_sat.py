@@ -6,6 +6,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.solve.exact import smallest_largest_load
 from moesim.solve.problem import Problem, takes
 from moesim.solve.solvers.eplb import eplb_hierarchical
@@ -29,8 +30,8 @@ def cp_sat(problem: Problem) -> Array:
     if problem.options["hierarchical"]:
         if problem.spec.groups % problem.cluster.nodes:
             raise InputError(
-                f"cp-sat: {problem.cluster.nodes} nodes do not divide {problem.spec.groups} expert groups, so a group "
-                "cannot stay on one node; plan without hierarchical"
+                f"cp-sat: {problem.cluster.nodes} nodes do not divide {count(problem.spec.groups, 'expert group')}, "
+                "so a group cannot stay on one node; plan without hierarchical"
             )
         silent = [*problem.notes]
         start = eplb_hierarchical(problem)
@@ -54,7 +55,7 @@ def cp_sat(problem: Problem) -> Array:
         experts[layer] = found.experts
         proven += found.proven
         gaps.append(found.largest / found.bound - 1 if found.bound > 0 else 0.0)
-    problem.note(f"cp-sat: balance by load proven optimal in {proven} of {problem.layers} layers")
+    problem.note(f"cp-sat: balance by load proven optimal in {proven} of {count(problem.layers, 'layer')}")
     if proven < problem.layers:
         problem.note(
             f"cp-sat: elsewhere the fullest rank is at most {max(gaps):.2%} above the optimum; the clock cut the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moesim.base.arrays import Array
+from moesim.base.units import count
 from moesim.solve.eplb import rebalance
 from moesim.solve.problem import Problem
 from moesim.solve.repair import repair_duplicates
@@ -38,7 +39,7 @@ def _placed(problem: Problem, hierarchical: bool) -> Array:
     experts, repaired = repair_duplicates(experts, problem.loads, problem.cluster.node if hierarchical else None)
     if repaired:
         problem.note(
-            f"EPLB put a second copy of an expert on one rank {repaired} times; each was swapped with the nearest "
-            "load of another rank (engines waste such a slot)"
+            f"EPLB put a second copy of an expert on one rank {count(repaired, 'time')}; each was swapped with the "
+            "nearest load of another rank (engines waste such a slot)"
         )
     return experts

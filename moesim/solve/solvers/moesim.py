@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.placement import EMPTY, Placement
 from moesim.solve.conform import conform
 from moesim.solve.objective import Score, score
@@ -109,17 +110,17 @@ def _remark_on_copies(problem: Problem) -> None:
         return
     seconds = {}
     fewest, slots = -(-problem.experts // problem.ranks), problem.slots_per_rank
-    for count in sorted({fewest, (fewest + slots) // 2, slots}):
-        held = balance(problem.loads, problem.ranks, count, problem.cluster.speed)
-        padded = np.pad(held, ((0, 0), (0, 0), (0, slots - count)), constant_values=EMPTY)
+    for each in sorted({fewest, (fewest + slots) // 2, slots}):
+        held = balance(problem.loads, problem.ranks, each, problem.cluster.speed)
+        padded = np.pad(held, ((0, 0), (0, 0), (0, slots - each)), constant_values=EMPTY)
         quick = "nearest" if problem.policy in SLOW else None
-        seconds[count] = _score(problem, Placement(padded, problem.experts), quick).mean_s
-    best = min(seconds, key=lambda count: seconds[count])
+        seconds[each] = _score(problem, Placement(padded, problem.experts), quick).mean_s
+    best = min(seconds, key=lambda each: seconds[each])
     if seconds[best] < 0.98 * seconds[slots]:
         less = 1 - seconds[best] / seconds[slots]
         problem.note(
-            f"fewer copies are faster here: balanced by load, {best} slots a rank take {less:.0%} less time than "
-            f"{slots}; try fewer slots per rank"
+            f"fewer copies are faster here: balanced by load, a step with {count(best, 'slot')} a rank instead of "
+            f"{slots} takes {less:.0%} less time; try fewer slots per rank"
         )
 
 

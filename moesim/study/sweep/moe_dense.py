@@ -15,6 +15,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.costs.attention import attention_s, exchange_s, grouped
@@ -57,7 +58,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         return row | {"weight_bytes_per_gpu": row["expert_bytes_per_gpu"] + together}
     group = chosen.group(shared)
     if group.ranks % chosen.tp:
-        raise InputError(f"tp: {chosen.tp} does not divide the {group.ranks} ranks of the group")
+        raise InputError(f"tp: {chosen.tp} does not divide the {count(group.ranks, 'rank')} of the group")
     batches = steps_of(
         chosen.parts(shared)[1], group, phase=chosen.phase, tokens_per_rank=chosen.tokens_per_rank,
         max_steps=chosen.steps, seed=chosen.seed,

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from moesim.base.arrays import digest
 from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError
+from moesim.base.units import count
 from moesim.base.version import VERSION
 from moesim.study.sweep.file import Study
 from moesim.study.sweep.kinds import KINDS, Row, hiding
@@ -134,7 +135,8 @@ def sweep(
         say(finished, total)
     if broken:
         raise InputError(
-            f"sweep: {len(broken)} of {total} points broke; the others are kept, run again to retry. First: {broken[0]}"
+            f"sweep: {len(broken)} of {count(total, 'point')} broke; the others are kept, run again to retry. First: "
+            f"{broken[0]}"
         )
     varied = [{key: settings.get(key) for key in study.varied} for settings in study.points]
     rows = store.finish(identities, varied)

@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError, UnknownName
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.trace import PHASES, Trace
 
@@ -135,7 +136,9 @@ def expect_picks(path: str | Path, place: str, found: int, spec: ModelSpec) -> N
     """Raise FormatError unless a token has as many picks as in the model."""
     if found != spec.top_k:
         raise FormatError(
-            path, place, f"expected {spec.top_k} picks a token as in {spec.name}, found {found}; give another model="
+            path,
+            place,
+            f"expected {count(spec.top_k, 'pick')} a token as in {spec.name}, found {found}; give another model=",
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats import torch_file
 from moesim.trace.formats.common import BROKEN_NPY, head, one_line, origin_of, phase_code, problems_of
@@ -73,7 +74,9 @@ def read(
         spec = given_model(model)
         counts = _counts(path, name, array, scale)
         if counts.shape[2] != spec.experts:
-            raise FormatError(path, name, f"expected {spec.experts} experts as in {spec.name}, found {counts.shape[2]}")
+            raise FormatError(
+                path, name, f"expected {count(spec.experts, 'expert')} as in {spec.name}, found {counts.shape[2]}"
+            )
         counts = counts[:, moe_rows(path, name, counts.shape[1], spec)]
         return Trace(
             spec,

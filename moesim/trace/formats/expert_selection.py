@@ -15,6 +15,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import (
     expect_picks,
@@ -127,7 +128,7 @@ def _request(path: Path, spec: ModelSpec, numbering: str | None) -> tuple[ModelS
             expect_picks(path, place, array.shape[1], spec)
             if rows and len(array) != len(rows[0]):
                 raise FormatError(
-                    path, place, f"expected {len(rows[0])} tokens as in layer {layers[0]}, found {len(array)}"
+                    path, place, f"expected {count(len(rows[0]), 'token')} as in layer {layers[0]}, found {len(array)}"
                 )
             rows.append(expert_ids(path, place, array))
         blocks.append(np.stack(rows, axis=1))

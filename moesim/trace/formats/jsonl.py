@@ -23,6 +23,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import (
     expect_picks,
@@ -107,7 +108,7 @@ def read(
                 "unknown",
                 spec,
                 origin,
-                missing=f"{missing} picks of tokens in layers were not recorded" if missing else "",
+                missing=f"not recorded: {count(missing, 'pick')} of tokens in layers" if missing else "",
                 phase="" if phase or lines.phased else "assumed prefill, the file does not say",
             ),
         )
@@ -196,7 +197,7 @@ class _Lines:
                 if self.tokens_of[layer] != T:
                     there = self.tokens_of[layer]
                     raise FormatError(
-                        self.path, f"layer {layer}", f"expected {T} tokens as in other layers, found {there}"
+                        self.path, f"layer {layer}", f"expected {count(T, 'token')} as in other layers, found {there}"
                     )
         routes = np.full((T, len(layers), self.spec.top_k), -1, np.int16)
         weights = np.zeros(routes.shape, np.float64)

@@ -15,6 +15,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import (
     expect_picks,
@@ -75,7 +76,7 @@ def parts(
             spec,
             origin,
             ranks=len(files),
-            alike=f"{alike} ranks routed the same tokens as others and are left out" if alike else "",
+            alike=f"left out, as others routed the same tokens: {count(alike, 'rank')}" if alike else "",
             requests="not recorded: the tokens of a rank in a step count as one request",
             stages=f"{len(stages)} pipeline stages, their ranks paired in order" if len(stages) > 1 else "",
         )
@@ -208,7 +209,9 @@ def _routes(
         if layer not in held or len(held[layer]) != tokens:
             there = len(held.get(layer, ()))
             raise FormatError(
-                files[group[0]], f"step {step}, layer {layer}", f"expected {tokens} tokens as in others, found {there}"
+                files[group[0]],
+                f"step {step}, layer {layer}",
+                f"expected {count(tokens, 'token')} as in others, found {there}",
             )
     if foreign := sorted(set(held) - set(layers)):
         raise FormatError(files[group[0]], f"step {step}", f"layer {foreign[0]} occurs in no step before")

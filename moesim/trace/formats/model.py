@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.errors import FormatError, InputError, UnknownName
+from moesim.base.units import count
 from moesim.presets import PRESETS
 from moesim.spec import ModelSpec
 from moesim.trace.trace import layer_subset
@@ -69,8 +70,8 @@ def moe_rows(path: str | Path, place: str, rows: int, spec: ModelSpec) -> list[i
     raise FormatError(
         path,
         place,
-        f"expected the {spec.num_hidden_layers} decoder layers of {spec.name} or its {spec.layers} MoE layers, "
-        f"found {rows}; give another model=",
+        f"expected the {count(spec.num_hidden_layers, 'decoder layer')} of {spec.name} or its "
+        f"{count(spec.layers, 'MoE layer')}, found {rows}; give another model=",
     )
 
 
@@ -107,8 +108,8 @@ def numbered_layers(
         raise FormatError(
             path,
             place,
-            f"its layer numbers ({some}) are not all {spec.layers} MoE layers of {spec.name}; give another model=, or "
-            f"say how they count with numbering= ({', '.join(NUMBERINGS)})",
+            f"its layer numbers ({some}) are not all {count(spec.layers, 'MoE layer')} of {spec.name}; give another "
+            f"model=, or say how they count with numbering= ({', '.join(NUMBERINGS)})",
         )
     known = named[numbering]
     if foreign := [number for number in found if number not in known]:
@@ -169,7 +170,7 @@ def resolve(
     spec = given_model(model)
     if experts is not None and experts != spec.experts:
         raise InputError(
-            f"option experts: {spec.name} has {spec.experts} experts, not {experts}; leave one of them out"
+            f"option experts: {spec.name} has {count(spec.experts, 'expert')}, not {experts}; leave one of them out"
         )
     if layers is not None:
         spec = layer_subset(spec, layers)
@@ -178,7 +179,9 @@ def resolve(
             advice = f"it seems to hold dense layers too: keep layers {spec.layer_ids[0]}..{spec.layer_ids[-1]} of it"
         else:
             advice = "say with layers= which of its MoE layers these are, or give another model="
-        raise FormatError(path, place, f"expected the {spec.layers} MoE layers of {spec.name}, found {L}; {advice}")
+        raise FormatError(
+            path, place, f"expected the {count(spec.layers, 'MoE layer')} of {spec.name}, found {L}; {advice}"
+        )
     wanted, what = (spec.experts, "experts") if counted else (spec.top_k, "picks a token")
     if last != wanted:
         raise FormatError(path, place, f"expected {wanted} {what} as in {spec.name}, found {last}; give another model=")

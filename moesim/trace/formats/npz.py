@@ -30,6 +30,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError, UnknownName
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import BROKEN_NPY
 from moesim.trace.formats.model import check_options, resolve
@@ -255,7 +256,7 @@ def _group(
             raise FormatError(path, name, "expected the numbers of the rows where sequences begin, and T at the end")
         offsets = offsets.astype(np.int64)
         if offsets[0] != 0 or offsets[-1] != T or (np.diff(offsets) < 0).any():
-            raise FormatError(path, name, f"expected ascending numbers from 0 to the {T} tokens")
+            raise FormatError(path, name, f"expected ascending numbers from 0 to the {count(T, 'token')}")
         out.setdefault("request", np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)))
     out.setdefault("request", np.zeros(T, np.int64))
     name, phases = _find(arrays, prefix, "phase")
@@ -271,7 +272,9 @@ def _group(
         if offsets is not None and names.shape == (len(offsets) - 1,):
             names = np.repeat(names, np.diff(offsets))
         if names.shape != (T,) or names.dtype.kind not in "iuSU":
-            raise FormatError(path, name, f"expected a name or code for each of {T} tokens or for each sequence")
+            raise FormatError(
+                path, name, f"expected a name or code for each of {count(T, 'token')} or for each sequence"
+            )
         known, out["domain"] = np.unique(names, return_inverse=True)
         out["domains"] = tuple(_text(value) for value in known)
     return out
@@ -283,7 +286,7 @@ def _text(value: Any) -> str:
 
 def _phases(path: str | Path, name: str, phases: Array, T: int) -> Array:
     if phases.shape != (T,):
-        raise FormatError(path, name, f"expected {T} phases, found {list(phases.shape)}")
+        raise FormatError(path, name, f"expected {count(T, 'phase')}, found {list(phases.shape)}")
     if phases.dtype.kind in "SU":
         known, code = np.unique(phases, return_inverse=True)
         names = [_text(value) for value in known]

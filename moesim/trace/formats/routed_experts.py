@@ -19,6 +19,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import (
     BROKEN_NPY,
@@ -109,7 +110,9 @@ def reply_traces(
         first = start if start is not None else 0 if total is None else total - 1 - T
         if first < 0 or (whole and first > 0):
             less = "more" if first < 0 else "fewer"
-            raise FormatError(path, where, f"holds {T} tokens, {less} than the {total} of its request less one")
+            raise FormatError(
+                path, where, f"holds {count(T, 'token')}, {less} than the {total} of its request less one"
+            )
         position = first + np.arange(T)
         told = phase is not None or prompt is not None
         by_length = np.where(position >= (math.inf if prompt is None else prompt), DECODE, PREFILL)
@@ -246,8 +249,8 @@ def _decode(path: str | Path, place: str, payload: str, spec: ModelSpec) -> Arra
             raise FormatError(
                 path,
                 place,
-                f"expected int32 ids of {spec.num_hidden_layers} layers and {spec.top_k} picks a token "
-                f"({4 * row} bytes) as in {spec.name}, found {len(raw)} bytes; give another model=",
+                f"expected int32 ids of {count(spec.num_hidden_layers, 'layer')} and {count(spec.top_k, 'pick')} a "
+                f"token ({4 * row} bytes) as in {spec.name}, found {count(len(raw), 'byte')}; give another model=",
             )
         array = np.frombuffer(raw, "<i4").reshape(-1, spec.num_hidden_layers, spec.top_k)
     array = array[:, moe_rows(path, place, array.shape[1], spec)]

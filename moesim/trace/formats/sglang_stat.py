@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats import torch_file
 from moesim.trace.formats.common import (
@@ -73,7 +74,9 @@ def read(
         spec = given_model(model)
         if counts.shape[2] != spec.experts:
             raise FormatError(
-                path, "logical_count", f"expected {spec.experts} experts as in {spec.name}, found {counts.shape[2]}"
+                path,
+                "logical_count",
+                f"expected {count(spec.experts, 'expert')} as in {spec.name}, found {counts.shape[2]}",
             )
         counts = counts[:, moe_rows(path, "logical_count", counts.shape[1], spec)].astype(np.int64)
         used = counts.any(axis=(1, 2))

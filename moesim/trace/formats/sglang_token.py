@@ -15,6 +15,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import FormatError
+from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import (
     expert_ids,
@@ -139,7 +140,9 @@ def _tokens(part: RankRecords, number: int, spec: ModelSpec, given: int) -> dict
     )
     if len(slots) != part.recorded:
         found = f"found {len(slots)}; record again"
-        raise FormatError(path, f"{place}, topk_ids_of_layer", f"expected {part.recorded} layers as the map, {found}")
+        raise FormatError(
+            path, f"{place}, topk_ids_of_layer", f"expected {count(part.recorded, 'layer')} as the map, {found}"
+        )
     routes = _logical(part, f"{place}, topk_ids_of_layer", slots[part.rows], spec)
     T = len(routes)
     positions = integers(path, f"{place}, positions", record.get("positions", []), ("tokens",))
@@ -151,7 +154,7 @@ def _tokens(part: RankRecords, number: int, spec: ModelSpec, given: int) -> dict
     if mode in (_EXTEND, _MIXED) and lengths is not None:
         sizes = integers(path, f"{place}, extend_seq_lens", lengths, ("sequences",))
         if sizes.min(initial=0) < 0 or sizes.sum() != T:
-            raise FormatError(path, f"{place}, extend_seq_lens", f"expected lengths of {T} tokens in all")
+            raise FormatError(path, f"{place}, extend_seq_lens", f"expected lengths of {count(T, 'token')} in all")
         request = np.repeat(np.arange(len(sizes)), sizes)
         # in a mixed pass, sequences that grow by one token behind their start are decoded
         decoded = (np.repeat(sizes, sizes) == 1) & (positions > 0) & (mode == _MIXED)
@@ -178,7 +181,7 @@ def _logical(part: RankRecords, place: str, slots: Array, spec: ModelSpec) -> Ar
         raise FormatError(
             part.path,
             place,
-            f"expected {spec.top_k} picks a token as in {spec.name}, found {picks}; give another model=",
+            f"expected {count(spec.top_k, 'pick')} a token as in {spec.name}, found {picks}; give another model=",
         )
     slots = slots[..., : spec.top_k]
     layer = np.arange(spec.layers)[:, None, None]
