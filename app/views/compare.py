@@ -151,8 +151,9 @@ with right:
         size = given.costs.spec.expert_bytes
         st.markdown(
             f"From **{one}** to **{two}**: {count(len(move), 'expert')} to send in "
-            f"{count(given.trace.layers, 'layer')} ({show(move.bytes(size), 'bytes')}), {move.between_nodes(node):,} of them between nodes; at most "
-            f"{show(float(move.received.sum(axis=0).max() * size), 'bytes')} to one GPU."
+            f"{count(given.trace.layers, 'layer')} ({show(move.bytes(size), 'bytes')}), {move.between_nodes(node):,} "
+            f"of them between nodes; at most {show(float(move.received.sum(axis=0).max() * size), 'bytes')} to one "
+            "GPU."
         )
         ui.draw(figures.placement_diff(plans[one].placement, plans[two].placement, layer, node, names=(one, two),
                                        layer_name=ids[layer], dark=dark), "cmp_diff")  # fmt: skip
