@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import InputError, UnknownName
-from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace import checks
 
@@ -222,9 +221,7 @@ class Trace(Sealed):
         """
         index = np.asarray(group, np.int64)
         if index.shape != (self.rows,) or (index.size and (index.min() < 0 or index.max() >= groups)):
-            raise InputError(
-                f"Trace.loads_by: expected a group in 0..{groups - 1} for each of {count(self.rows, 'row')}"
-            )
+            raise InputError(f"Trace.loads_by: expected a group in 0..{groups - 1} for each row ({self.rows})")
         if self.given_counts is not None:
             loads = np.zeros((groups, self.layers, self.spec.experts), np.int64)
             np.add.at(loads, index, self.given_counts)
@@ -256,7 +253,7 @@ class Trace(Sealed):
         """
         index = np.asarray(rows)
         if index.dtype == bool and index.shape != (self.rows,):
-            raise InputError(f"Trace.select: expected a mask of {count(self.rows, 'row')}, got shape {index.shape}")
+            raise InputError(f"Trace.select: expected a mask [rows] = [{self.rows}], got shape {index.shape}")
         if index.dtype != bool and index.size and (index.min() < 0 or index.max() >= self.rows):
             raise InputError(f"Trace.select: row numbers must lie in 0..{self.rows - 1}")
         names = ["routes", "weights", "given_counts", *(name for name, _ in _COLUMNS)]
