@@ -253,7 +253,7 @@ class Trace(Sealed):
         """
         index = np.asarray(rows)
         if index.dtype == bool and index.shape != (self.rows,):
-            raise InputError(f"Trace.select: expected a mask [rows] = [{self.rows}], got shape {index.shape}")
+            raise InputError(f"Trace.select: expected a mask of {self.rows}, one value a row, got shape {index.shape}")
         if index.dtype != bool and index.size and (index.min() < 0 or index.max() >= self.rows):
             raise InputError(f"Trace.select: row numbers must lie in 0..{self.rows - 1}")
         names = ["routes", "weights", "given_counts", *(name for name, _ in _COLUMNS)]
