@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.base.errors import InputError
 from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen, terms
 from moesim.cli import options as opt
@@ -59,6 +60,7 @@ def advise(
     All gains are on held-out traffic. "EPLB will not pay here" and "stay with the running placement" are answers.
     """
     load.writable(output)
+    from moesim.placement import Placement
     from moesim.study.advise import advise as run
 
     given = inputs.read(
@@ -66,6 +68,11 @@ def advise(
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
     running = given.running(previous)
+    if isinstance(running, Placement) and slots_per_rank not in (None, running.slots_per_rank):
+        raise InputError(
+            f"--slots-per-rank: {previous} has {count(running.slots_per_rank, 'slot')} a rank, and one more and one "
+            "fewer are tried as well; leave the option out"
+        )
     with screen.progress() as say:
         found = run(
             given.routing, given.group, slots_per_rank=given.slots(slots_per_rank), previous=running,

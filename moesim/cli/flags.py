@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
-OPTIONS: Final = {"model": "--model", "spec": "--model", "ranks": "--ranks", "like": "--like"}
+OPTIONS: Final = {
+    "model": "--model",
+    "spec": "--model",
+    "ranks": "--ranks",
+    "like": "--like",
+    "kv_tokens": "--kv-tokens",
+    "rate": "--rate",
+    "requests": "--requests",
+}
 """Arguments that verbs have options of their own for."""
 
 FORMAT_OPTIONS: Final = frozenset((

@@ -57,7 +57,10 @@ def migrate(
     was, wanted = (_placement(path, group.ranks, spec) for path in (running, planned))
     for path, one in ((running, was), (planned, wanted)):
         if one.ranks != group.ranks:
-            raise InputError(f"{path}: is for {one.ranks} ranks, {group.name} has {group.ranks}; give its cluster")
+            raise InputError(
+                f"{path}: is for {count(one.ranks, 'rank')}, {group.name} has {group.ranks}; give its cluster, or take "
+                "as many with --ranks"
+            )
     if (was.layers, was.num_experts) != (wanted.layers, wanted.num_experts):
         raise InputError(
             f"{planned}: has {count(wanted.layers, 'layer')} of {count(wanted.num_experts, 'expert')}, {running} "

@@ -133,10 +133,11 @@ def serve(
 
     Without a plan, one is made on the part of TRACE that [bold]--fit[/bold] says; tokens are drawn from the rest.
     """
-    from moesim.simulate.serving import arrivals_of
+    from moesim.simulate.serving import SCHEDULERS, arrivals_of
     from moesim.study.serving import kv_path, serve_plan
     from moesim.study.windows import part_of
 
+    SCHEDULERS.get(scheduler)  # before plans are made
     read = inputs.read(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
         without=without, degrade=degrade, like=like, dims=dims,

@@ -57,7 +57,7 @@ def assignment(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f'expected KEY=VALUE such as tier.rail.bandwidth="800 GB/s", got {text!r}')
+        raise InputError(f'--set: expected KEY=VALUE such as tier.rail.bandwidth="800 GB/s", got {text!r}')
     return key.strip(), value.strip()
 
 

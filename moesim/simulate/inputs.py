@@ -199,7 +199,7 @@ def _check_fit(placement: Placement, spec: ModelSpec, cluster: Cluster) -> None:
     if placement.ranks != cluster.ranks:
         raise InputError(
             f"simulate: the placement is for {count(placement.ranks, 'rank')}, cluster {cluster.name} has "
-            f"{cluster.ranks}; solve for this cluster, or give a deployment of that many ranks"
+            f"{cluster.ranks}; solve for this cluster, or take as many ranks of it"
         )
     if placement.layers != spec.layers:
         raise InputError(

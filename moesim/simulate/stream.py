@@ -180,7 +180,9 @@ class _Replay:
         """Return the report of all steps."""
         if self.tally is None:
             ranks = count(self.cluster.ranks, "rank")
-            raise InputError(f"{path}: no step of {ranks} comes of it; give fewer tokens_per_rank")
+            raise InputError(
+                f"{path}: no step of {ranks} comes of it; give fewer tokens per rank, or read it as a whole"
+            )
         report = self.tally.report(np.concatenate(self.tokens), np.concatenate(self.seen))
         facts = dict(report.facts) | {"chunk": chunk}
         whole = digest(*self.digests)

@@ -128,7 +128,7 @@ def solve(
     if horizon_s is not None and not horizon_s > 0:
         raise InputError(f"solve: expected a horizon of more than 0 s, got {horizon_s}")
     if not deadline_s > 0:
-        raise InputError(f"solve: deadline_s must be more than 0, got {deadline_s}")
+        raise InputError(f"solve: deadline: expected more than 0 s, got {deadline_s}")
     problem = Problem(
         spec=spec,
         cluster=group,

@@ -228,13 +228,15 @@ def complete_options(solver: Solver, name: str, given: Mapping[str, Any]) -> dic
 
     Raises
     ------
-    UnknownName
+    InputError
         If an option is none of this solver's.
     """
     defaults: Mapping[str, Any] = getattr(solver, "defaults", {})
     for option in given:
         if option not in defaults:
-            raise UnknownName(f"option of solver {name!r}", option, defaults or ["(it takes none)"])
+            if not defaults:
+                raise InputError(f"solver {name!r} takes no options; leave {option!r} out")
+            raise UnknownName(f"option of solver {name!r}", option, defaults)
     return {**defaults, **given}
 
 

@@ -181,7 +181,9 @@ def advise(
     """
     say = progress or (lambda _line: None)
     if not horizon_s > 0:
-        raise InputError(f"advise: expected a horizon of more than 0 s, got {horizon_s}")
+        raise InputError(
+            f"advise: horizon: expected more than 0 s of serving in which a move must pay off, got {horizon_s}"
+        )
     POLICIES.get(policy)
     say("packing steps")
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
@@ -189,7 +191,7 @@ def advise(
     fitted, judged = (steps_of(part, cluster, **size) for part in parts)
     costs = costs_of(judged, cluster, dims=dims, transport=transport, network=network, compute=compute)
     if not deadline_s > 0:
-        raise InputError(f"advise: expected a deadline of more than 0 s, got {deadline_s}")
+        raise InputError(f"advise: deadline: expected more than 0 s for all searches together, got {deadline_s}")
     budget = Budget(deadline_s, _RUNS)
 
     def plan_for(steps: Batches, held: int, solver: str = "moesim", **more: Any) -> Plan:

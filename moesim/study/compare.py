@@ -175,7 +175,7 @@ def compare(
     for name in solvers:
         SOLVERS.get(name)
     if not solvers:
-        raise InputError("compare: no solver was named")
+        raise InputError(f"compare: no solver was named; name some of {', '.join(SOLVERS.names())}")
     group = (deployment or Deployment()).restrict(cluster)
     fit_trace, judge_trace = parts_of(trace, held_out, fit=fit, seed=seed)
     say("packing steps")

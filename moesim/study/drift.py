@@ -65,8 +65,8 @@ def drifting(
         rows = np.flatnonzero(np.isin(trace.domain, _codes(trace, name)) & (trace.phase == PHASES.index(phase)))
         if len(rows) < ranks * tokens_per_rank:
             raise InputError(
-                f"drift: domain {name!r} holds {len(rows)} {phase} tokens, a step of {ranks} x {tokens_per_rank} needs "
-                f"{ranks * tokens_per_rank}; take fewer tokens per rank, or join domains (a|b)"
+                f"drift: domain {name!r} holds {count(len(rows), f'{phase} token')}, a step of {ranks} x "
+                f"{tokens_per_rank} needs {ranks * tokens_per_rank}; take fewer tokens per rank, or join domains (a|b)"
             )
         part = make_batches(trace.select(rows), ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed)
         parts.append(part)

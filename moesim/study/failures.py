@@ -115,8 +115,9 @@ def fail(
         If what is left cannot hold all experts, or a rank has no room to receive one beside its slots.
     """
     how = recovery or Recovery()
-    if not (at_s >= 0 and how.restart_s >= 0 and (how.plan_s is None or how.plan_s >= 0)):
-        raise InputError(f"failure: at_s, restart_s and plan_s must not be negative, got {at_s}, {how}")
+    for name, seconds in (("at_s", at_s), ("restart_s", how.restart_s), ("plan_s", how.plan_s)):
+        if seconds is not None and not seconds >= 0:
+            raise InputError(f"failure: {name}: must not be negative, got {seconds}")
     model, _ = served_model(trace, dims)
     source = TokenSource(trace, len(arrivals), seed)
     left, alive = what_is_left(serving.cluster, what)
@@ -127,7 +128,8 @@ def fail(
     whole = restored(running, loads)
     if whole is None:
         raise Infeasible(
-            f"failure of {what}: the slots that are left cannot hold all experts; take more slots per rank"
+            f"failure of {what}: the slots that are left cannot hold all experts; take more slots per rank, or let "
+            "less fail"
         )
     costs = costs_on(serving.costs, left)
     rank_of = np.full(serving.cluster.ranks, -1)
@@ -200,10 +202,13 @@ def what_is_left(cluster: Cluster, what: str) -> tuple[Cluster, Array]:
     elif kind == "node" and name[4:].isdigit() and int(name[4:]) < cluster.nodes:
         gone = cluster.rank_of_node(int(name[4:]))
     else:
-        raise InputError(f"failure {what!r}: {cluster.name} has no such GPU, NIC or node; write node0.gpu3 or node1")
+        raise InputError(
+            f"failure {what!r}: {cluster.name} has no such GPU, NIC or node; write node0.gpu3, node0.nic3, or a "
+            f"node from node0 to node{cluster.nodes - 1}"
+        )
     alive = np.setdiff1d(everyone, gone)
     if not len(alive):
-        raise InputError(f"failure of {what}: nothing of {cluster.name} is left")
+        raise InputError(f"failure of {what}: nothing of {cluster.name} is left; let less fail, or take more nodes")
     return cluster.restrict(alive.tolist()), alive
 
 

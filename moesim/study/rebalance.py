@@ -68,10 +68,12 @@ class Rebalancing:
             raise UnknownName("time to plan anew", self.when, WHEN)
         if self.migrate not in MIGRATE:
             raise UnknownName("way to migrate", self.migrate, MIGRATE)
-        if min(self.interval, self.window, self.repeat) < 1:
-            raise InputError("rebalance: interval, window and repeat must be at least 1")
-        if not (0 < self.share <= 1 and self.stall_s >= 0 and self.threshold >= 0):
-            raise InputError("rebalance: share must lie in (0, 1], stall_s and threshold must not be negative")
+        for least, names in ((1, ("interval", "window", "repeat")), (0, ("threshold", "stall_s"))):
+            for name in names:
+                if not getattr(self, name) >= least:
+                    raise InputError(f"rebalance: {name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0 < self.share <= 1:
+            raise InputError(f"rebalance: share: expected a part above 0 and at most 1, got {self.share}")
 
 
 @dataclass(frozen=True)

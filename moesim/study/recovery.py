@@ -75,7 +75,7 @@ def drifted(trace: Trace, share: float, seed: int = 0) -> tuple[Trace, Trace]:
         If the trace has one domain or too few requests, or the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
-        raise InputError(f"drift: expected a share above 0 and at most 1, got {share}")
+        raise InputError(f"drift: share: expected a part of the later traffic above 0 and at most 1, got {share}")
     if len(np.unique(trace.domain)) < 2:
         raise InputError(f"drift: the trace of {trace.spec.name} has one domain; import it with domains")
     rng = np.random.default_rng(seed)

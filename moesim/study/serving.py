@@ -76,9 +76,12 @@ def cache_tokens(model: ModelSpec, cluster: Cluster, slots_per_rank: int, memory
         If the attention of the model is not known.
     """
     if model.attention is None:
-        raise InputError(f"serving: the attention of {model.name} is not known; say how many tokens fit (kv tokens)")
+        raise InputError(
+            f"serving: the attention of {model.name} is not known, so neither is what a cached token takes; give "
+            "kv_tokens= (tokens that a rank caches), or the dimensions of a model that is known"
+        )
     if not 0 < memory_fraction <= 1:
-        raise InputError(f"serving: the memory fraction must lie in (0, 1], got {memory_fraction}")
+        raise InputError(f"serving: memory fraction: expected a part above 0 and at most 1, got {memory_fraction}")
     experts = model.layers * slots_per_rank * model.expert_bytes
     others = (model.parameters() - model.layers * model.experts * model.expert_parameters) * BF16
     room = float(cluster.memory_bytes.min()) * memory_fraction - experts - others

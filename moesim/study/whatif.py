@@ -215,7 +215,7 @@ def mixed_domains(trace: Trace, weights: Mapping[str, float], *, seed: int = 0) 
         raise InputError(f"domain mix: the trace has no domain {unknown[0]!r}; it has {', '.join(trace.domains)}")
     weight = np.array([float(weights.get(name, 1.0)) for name in trace.domains])
     if (weight < 0).any() or weight.max() == 0:
-        raise InputError("domain mix: expected weights of zero or more, not all of them zero")
+        raise InputError(f"domain mix: expected weights of zero or more, not all of them zero, got {dict(weights)}")
     keep = weight / weight.max()
     # whole requests: their tokens stay together, and the largest weight keeps all of its own
     requests, first = np.unique(trace.request, return_index=True)

@@ -74,7 +74,8 @@ def make_batches(
     if not held:
         there = ", ".join(sorted({PHASES[code] for code in np.unique(trace.phase)})) or "none at all"
         raise InputError(
-            f"batching: this trace or part of it holds no {phase or ''} tokens (it holds: {there}); give another"
+            f"batching: this trace or part of it holds no {'' if phase is None else f'{phase} '}tokens (it holds: "
+            f"{there}); choose a phase that it holds, or give another trace"
         )
     limit = _NO_LIMIT if max_steps is None else max_steps
     notes: list[str] = []

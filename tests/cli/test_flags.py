@@ -22,6 +22,7 @@ from .conftest import Run
         ("give model=, or say it with numbering= (a)", "give --model, or say it with --format-option numbering= (a)"),
         ("give scale=1000000 or", "give --format-option scale=1000000 or"),
         ("give ranks= and spec= (the model)", "give --ranks and --model (the model)"),
+        ("give both, rate= and requests= (how many)", "give both, --rate and --requests (how many)"),
         ("use placement.for_model(spec), part='a', t.model= x", "use placement.for_model(spec), part='a', t.model= x"),
     ],
 )

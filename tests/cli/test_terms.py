@@ -189,6 +189,19 @@ def test_serving_runs_a_plan_as_it_was_planned_for_unless_asked_otherwise(
     assert (found["policy"], found["transport"]) == ("nearest", ["direct"])
 
 
+def test_what_serving_lacks_is_asked_for_before_any_plan_is_made(
+    trace_file: Path, setting: list[str], run: Run
+) -> None:
+    where = [*setting[:4], "--arrivals", "poisson"]
+    done = run("serve", trace_file, *where, "--rate", 50)
+    refused(done, 1, "give both, --rate (requests a second) and --requests (how many)")
+    where += ["--rate", 50, "--requests", 3]
+    refused(run("serve", trace_file, *where), 1, "the attention of little is not known", "give --kv-tokens (tokens")
+    done = run("serve", trace_file, *where, "--scheduler", "least-loadd")
+    refused(done, 1, "did you mean 'least-loaded'")
+    assert "planning" not in done.err
+
+
 def test_serving_plans_on_a_part_that_holds_prompts_alone(
     trace_file: Path, setting: list[str], run: Run, tmp_path: Path
 ) -> None:
@@ -223,6 +236,7 @@ def test_advice_fits_one_screen(trace_file: Path, setting: list[str], run: Run, 
     found = run("advise", trace_file, *setting, "--deadline", 1, "--steps", 2, "--previous", plan, "--json").json
     assert set(found["answers"]) == {"placement", "eplb", "slots", "policy"}
     refused(run("advise", trace_file, *setting, "--horizon", "0 s"), 1, "horizon")
+    refused(run("advise", trace_file, *setting, "--previous", plan, "--slots-per-rank", 5), 1, "has 3 slots a rank")
     refused(run("advise", trace_file, *setting, "--policy", "neerest"), 1, "did you mean 'nearest'?")
 
 

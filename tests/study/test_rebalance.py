@@ -145,9 +145,18 @@ def test_a_threshold_plans_where_balance_falls_and_a_gain_is_asked_for(world: Wo
     assert wary.moves == 0
 
 
-@pytest.mark.parametrize("wrong", [{"when": "often"}, {"migrate": "teleport"}, {"interval": 0}, {"share": 0.0}])
-def test_a_rule_that_cannot_be_is_refused(wrong):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"when": "often"}, "unknown time to plan anew 'often'"),
+        ({"migrate": "teleport"}, "unknown way to migrate 'teleport'"),
+        ({"interval": 0}, "interval: expected at least 1, got 0"),
+        ({"threshold": -0.5}, "threshold: expected at least 0, got -0.5"),
+        ({"share": 0.0}, "share: expected a part above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused(wrong, says):
+    with pytest.raises(InputError, match=says):
         Rebalancing(**wrong)
 
 

@@ -197,6 +197,26 @@ def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
         (('name = "little"', 'name = "little"\nkind = "sted"'), FormatError, "did you mean 'step'"),
         (("steps = 1", "steps = 'one'"), InputError, "steps"),
         (("steps = 1", "steps = 1\nphase = 'decoding'"), FormatError, "phase"),
+        (("steps = 1", "steps = 0"), FormatError, "steps: expected at least 1, got 0"),
+        (("tokens_per_rank = [16", "tokens_per_rank = [0"), FormatError, "tokens_per_rank: expected at least 1, got 0"),
+        (('"+0", "+1"', "0, 1"), FormatError, "slots: expected 1 or more"),
+        (("steps = 1", "steps = 1.5"), FormatError, "steps: expected a whole number, found 1.5"),
+        (("steps = 1", "fit = 1.0"), FormatError, "fit: expected a fraction between 0 and 1, got 1.0"),
+        (("steps = 1", "fit_phase = 'prefil'"), FormatError, "did you mean 'prefill'"),
+        (("steps = 1", "engine = 'evnts'"), FormatError, "did you mean 'events'"),
+        (
+            ('topology = "h100-4x8-rail"', 'topology = "h100-4x8-rial"'),
+            FormatError,
+            "study.toml: topology: unknown topology",
+        ),
+        (("question =", "questoin ="), FormatError, "study.questoin: unknown key 'questoin': did you mean 'question'"),
+        (
+            ('y_goal = "max"', 'y_goal = "up"'),
+            FormatError,
+            "study.pareto[0].y_goal: expected 'min' or 'max', found 'up'",
+        ),
+        (('name = "little"', ""), FormatError, "study.name: missing; add it"),
+        (("ranks = [8]", "ranks = 8"), FormatError, "smoke.axes.ranks: expected a list, found 8"),
         (("solver = [", "status = ["), FormatError, "status: every table has a column of that name"),
     ],
 )
@@ -205,6 +225,25 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path,
     with pytest.raises(kind, match=says.replace("[", r"\[")):
         sweep(read_study(study), tmp_path / "out", jobs=1)
     assert not list((tmp_path / "out").glob("rows/*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            ("pareto =", 'columns = ["step_ms"]\npareto ='),
+            "study.columns: unknown column 'step_ms': did you mean 'step_s'",
+        ),
+        (('y = "tokens', 'y = "tokns'), r"study.pareto\[0\].y: unknown column 'tokns_per_s_per_gpu'"),
+        (('by = "solver"', 'by = "solvr"'), r"study.pareto\[0\].by: unknown column 'solvr': did you mean 'solver'"),
+    ],
+)
+def test_a_study_that_shows_what_no_point_has_is_told_so_and_keeps_its_points(study, tmp_path, change, says):
+    study.write_text(STUDY.replace(*change))
+    with pytest.raises(FormatError, match=says):
+        sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
+    study.write_text(STUDY)
+    assert sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).computed == 0
 
 
 def test_a_serving_run_has_no_single_phase(study: Path, tmp_path: Path):
@@ -305,3 +344,10 @@ def test_weights_of_both_models_hold_their_shared_experts(study: Path, tmp_path:
     assert {row["architecture"] for row in rows} == {"moe", "dense"}
     each = 3 * spec.hidden * spec.weight_bytes
     assert {row["weight_bytes_per_gpu"] for row in rows} == {2 * each * (2 * spec.intermediate + 512)}
+
+
+def test_ranks_that_serve_prompts_leave_some_for_answers(study: Path, tmp_path: Path):
+    asked = STUDY.replace("[study]", '[study]\nkind = "serve"').replace("steps = 1", "prefill_ranks = 8\nkv_tokens = 9")
+    study.write_text(asked.replace("pareto = ", "#"))
+    rows = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).rows
+    assert {row["status"] for row in rows} == {"cannot run: prefill_ranks: expected 0 to 7 of 8 ranks, got 8"}

@@ -214,7 +214,7 @@ def arrivals_of(
     """
     if what in ("poisson", "gamma"):
         if rate is None or requests is None:
-            raise InputError(f"{what} arrivals: give the rate (requests/s) and the number of requests")
+            raise InputError(f"{what} arrivals: give both, rate= (requests a second) and requests= (how many)")
         shape = 1.0 if what == "poisson" else (2.0 if cv is None else cv)
         return gamma(rate, requests, cv=shape, prompt=prompt, output=output, seed=seed)
     if not Path(what).is_file():

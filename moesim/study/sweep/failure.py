@@ -12,7 +12,7 @@ from moesim.solve.constraints import Constraints
 from moesim.study.failures import Recovery, fail
 from moesim.study.serving import Serving
 from moesim.study.sweep.kinds import Row
-from moesim.study.sweep.settings import Common, parse
+from moesim.study.sweep.settings import Common, at_least, check_fit, check_load, parse
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import Trace
 
@@ -40,6 +40,14 @@ class FailureSettings(Common):
     kv_tokens: int | None = None
     restart_s: float = 25.0
     plan_s: float | None = 10.0
+
+    def check(self) -> None:
+        """Check names and numbers."""
+        super().check()
+        check_fit(self.fit)
+        check_load(self.scheduler, self.rate, self.requests)
+        at_least(1, prompt=self.prompt, answer=self.answer, chunk=self.chunk, running=self.running)
+        at_least(0, at_s=self.at_s, restart_s=self.restart_s, plan_s=self.plan_s)
 
 
 def needs(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Callable[[], Any]]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moesim.base.errors import FormatError, UnknownName
 from moesim.study.sweep.kinds import KINDS, RESERVED
+from moesim.study.sweep.problems import first_problem
 
 _SMOKE_VALUES: Final = 2
 """Values of every axis that `--smoke` keeps where the file has no [smoke] table."""
@@ -118,15 +119,13 @@ def read_study(path: str | Path, *, smoke: bool = False) -> Study:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FormatError(path, "", f"cannot be read: {error.strerror}") from None
+        raise FormatError(path, "", f"cannot be read: {error.strerror}; give a study file (TOML)") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FormatError(path, "", f"expected TOML: {error}") from None
     try:
         file = _File.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise FormatError(path, place, f"{first['msg']}, found {str(first['input'])[:60]!r}") from None
+        raise FormatError(path, *first_problem(error, _File)) from None
     try:
         KINDS.get(file.study.kind)
     except UnknownName as error:

@@ -14,7 +14,7 @@ from moesim.placement import Placement
 from moesim.study.drift import drifting
 from moesim.study.rebalance import Rebalancing, Replay, World, replay
 from moesim.study.sweep.kinds import Row
-from moesim.study.sweep.settings import Common, parse
+from moesim.study.sweep.settings import Common, at_least, check_fit, parse
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import Trace
 
@@ -46,6 +46,8 @@ class RebalanceSettings(Common):
     def check(self) -> None:
         """Check names and numbers."""
         super().check()
+        check_fit(self.fit)
+        at_least(1, block_steps=self.block_steps, cycles=self.cycles)
         if self.start not in _STARTS:
             raise UnknownName("start", self.start, _STARTS)
         self.rule()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.base.arrays import digest
-from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError
+from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError, UnknownName
 from moesim.base.units import count
 from moesim.base.version import VERSION
 from moesim.study.sweep.file import Study
@@ -100,8 +100,8 @@ def sweep(
     Raises
     ------
     InputError
-        If a setting of any point cannot be, before any point is run; or a point is broken by a defect, after all
-        others have run.
+        If a setting of any point cannot be, before any point is run; or, after all have run, a point is broken by a
+        defect, or the study shows a column that no point has.
     """
     begin = time.monotonic()
     kind, run = KINDS.get(study.kind), RUNNERS.get(runner)
@@ -109,7 +109,7 @@ def sweep(
     points = [_located(settings, study.folder) for settings in study.points]
     needs = [_needs(kind, study, settings) for settings in points]
     readers = {key: read for found in needs for key, read in found.items()}
-    shared = {key: read() for key, read in readers.items()}
+    shared = {key: _read(study, key, read) for key, read in readers.items()}
     named = {key: _digest_of(value) for key, value in shared.items()}
     # by what files hold, not by where they lie
     identities = [
@@ -140,7 +140,23 @@ def sweep(
         )
     varied = [{key: settings.get(key) for key in study.varied} for settings in study.points]
     rows = store.finish(identities, varied)
+    _check_columns(study, rows)
     return Swept(study, tuple(rows), len(missing), len(done), time.monotonic() - begin, store.folder / TABLE)
+
+
+def _check_columns(study: Study, rows: Sequence[Row]) -> None:
+    """Refuse a study that wants to show what no point has; points that cannot run have nothing."""
+    known = {name for row in rows for name in row}
+    if not any(row["status"] == "done" for row in rows):
+        return
+    asked = [("study.columns", name) for name in study.columns]
+    for number, front in enumerate(study.pareto):
+        wanted = {"x": front.x, "y": front.y, "by": front.by}
+        asked += [(f"study.pareto[{number}].{key}", name) for key, name in wanted.items() if name is not None]
+    for place, name in asked:
+        if name not in known:
+            problem = UnknownName("column", name, known, "the points are kept, run again with another name")
+            raise FormatError(study.path, place, str(problem))
 
 
 def run_task(task: Task, shared: Mapping[str, Any]) -> tuple[str, Row, float, str]:
@@ -186,6 +202,14 @@ def _needs(kind: Any, study: Study, settings: Mapping[str, Any]) -> Mapping[str,
     except InputError as error:
         raise FormatError(study.path, _words(settings, study.varied), str(error)) from None
     return found
+
+
+def _read(study: Study, key: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except UnknownName as error:
+        # errors of files name the file; this one is of the study
+        raise FormatError(study.path, key.partition(":")[0], str(error)) from None
 
 
 def _words(settings: Mapping[str, Any], varied: Sequence[str]) -> str:

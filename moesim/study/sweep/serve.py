@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.base.errors import InputError, UnknownName
+from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster, Deployment
-from moesim.simulate.serving import SCHEDULERS, Arrivals, gamma, poisson, read_arrivals
+from moesim.simulate.serving import Arrivals, gamma, poisson, read_arrivals
 from moesim.study.serving import Serving, kv_path, serve_plan
 from moesim.study.sweep.kinds import Row
-from moesim.study.sweep.settings import Common, parse
+from moesim.study.sweep.settings import Common, at_least, check_fit, check_load, parse
 from moesim.study.sweep.step import planned
 from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import DECODE, PREFILL, Trace
@@ -46,17 +47,19 @@ class ServeSettings(Common):
         super().check()
         if self.phase is not None:
             raise InputError("phase: prompts are prefilled and answers decoded in every serving run; leave it out")
-        if self.scheduler not in SCHEDULERS.names():
-            raise UnknownName(SCHEDULERS.kind, self.scheduler, SCHEDULERS.names())
+        check_fit(self.fit)
+        check_load(self.scheduler, self.rate, self.requests)
+        at_least(1, prompt=self.prompt, answer=self.answer, chunk=self.chunk, running=self.running)
+        at_least(0, overhead_ms=self.overhead_ms)
 
     def load(self, folder: Path) -> Arrivals:
         """Return the requests."""
         if self.arrivals in ("poisson", "gamma"):
             size: dict[str, Any] = {"prompt": self.prompt, "output": self.answer, "seed": self.seed}
-            count = self.requests or 500
+            number = self.requests or 500
             if self.arrivals == "poisson":
-                return poisson(self.rate, count, **size)
-            return gamma(self.rate, count, cv=self.cv, **size)
+                return poisson(self.rate, number, **size)
+            return gamma(self.rate, number, cv=self.cv, **size)
         return read_arrivals(folder / self.arrivals).first(self.requests)
 
 
@@ -73,7 +76,9 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     whole = chosen.group(shared)
     arrivals: Arrivals = shared[_key(chosen)]
     dims = chosen.dimensions(trace)
-    first = chosen.prefill_ranks or None
+    first = chosen.prefill_ranks or None  # 0: all ranks do both
+    if first is not None and not 0 < first < whole.ranks:
+        raise InputError(f"prefill_ranks: expected 0 to {whole.ranks - 1} of {count(whole.ranks, 'rank')}, got {first}")
     groups = [whole] if first is None else [
         Deployment(size=first).restrict(whole), whole.restrict(range(first, whole.ranks))
     ]  # fmt: skip

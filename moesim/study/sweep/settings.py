@@ -13,8 +13,10 @@ from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import NETWORKS, TRANSPORTS
 from moesim.placement import POLICIES
+from moesim.simulate.serving import SCHEDULERS
 from moesim.solve import SOLVERS
 from moesim.spec import BF16, FP8_BLOCK, ModelSpec
+from moesim.study.sweep.problems import first_problem
 from moesim.study.windows import fewest_slots
 from moesim.trace import PHASES, Trace
 
@@ -56,14 +58,15 @@ class Common(BaseModel):
     def check(self) -> None:
         """Raise UnknownName or InputError where a name or a number cannot be."""
         SOLVERS.get(self.solver)
+        at_least(1, ranks=self.ranks, tokens_per_rank=self.tokens_per_rank, steps=self.steps)
         for registry, name in ((POLICIES, self.policy), (TRANSPORTS, self.transport), (NETWORKS, self.network)):
             if name is not None and name not in registry.names():
                 raise UnknownName(registry.kind, name, registry.names())
         if self.phase is not None and self.phase not in PHASES:
             raise UnknownName("phase", self.phase, PHASES)
         spare = self.slots.removeprefix("+") if isinstance(self.slots, str) else str(self.slots)
-        if not spare.isdigit():
-            raise InputError(f'slots: expected a number, or "+1" for one more than the fewest, got {self.slots!r}')
+        if not spare.isdigit() or self.slots in (0, "0"):
+            raise InputError(f'slots: expected 1 or more, or "+1" for one more than the fewest, got {self.slots!r}')
         for name in ("dispatch", "combine"):
             value = getattr(self, name)
             if isinstance(value, str) and value not in _BYTES:
@@ -81,7 +84,7 @@ class Common(BaseModel):
     @property
     def cluster_key(self) -> str:
         """Name of the whole, unedited cluster among what points share."""
-        return _key("cluster", self.topology)
+        return _key("topology", self.topology)
 
     def read_trace(self, folder: Path) -> Trace:
         """Read the trace."""
@@ -122,6 +125,48 @@ class Common(BaseModel):
         return fewest_slots(trace.spec.experts, group.ranks) + more if self.slots.startswith("+") else more
 
 
+def at_least(least: float, **given: float | None) -> None:
+    """Check settings that must not be too small; None is any.
+
+    Raises
+    ------
+    InputError
+        If one is; the message names it.
+    """
+    for name, value in given.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_fit(fit: float) -> None:
+    """Check the fraction of a trace that plans are fitted on.
+
+    Raises
+    ------
+    InputError
+        If it leaves nothing for one of the two parts.
+    """
+    if not 0 < fit < 1:
+        raise InputError(f"fit: expected a fraction between 0 and 1, got {fit}")
+
+
+def check_load(scheduler: str, rate: float, requests: int | None) -> None:
+    """Check the load of a serving run and who deals it out.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such scheduler.
+    InputError
+        If no request would come.
+    """
+    if scheduler not in SCHEDULERS.names():
+        raise UnknownName(SCHEDULERS.kind, scheduler, SCHEDULERS.names())
+    at_least(1, requests=requests)
+    if not rate > 0:
+        raise InputError(f"rate: expected more than 0 requests a second, got {rate}")
+
+
 Settings = TypeVar("Settings", bound=Common)
 
 
@@ -149,11 +194,7 @@ def parse(model: type[Settings], given: Mapping[str, Any]) -> Settings:
     try:
         settings = model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place}: {first['msg']}, found {str(first['input'])[:60]!r}") from None
-    if isinstance(settings.ranks, int) and settings.ranks < 1:
-        raise InputError(f"ranks: expected at least 1, got {settings.ranks}")
+        raise InputError(": ".join(first_problem(error, model))) from None
     settings.check()
     return settings
 

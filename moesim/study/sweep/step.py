@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.base.arrays import digest
+from moesim.base.errors import UnknownName
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.simulate import simulate
+from moesim.simulate.run import ENGINES
 from moesim.simulate.schedules import get_schedule
 from moesim.solve import Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
 from moesim.study.sweep.kinds import Row
-from moesim.study.sweep.settings import Common, parse
+from moesim.study.sweep.settings import Common, check_fit, parse
 from moesim.study.windows import costs_of, parts_of, steps_of
-from moesim.trace import Batches, Trace
+from moesim.trace import PHASES, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "batch_imbalance", "cross_node_bytes")
 _PLANS_KEPT: Final = 16
@@ -38,8 +40,12 @@ class StepSettings(Common):
     def check(self) -> None:
         """Check names."""
         super().check()
+        check_fit(self.fit)
         if self.schedule is not None:
             get_schedule(self.schedule)
+        for kind, name, known in (("phase", self.fit_phase, PHASES), ("engine", self.engine, ENGINES)):
+            if name is not None and name not in known:
+                raise UnknownName(kind, name, known)
 
     def needs(self, folder: Path) -> dict[str, Callable[[], Any]]:
         """Return what is read from files: the trace, the held-out trace if one is named, and the cluster."""
