@@ -132,7 +132,8 @@ def survival(
     if placement.ranks != cluster.ranks or batches.ranks != cluster.ranks:
         raise InputError(
             f"survival: the placement has {count(placement.ranks, 'rank')}, the steps {batches.ranks}, cluster "
-            f"{cluster.name} {cluster.ranks}; take as many ranks of the cluster as the placement has"
+            f"{cluster.name} {cluster.ranks}; take as many ranks of the cluster as the placement has, and make the "
+            "steps for them"
         )
     say = progress or (lambda _line: None)
     now_s = score(batches, placement, costs, policy, seed).mean_s

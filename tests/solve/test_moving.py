@@ -210,7 +210,7 @@ def test_survival_tells_who_is_gone_and_what_a_step_then_costs() -> None:
     gone = survival(tight, batches, costs, kinds=("gpu",))
     assert all(loss.step_s is None and loss.restore_s is None for loss in gone.losses)
     assert gone.to_dict()["gpu"]["never_survived"] == 6
-    with pytest.raises(InputError, match="give parts that fit"):
+    with pytest.raises(InputError, match="make the steps for them"):
         survival(placement, make_batches(tiny_trace(spec, 768), 4, tokens_per_rank=64), costs)
 
 
