@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.moe.corpus import DOMAINS, Document
 from moesim.moe.tokenizer import END_ID, encode
 
@@ -34,11 +35,11 @@ class Batches:
 
     def __init__(self, tokens: dict[str, NDArray[np.int64]], *, rows: int, length: int, seed: int) -> None:
         if rows % len(tokens):
-            raise InputError(f"batch of {rows} sequences: must be a multiple of the {len(tokens)} domains")
+            raise InputError(f"batch of {count(rows, 'sequence')}: must be a multiple of the {len(tokens)} domains")
         self._tokens, self._rows, self._length, self._seed = list(tokens.values()), rows, length, seed
         for domain, stream in tokens.items():
             if len(stream) <= length:
-                raise InputError(f"domain {domain}: {len(stream)} tokens, fewer than one window of {length}")
+                raise InputError(f"domain {domain}: {count(len(stream), 'token')}, fewer than one window of {length}")
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of one step, int64 `[rows, length]` each."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.moe.kernels import usable
 
 
@@ -46,7 +47,7 @@ def pick(
     experts = logits.shape[-1]
     if groups < 1 or experts % groups or not 1 <= limit <= groups or top_k > limit * (experts // groups):
         raise InputError(
-            f"router: {limit} of {groups} groups of {experts} experts do not give {top_k} picks; "
+            f"router: {limit} of {count(groups, 'group')} of {experts} experts cannot give {count(top_k, 'pick')}; "
             "groups must divide the experts and hold the picks"
         )
     options = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import atomic_path
+from moesim.base.units import count
 from moesim.moe.config import MoeConfig
 from moesim.moe.data import Batches
 from moesim.moe.health import health
@@ -38,8 +39,8 @@ class Run:
     ) -> None:  # fmt: skip
         if recipe.rows % (group.size * recipe.accumulate):
             raise InputError(
-                f"a batch of {recipe.rows} sequences does not divide into {group.size} processes times "
-                f"{recipe.accumulate} parts; choose other rows"
+                f"a batch of {count(recipe.rows, 'sequence')} does not divide into processes times parts, "
+                f"{group.size} x {recipe.accumulate}; choose other rows"
             )
         self.recipe, self.batches, self.device, self.group = recipe, batches, torch.device(device), group
         self.model = MoeModel(config, group).initialise(recipe.seed).to(self.device).train()

@@ -80,7 +80,7 @@ def test_no_token_picks_nothing():
 
 
 def test_groups_that_cannot_hold_the_picks_are_refused():
-    with pytest.raises(InputError, match="1 of 6 groups of 24 experts do not give 5 picks"):
+    with pytest.raises(InputError, match="1 of 6 groups of 24 experts cannot give 5 picks"):
         gating.pick(draw(), 5, groups=6, limit=1)
 
 

@@ -116,5 +116,5 @@ def test_experts_must_divide_into_processes():
 
 
 def test_rows_must_divide_into_processes_and_parts():
-    with pytest.raises(InputError, match="does not divide into 4 processes times 4 parts"):
+    with pytest.raises(InputError, match="does not divide into processes times parts, 4 x 4"):
         Run(CONFIG, replace(RECIPE, accumulate=4), batches(), group=Group(0, 4))

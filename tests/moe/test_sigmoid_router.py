@@ -131,7 +131,7 @@ def test_a_token_picks_from_its_best_groups_only(config, hidden):
 
 
 def test_groups_that_cannot_hold_the_picks_are_refused(config):
-    with pytest.raises(InputError, match="1 groups of 2 experts are fewer than top_k 3"):
+    with pytest.raises(InputError, match="1 group of 2 experts cannot give top_k 3"):
         make_router(replace(config, router="deepseek-v3", groups=4, group_limit=1), layer=0)
     with pytest.raises(InputError, match="3 groups do not divide 8 experts"):
         make_router(replace(config, router="deepseek-v3", groups=3), layer=0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.capture import RoutingSink
 from moesim.moe.config import MoeConfig
 from moesim.moe.parallel import ALONE, Group
@@ -175,6 +176,6 @@ def check_groups(config: MoeConfig) -> None:
         raise InputError(f"router {config.router}: group_limit {limit} must lie between 1 and groups {groups}")
     if config.top_k > limit * (config.experts // groups):
         raise InputError(
-            f"router {config.router}: {limit} groups of {config.experts // groups} experts are fewer than "
-            f"top_k {config.top_k}; raise group_limit"
+            f"router {config.router}: {count(limit, 'group')} of {count(config.experts // groups, 'expert')} cannot "
+            f"give top_k {config.top_k}; raise group_limit"
         )
