@@ -77,17 +77,26 @@ def _even_pairs(routes: Any, members: Any, experts: int, passes: int) -> Any:
             chosen[index, 0], chosen[index, 1] = first, second
             if first >= 0:
                 weight[first, second] += 1
-    for one in range(experts):
-        for other in range(one):
-            weight[one, other] = weight[other, one]
+    # mirrored where tokens lie alone: most pairs of a small group are empty, and the matrix is large
+    for index in range(len(members)):
+        first, second = chosen[index]
+        if first >= 0:
+            weight[second, first] = weight[first, second]
     return weight
 
 
 def _side(weight: NDArray[np.int64], room: int) -> NDArray[np.float64]:
     """Return the most units on the diagonal and on pairs that each expert adds to ``room`` experts, from its side."""
-    alone = np.diag(weight)
-    pairs = weight - np.diag(alone)
-    heaviest = np.sort(pairs, axis=1)[:, len(weight) - max(room - 1, 0) :].sum(axis=1) if room > 1 else 0
+    alone = weight.diagonal()
+    if room <= 1:
+        return np.asarray(alone, np.float64)
+    heaviest = weight.sum(axis=1) - alone
+    # with no more partners than there is room beside an expert, all of them are its heaviest
+    crowded = np.flatnonzero((weight > 0).sum(axis=1) - (alone > 0) > room - 1)
+    if crowded.size:
+        pairs = weight[crowded]
+        pairs[np.arange(len(crowded)), crowded] = 0
+        heaviest[crowded] = np.sort(pairs, axis=1)[:, len(weight) - room + 1 :].sum(axis=1)
     return np.asarray(alone + heaviest / 2)
 
 

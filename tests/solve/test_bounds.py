@@ -18,7 +18,7 @@ from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.solve import SOLVERS, Problem, solve
 from moesim.solve.bounds import _longest, step_bound
-from moesim.solve.coverage import most_served, uncovered_tokens
+from moesim.solve.coverage import _even_pairs, _side, most_served, uncovered_tokens
 from moesim.solve.objective import score
 from moesim.spec import FP8_BLOCK, ModelSpec
 from moesim.trace import Trace
@@ -244,3 +244,16 @@ def test_layers_chain_by_the_first_rank_or_the_last_whichever_takes_longer() -> 
     early, alone, late, load = (np.array(part, float) for part in ([3, 3], [5, 5], [4, 1], [1, 2]))
     # first: 3, last: 5; then first: max(3 + 3, 5 + 2) and last: max(7, 3 + 5, 5 + 1)
     assert _longest(early, alone, late, load) == 8
+
+
+@given(seed=st.integers(0, 99), experts=st.integers(2, 12), tokens=st.integers(0, 60))
+def test_the_heaviest_partners_of_an_expert_are_those_of_a_plain_sort(seed: int, experts: int, tokens: int) -> None:
+    rng = np.random.default_rng(seed)
+    routes = rng.random((tokens, experts)).argsort(axis=1)[:, : min(4, experts)].astype(np.int16)
+    routes[rng.random(routes.shape) < 0.3] = -1
+    pairs = _even_pairs(routes, np.arange(tokens), experts, 3)
+    assert np.array_equal(pairs, pairs.T)
+    alone = pairs.diagonal()
+    for room in range(1, experts + 1):
+        heaviest = -np.sort(-(pairs - np.diag(alone)), axis=1)
+        assert np.array_equal(_side(pairs, room), alone + heaviest[:, : room - 1].sum(axis=1) / 2)
