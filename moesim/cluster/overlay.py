@@ -38,8 +38,14 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any], origin: str) ->
         merge = isinstance(value, Mapping) and isinstance(below, Mapping) and key not in ("source", "degrade")
         out[key] = overlay(below, value, origin) if merge else value  # type: ignore[arg-type]
     _keep_ratio(base, changes, out)
+    if _other_model(base, changes) and "flops_bf16" in changes and "flops_fp8" not in changes:
+        out.pop("flops_fp8", None)  # whether the other model has fp8 units is not for the old one to say
     _tell_sources(base, changes, out, origin)
     return out
+
+
+def _other_model(base: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    return "model" in base and changes.get("model", base["model"]) != base["model"]
 
 
 def _keep_ratio(base: Mapping[str, Any], changes: Mapping[str, Any], out: dict[str, Any]) -> None:
@@ -58,10 +64,13 @@ def _keep_ratio(base: Mapping[str, Any], changes: Mapping[str, Any], out: dict[s
 def _tell_sources(base: Mapping[str, Any], changes: Mapping[str, Any], out: dict[str, Any], origin: str) -> None:
     constants = _CONSTANTS & set(out)
     changed = {key for key in constants if key not in base or base[key] != out[key]}
-    if not base or not (changed or "source" in changes):
+    other = _other_model(base, changes)
+    if not base or not (changed or other or "source" in changes):
         return
     sources = _by_key(base.get("source"), constants)
     fresh = _by_key(changes.get("source"), set(changes))
+    if other:
+        sources |= dict.fromkeys(constants - set(changes), f"assumed: that of {base['model']}")
     for key in changed:
         sources[key] = f"assumed: set by {origin}"
         if key == "effective" and key not in changes:

@@ -170,7 +170,15 @@ def _inside(tier: NodeTier, node: str, gpus: int, table: Node, layout: Layout) -
 def _changed(gpu: Gpu, change: GpuChange | None) -> Gpu:
     if change is None:
         return gpu
-    return gpu.model_copy(update=change.model_dump(exclude_none=True, exclude={"source"}))
+    given = change.model_dump(exclude_none=True, exclude={"source"})
+    if _other_model(gpu, change) and change.flops_bf16 is not None:
+        # whether the other model has fp8 units is not for the first one to say
+        given.setdefault("flops_fp8", None)
+    return gpu.model_copy(update=given)
+
+
+def _other_model(gpu: Gpu, change: GpuChange) -> bool:
+    return change.model is not None and change.model != gpu.model
 
 
 def _fabric(description: Description, layout: Layout, nics: list[_Nic]) -> None:
@@ -287,6 +295,13 @@ def _flat(layout: Layout, through_ranks: bool) -> Wiring:
     )
 
 
+def _inherited(gpu: Gpu, table: Sourced, key: str) -> bool:
+    """Return whether a node with GPUs of another model takes a constant from the first one."""
+    if not isinstance(table, GpuChange) or not _other_model(gpu, table):
+        return False
+    return getattr(_changed(gpu, table), key, None) is not None
+
+
 def sources(description: Description) -> dict[str, str]:
     """Return where every constant is from, by its key in the file."""
     found: dict[str, str] = {}
@@ -301,6 +316,8 @@ def sources(description: Description) -> dict[str, str]:
     for place, table in tables:
         for key in CONSTANTS:
             if getattr(table, key, None) is None:
+                if _inherited(description.gpu, table, key):
+                    found[f"{place}.{key}"] = f"assumed: that of {description.gpu.model}"
                 continue
             source = table.source.get(key) if isinstance(table.source, dict) else table.source
             found[f"{place}.{key}"] = source or "assumed: no source given"

@@ -118,6 +118,26 @@ def test_a_constant_without_a_source_says_who_set_it(tmp_path: Path) -> None:
     assert Cluster.read(saved(tmp_path, GOOD)).sources["gpu.memory"] == "assumed: no source given"
 
 
+@pytest.mark.parametrize("where", ["[gpu]\n", '[[node]]\n[[node]]\ngpus = 4\n[node.gpu]\n'])
+def test_a_gpu_of_another_model_says_what_it_took_over_and_takes_over_no_fp8(where: str, tmp_path: Path) -> None:
+    text = f'schema = 1\nbase = "h100-1x8"\n{where}model = "A100-SXM"\nflops_bf16 = "312 TFLOP/s"\n'
+    if "node" in where:
+        text = text.replace("h100-1x8", "h100-4x8-rail")
+    cluster = Cluster.read(saved(tmp_path, text))
+    assert cluster.device[-1] == "A100-SXM"
+    assert cluster.flops_fp8[-1] == cluster.flops_bf16[-1] == 312e12
+    place = "node[1].gpu" if "node" in where else "gpu"
+    assert cluster.sources[f"{place}.hbm_bandwidth"] == "assumed: that of H100-SXM"
+    assert f"{place}.flops_fp8" not in cluster.sources
+
+
+def test_a_gpu_of_another_model_keeps_fp8_with_the_arithmetic_it_goes_with(tmp_path: Path) -> None:
+    change = '[[node]]\ncount = 3\n[[node]]\ngpu = {model = "H200-SXM", hbm_bandwidth = "4.8 TB/s"}\n'
+    cluster = Cluster.read(saved(tmp_path, f'schema = 1\nbase = "h100-4x8-rail"\n{change}'))
+    assert cluster.flops_fp8[-1] == 1979e12
+    assert cluster.sources["node[1].gpu.flops_fp8"] == "assumed: that of H100-SXM"
+
+
 def test_a_leaf_replaces_the_rails_of_the_base_and_node_tables_replace_its_nodes(tmp_path: Path) -> None:
     text = """
     schema = 1
