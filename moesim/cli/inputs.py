@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from moesim.base.errors import InputError
 from moesim.cli import load, pieces
-from moesim.cli.options import DEFAULT_POLICY
+from moesim.cli.options import DEFAULT_FIT, DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -95,7 +96,7 @@ class Inputs:
         self,
         *,
         part: str,
-        fit: float,
+        fit: float | None,
         tokens_per_rank: int | None,
         phase: str | None,
         max_steps: int | None,
@@ -104,7 +105,7 @@ class Inputs:
         """Return the steps of a part of the trace, as `compare` takes them."""
         from moesim.study import part_of, steps_of
 
-        window = part_of(self.routing, part, fit=fit, seed=seed)
+        window = part_of(self.routing, part, fit=_fraction(part, fit), seed=seed)
         return steps_of(
             window, self.group, tokens_per_rank=tokens_per_rank, phase=phase, max_steps=max_steps, seed=seed
         )
@@ -114,7 +115,7 @@ class Inputs:
         way: str,
         *,
         part: str,
-        fit: float,
+        fit: float | None,
         tokens_per_rank: int | None,
         phase: str | None,
         max_steps: int | None,
@@ -129,7 +130,8 @@ class Inputs:
             "tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed,
         }  # fmt: skip
         if way == "domain":
-            return domain_windows(part_of(self.routing, part, fit=fit, seed=seed), self.group.ranks, **how)
+            window = part_of(self.routing, part, fit=_fraction(part, fit), seed=seed)
+            return domain_windows(window, self.group.ranks, **how)
         return time_windows(self.steps(part=part, fit=fit, **how))
 
     def costs(self, batches: Batches, *, transport: str | None, network: str, compute: str) -> Costs:
@@ -137,6 +139,13 @@ class Inputs:
         from moesim.study import costs_of
 
         return costs_of(batches, self.group, dims=self.dims, transport=transport, network=network, compute=compute)
+
+
+def _fraction(part: str, fit: float | None) -> float:
+    """Return the fraction that plans are fitted on; refuse one that would change nothing."""
+    if part == "all" and fit is not None:
+        raise InputError("--fit: all of the trace is taken, so it changes nothing; give --part fit or --part held-out")
+    return DEFAULT_FIT if fit is None else fit
 
 
 def read(

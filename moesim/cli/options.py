@@ -78,6 +78,14 @@ Fit = Annotated[
     float,
     typer.Option(metavar="FRACTION", help="Fraction of the trace that plans are fitted on.", rich_help_panel=_IN),
 ]
+PartFit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FRACTION",
+        help="With --part: fraction of the trace that plans are fitted on. Default: 0.5.",
+        rich_help_panel=_IN,
+    ),
+]
 Ranks = Annotated[
     int | None,
     typer.Option(
@@ -137,9 +145,10 @@ Deadline = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn.", rich_help_panel=_RUN)]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Of everything drawn.", rich_help_panel=_RUN)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=_OUT)]
 
+DEFAULT_FIT: Final = 0.5
 DEFAULT_POLICY: Final = "nearest"
 DEFAULT_NETWORK: Final = "bottleneck"
 DEFAULT_COMPUTE: Final = "roofline"

@@ -30,7 +30,7 @@ def solve(
     network: opt.Network = opt.DEFAULT_NETWORK,
     compute: opt.Compute = opt.DEFAULT_COMPUTE,
     part: opt.Part = "all",
-    fit: opt.Fit = 0.5,
+    fit: opt.PartFit = None,
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     without: opt.Without = None,
@@ -116,7 +116,7 @@ def simulate(
         str | None, typer.Option(metavar="NAME", help="How phases share streams. Default: one after the other.")
     ] = None,
     part: opt.Part = "all",
-    fit: opt.Fit = 0.5,
+    fit: opt.PartFit = None,
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     without: opt.Without = None,

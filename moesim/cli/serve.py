@@ -200,7 +200,7 @@ def _serving(
     # a part may hold one phase alone although the trace holds both
     given = dataclasses.replace(given, routing=part_of(given.routing, "fit", fit=fit, seed=seed))
     phase = PHASES[wanted] if (given.routing.phase == wanted).any() else None
-    batches = given.steps(part="all", fit=fit, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
+    batches = given.steps(part="all", fit=None, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
     costs = given.costs(batches, transport=transport, network=network, compute=compute)
     if plan is not None:
         placement = load.placement_of(given.plan(plan))

@@ -31,7 +31,7 @@ def survive(
     network: opt.Network = opt.DEFAULT_NETWORK,
     compute: opt.Compute = opt.DEFAULT_COMPUTE,
     part: opt.Part = "all",
-    fit: opt.Fit = 0.5,
+    fit: opt.PartFit = None,
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     like: opt.Like = None,

@@ -19,6 +19,7 @@ from moesim.simulate.schedules import Schedule, get_schedule
 from moesim.simulate.training import Training
 from moesim.spec import ModelSpec
 from moesim.trace import DECODE, PHASES, TRAIN, Batches, Trace, make_batches
+from moesim.trace.checks import check_seed
 
 DEFAULT_POLICY: Final = "nearest"
 
@@ -74,6 +75,7 @@ def prepare(
     policy = policy or getattr(plan, "policy", None) or DEFAULT_POLICY
     if policy not in POLICIES.names():
         raise UnknownName(POLICIES.kind, policy, POLICIES.names())
+    check_seed(seed)
     group = deployment.restrict(cluster) if deployment else cluster
     batches = _batches(trace, group, tokens_per_rank, phase, max_steps, seed)
     spec = batches.trace.spec

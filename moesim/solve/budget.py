@@ -32,6 +32,7 @@ def share_slots(problem: Problem, budget: int) -> Array:
             f"slot budget: to hold {count(problem.experts, 'expert')} each of {count(layers, 'layer')} needs "
             f"{count(counts[0], 'slot')} a rank, {layers * counts[0]} in all, the budget is {budget}; give more"
         )
+    budget = min(budget, int(layers * counts[-1]))  # more cannot be used
     best = np.zeros(budget + 1)
     choice = np.zeros((layers, budget + 1), np.int64)
     for layer in range(layers):

@@ -31,6 +31,7 @@ from moesim.solve.windows import check_way, domain_windows, joined, time_windows
 from moesim.spec import ModelSpec
 from moesim.trace import PHASES, PREFILL, Trace
 from moesim.trace.batching import Batches, make_batches
+from moesim.trace.checks import check_seed
 
 
 def solve(
@@ -127,6 +128,7 @@ def solve(
         raise InputError("solve: a horizon needs the placement that runs; give the previous placement")
     if horizon_s is not None and not horizon_s > 0:
         raise InputError(f"solve: expected a horizon of more than 0 s, got {horizon_s}")
+    check_seed(seed)
     if not deadline_s > 0:
         raise InputError(f"solve: deadline: expected more than 0 s, got {deadline_s}")
     problem = Problem(

@@ -13,7 +13,7 @@ from moesim.base.errors import InputError, UnknownName
 from moesim.base.units import count
 from moesim.trace import packing
 from moesim.trace.batches import Batches
-from moesim.trace.checks import need_routes
+from moesim.trace.checks import check_seed, need_routes
 from moesim.trace.trace import DECODE, PHASES, PREFILL, TRAIN, Trace
 
 __all__ = ["DEFAULT_TOKENS", "RESAMPLED_STEPS", "Batches", "make_batches"]
@@ -68,7 +68,7 @@ def make_batches(
     InputError
         If the trace has no routes or no token of the phase, or a number is out of range.
     """
-    _check_options(trace, ranks, tokens_per_rank, phase, homes, max_steps)
+    _check_options(trace, ranks, tokens_per_rank, phase, homes, max_steps, seed)
     rows = np.arange(trace.rows) if phase is None else np.flatnonzero(trace.phase == PHASES.index(phase))
     held = [code for code in range(len(PHASES)) if (trace.phase[rows] == code).any()]
     if not held:
@@ -77,7 +77,7 @@ def make_batches(
             f"batching: this trace or part of it holds no {'' if phase is None else f'{phase} '}tokens (it holds: "
             f"{there}); choose a phase that it holds, or give another trace"
         )
-    limit = _NO_LIMIT if max_steps is None else max_steps
+    limit = _NO_LIMIT if max_steps is None else min(max_steps, _NO_LIMIT)
     notes: list[str] = []
     if tokens_per_rank is None and trace.has_steps:
         source = trace.source[rows]
@@ -125,6 +125,7 @@ def _check_options(
     phase: str | None,
     homes: str,
     max_steps: int | None,
+    seed: int,
 ) -> None:
     need_routes(trace.routes, "batching")
     if ranks < 1:
@@ -133,6 +134,7 @@ def _check_options(
         raise UnknownName("phase", phase, PHASES)
     if homes not in _HOMES:
         raise UnknownName("way to choose home ranks", homes, _HOMES)
+    check_seed(seed)
     if max_steps is not None and max_steps < 1:
         raise InputError(f"batching: max_steps must be at least 1, got {max_steps}")
     sizes = tokens_per_rank if isinstance(tokens_per_rank, Mapping) else {PREFILL: tokens_per_rank}

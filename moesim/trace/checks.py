@@ -52,6 +52,12 @@ def check_range(name: str, column: Array, low: int, stop: int | None = None) -> 
         raise InputError(f"Trace.{name}: row {row}: {column[row]} is not in {low}..{upper}")
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError unless a seed is one that generators take: from 0 up."""
+    if seed < 0:
+        raise InputError(f"seed: expected a whole number from 0 up, got {seed}")
+
+
 def need_routes(routes: Array | None, what: str) -> None:
     """Check that a trace tells who picked what: routes [tokens, layers, top_k].
 

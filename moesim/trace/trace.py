@@ -315,6 +315,7 @@ class Trace(Sealed):
         """
         if not 0 < fraction < 1:
             raise InputError(f"split: the fraction must lie between 0 and 1, got {fraction}")
+        checks.check_seed(seed)
         ways = ("auto", "step", "request", "domain")
         if by not in ways:
             raise UnknownName("way to split", by, ways)

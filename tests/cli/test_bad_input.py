@@ -92,6 +92,15 @@ def test_zero_is_no_default(option: str, trace_file: Path, setting: list[str], r
     refused(done, 1, "0")
 
 
+def test_a_fraction_that_would_change_nothing_is_refused(trace_file: Path, setting: list[str], run: Run, outputs: Path):
+    done = run("solve", trace_file, *setting, "--solver", "eplb", "--fit", 0.3, "-o", outputs / "plan.json")
+    refused(done, 1, "--fit", "--part fit")
+
+
+def test_a_negative_seed_is_a_usage_error(trace_file: Path, setting: list[str], run: Run):
+    assert run("compare", trace_file, *setting, "--solver", "eplb", "--seed", "-1").code == 2
+
+
 def test_more_ranks_than_the_cluster_has(trace_file: Path, run: Run, outputs: Path):
     done = run("solve", trace_file, "-t", "h100-1x8", "--ranks", 9, "-o", outputs / "plan.json")
     refused(done, 1, "9 ranks", "8")

@@ -200,6 +200,12 @@ def test_bad_constraints_and_objectives_are_refused(trace: Trace, cluster: Clust
         plan_of(trace, cluster, windows="domain")
 
 
+def test_a_slot_budget_beyond_all_slots_is_one_that_holds_them_all(trace: Trace, cluster: Cluster) -> None:
+    whole = 2 * 4
+    plans = [plan_of(trace, cluster, solver="lpt", constraints=Constraints(slot_budget=n)) for n in (whole, 10**30)]
+    assert np.array_equal(*(plan.placement.experts for plan in plans))
+
+
 def a_score(step_s: list[float], window: list[int]) -> Score:
     column = np.array(step_s)[:, None]
     return Score(np.array(step_s), column, np.ones_like(column), column / 2, column / 4, np.array(window))

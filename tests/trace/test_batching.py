@@ -205,6 +205,17 @@ def test_options_that_cannot_be_are_refused(options, message):
         make_batches(random_trace(0, [4, 4], decode=0.5), **({"ranks": 2} | options))
 
 
+def test_a_limit_beyond_all_integers_is_none():
+    trace = random_trace(0, [40, 40])
+    assert make_batches(trace, 2, tokens_per_rank=8, max_steps=10**30) == make_batches(trace, 2, tokens_per_rank=8)
+
+
+@pytest.mark.parametrize("what", [lambda trace: make_batches(trace, 2, seed=-1), lambda trace: trace.split(0.5, seed=-1)])
+def test_a_seed_that_no_generator_takes_is_refused(what):
+    with pytest.raises(InputError, match="seed: expected a whole number from 0 up, got -1"):
+        what(random_trace(0, [4, 4]))
+
+
 def test_unknown_names_are_refused(trace):
     with pytest.raises(UnknownName, match="did you mean 'prefill'"):
         make_batches(trace, 2, phase="pre-fill")

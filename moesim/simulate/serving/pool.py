@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import simpy
@@ -19,6 +19,9 @@ from moesim.base.errors import InputError
 from moesim.simulate.serving.ledger import Ledger
 from moesim.simulate.serving.model import StepBatch, StepModel
 from moesim.simulate.serving.schedulers import Scheduler, View
+
+_MOST: Final = 2**40
+"""No rank takes so much; what is far above overflows the arrays."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Limits:
     def __post_init__(self) -> None:
         if min(self.tokens, self.requests, self.kv_tokens) < 1:
             raise InputError(f"serving: limits of a rank must be at least 1, got {self}")
+        if max(self.tokens, self.requests, self.kv_tokens) > _MOST:
+            raise InputError(f"serving: limits of a rank must be at most {_MOST}, got {self}")
 
 
 class Pool:
