@@ -13,6 +13,9 @@ from moesim.base.errors import InputError, UnknownName
 MODES: Final = ("hard", "soft")
 """Ways to ask for a spread of hot experts: as a condition, or for a price."""
 
+_MANY: Final = 2**31
+"""Moves that no layer needs; more would not fit the arrays."""
+
 
 @dataclass(frozen=True)
 class Constraints:
@@ -72,10 +75,10 @@ class Constraints:
 
     def moves(self, expert_bytes: float) -> int | None:
         """Return the experts that may be received in a layer, None for any number."""
-        limits = [] if self.most_moves is None else [self.most_moves]
+        limits: list[float] = [] if self.most_moves is None else [self.most_moves]
         if self.most_bytes is not None:
-            limits.append(int(self.most_bytes // expert_bytes))
-        return min(limits, default=None)
+            limits.append(min(self.most_bytes, expert_bytes * _MANY) // expert_bytes)
+        return int(min(*limits, _MANY)) if limits else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is asked for, as plain data; nothing where nothing is."""

@@ -101,7 +101,11 @@ def side_by_side(
     say = progress or (lambda _line: None)
     names = [PHASES[int(code)] for code in np.unique(trace.phase)]
     if len(names) < 2:
-        raise InputError(f"phases: the trace holds {names[0]} only; give one that holds prefill and decode")
+        there = f"{names[0]} only" if names else "no token"
+        raise InputError(f"phases: the trace holds {there}; give one that holds prefill and decode")
+    for name in tokens_per_rank or {}:
+        if name not in names:
+            raise InputError(f"phases: the trace holds no {name} tokens; leave out their number a rank")
     fit_trace, judge_trace = (part_of(trace, part, fit=fit, seed=seed) for part in ("fit", "held-out"))
     plans: dict[str, Plan] = {}
     judged, costs, runs = {}, {}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -74,6 +75,8 @@ class Rebalancing:
                     raise InputError(f"rebalance: {name}: expected at least {least}, got {getattr(self, name)}")
         if not 0 < self.share <= 1:
             raise InputError(f"rebalance: share: expected a part above 0 and at most 1, got {self.share}")
+        if math.isinf(self.stall_s):
+            raise InputError("rebalance: stall_s: expected finite seconds, got inf")
 
 
 @dataclass(frozen=True)

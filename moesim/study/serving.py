@@ -154,6 +154,11 @@ def serve_plan(
     seed
         Draws the recorded request of each served one.
     """
+    if not 0 <= overhead_s < math.inf:
+        raise InputError(f"serving: overhead_s: expected seconds, finite and not negative, got {overhead_s}")
+    for name, value in (("slo_ttft_s", slo_ttft_s), ("slo_tpot_s", slo_tpot_s)):
+        if not value >= 0:
+            raise InputError(f"serving: {name}: expected seconds, not negative, got {value}")
     model, notes = served_model(trace, dims)
     source = TokenSource(trace, len(arrivals), seed)
     parts = [serving] if decode is None else [serving, decode]
