@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,6 +94,9 @@ class ModelSpec:
         For parameter counts.
     weight_bytes, dispatch_bytes, combine_bytes
         Bytes per element of expert weights, of tokens on their way to experts and of results on the way back.
+    left_out
+        MoE layers of the model that are not among ``layer_ids``, where a trace holds only some of them. They are no
+        dense layers, and their weights take memory all the same. No part of what names a model.
     """
 
     name: str
@@ -115,6 +118,7 @@ class ModelSpec:
     weight_bytes: float = BF16
     dispatch_bytes: float = BF16
     combine_bytes: float = BF16
+    left_out: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer_ids", tuple(int(i) for i in self.layer_ids))
@@ -131,6 +135,11 @@ class ModelSpec:
             raise InputError(
                 f"model {self.name!r}: layer_ids must lie in 0..{self.num_hidden_layers - 1}, got {self.layer_ids}"
             )
+        if not 0 <= self.left_out <= self.num_hidden_layers - len(self.layer_ids):
+            raise InputError(
+                f"model {self.name!r}: left_out must lie in 0..{self.num_hidden_layers - len(self.layer_ids)}, the "
+                f"decoder layers that are not among layer_ids, got {self.left_out}"
+            )
         if self.experts % self.groups:
             raise InputError(
                 f"model {self.name!r}: {count(self.groups, 'group')} do not divide {count(self.experts, 'expert')}"
@@ -143,6 +152,16 @@ class ModelSpec:
     def layers(self) -> int:
         """Number of MoE layers, L."""
         return len(self.layer_ids)
+
+    @property
+    def moe_layers(self) -> int:
+        """Number of MoE layers of the whole model, those left out too."""
+        return self.layers + self.left_out
+
+    @property
+    def dense_layers(self) -> int:
+        """Number of decoder layers that are dense."""
+        return self.num_hidden_layers - self.moe_layers
 
     @property
     def expert_parameters(self) -> int:
@@ -179,13 +198,12 @@ class ModelSpec:
 
         Norms and biases are left out (below 0.01 % of any model here).
         """
-        dense_layers = self.num_hidden_layers - self.layers
         per_moe = (self.top_k if active else self.experts) * self.expert_parameters
         per_moe += self.shared_parameters + self.hidden * self.experts
         attention = self.attention.parameters(self.hidden) if self.attention else 0
         embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
         dense = (3 if self.gated else 2) * self.hidden * self.dense_intermediate
-        return self.layers * per_moe + dense_layers * dense + self.num_hidden_layers * attention + embeddings
+        return self.moe_layers * per_moe + self.dense_layers * dense + self.num_hidden_layers * attention + embeddings
 
     def at_dimensions(self, other: ModelSpec) -> ModelSpec:
         """Return this model's routing (layers, experts, top_k, groups) at another model's dimensions and dtypes.
@@ -204,12 +222,15 @@ class ModelSpec:
         changes = {name: getattr(other, name) for name in wanted}
         changes["shared_intermediate"] = other.shared_intermediate if self.shared_experts else 0
         used = other.top_k * other.intermediate + other.shared_intermediate
-        dense = (other.dense_intermediate or used) if self.num_hidden_layers > self.layers else 0
+        dense = (other.dense_intermediate or used) if self.dense_layers else 0
         return dataclasses.replace(self, name=f"{self.name} @ {other.name}", dense_intermediate=dense, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if not self.left_out:
+            del data["left_out"]  # as files say it that were written before
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.cluster import Cluster
 from moesim.presets import ALIASES, NOTES, PRESETS
+from moesim.solve.memory import check_memory, slots_that_fit
 from moesim.spec import ModelSpec
+from moesim.trace.trace import layer_subset
 
 # total and active parameters in billions, from each model's report or model card; None where it tells none
 PUBLISHED = {
@@ -109,3 +113,22 @@ def test_nonsense_is_refused():
             ModelSpec.from_dict(good | change)
     with pytest.raises(UnknownName, match="did you mean 'deepseek-v3'"):
         ModelSpec.preset("deepseekv3")
+
+
+def test_layers_that_a_trace_leaves_out_are_no_dense_layers() -> None:
+    whole = ModelSpec.preset("deepseek-v3")
+    part = layer_subset(layer_subset(whole, [0, 7, 20, 30]), [0, 2])
+    assert (part.layers, part.moe_layers, part.dense_layers, part.left_out) == (2, 58, 3, 56)
+    assert part.parameters() == whole.parameters()
+    assert part.parameters(active=True) == whole.parameters(active=True)
+    assert ModelSpec.from_dict(part.to_dict()).left_out == 56
+    assert "left_out" not in whole.to_dict()
+    with pytest.raises(InputError, match=r"left_out must lie in 0\.\.59"):
+        dataclasses.replace(part, left_out=60)
+
+
+def test_some_layers_of_a_model_need_the_memory_of_the_whole_and_no_more() -> None:
+    cluster, whole = Cluster.preset("h100-4x8-rail"), ModelSpec.preset("deepseek-v3")
+    part = layer_subset(whole, [0, 7, 20])
+    check_memory(part, cluster, 9)
+    assert np.array_equal(slots_that_fit(part, cluster), slots_that_fit(whole, cluster))

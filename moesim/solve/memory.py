@@ -18,7 +18,7 @@ RESERVED_MEMORY: Final = 0.1
 
 def other_weights(spec: ModelSpec) -> float:
     """Return the bytes of all weights but the routed experts', of which every rank holds a whole copy in bf16."""
-    return (spec.parameters() - spec.layers * spec.experts * spec.expert_parameters) * BF16
+    return (spec.parameters() - spec.moe_layers * spec.experts * spec.expert_parameters) * BF16
 
 
 def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None:
@@ -29,15 +29,15 @@ def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None
     Infeasible
         If experts, the other weights (bf16, a whole copy on each rank) and the reserve exceed a rank's memory.
     """
-    experts = spec.layers * slots_per_rank * spec.expert_bytes
+    experts = spec.moe_layers * slots_per_rank * spec.expert_bytes
     others = other_weights(spec)
     room = cluster.memory_bytes * (1 - RESERVED_MEMORY)
     if (room < experts + others).any():
         rank = int(np.argmin(cluster.memory_bytes))
-        most = int((room[rank] - others) // (spec.layers * spec.expert_bytes))
+        most = int((room[rank] - others) // (spec.moe_layers * spec.expert_bytes))
         advice = f"use at most {count(most, 'slot')} per rank" if most > 0 else "use GPUs with more memory"
         raise Infeasible(
-            f"memory: the experts of {count(slots_per_rank, 'slot')} per rank in {count(spec.layers, 'layer')} need "
+            f"memory: the experts of {count(slots_per_rank, 'slot')} per rank in {count(spec.moe_layers, 'layer')} need "
             f"{experts / 1e9:.1f} GB beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} "
             f"has {cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
         )
@@ -46,4 +46,4 @@ def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None
 def slots_that_fit(spec: ModelSpec, cluster: Cluster) -> NDArray[np.int64]:
     """Return the slots that the memory of each rank holds in every layer, int64 [ranks]; 0 where not even one fits."""
     room = cluster.memory_bytes * (1 - RESERVED_MEMORY) - other_weights(spec)
-    return np.asarray(np.maximum(room // (spec.layers * spec.expert_bytes), 0).astype(np.int64))
+    return np.asarray(np.maximum(room // (spec.moe_layers * spec.expert_bytes), 0).astype(np.int64))

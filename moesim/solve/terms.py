@@ -109,7 +109,7 @@ def steps_of_move(
     Parameters
     ----------
     layers
-        MoE layers whose experts a rank holds. Default: those of the placement; more where each stands for several.
+        MoE layers whose experts a rank holds. Default: those of the model; more where each stands for several.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def steps_of_move(
     if not len(steps):
         return steps
     room = staging_room(
-        cluster, planned.slots_per_rank, layers or planned.layers, spec.expert_bytes, other_weights(spec),
+        cluster, planned.slots_per_rank, layers or spec.moe_layers, spec.expert_bytes, other_weights(spec),
         RESERVED_MEMORY,
     )  # fmt: skip
     return steps if steps.staging <= room else schedule(running, planned, cluster.node, room)

@@ -82,8 +82,8 @@ def cache_tokens(model: ModelSpec, cluster: Cluster, slots_per_rank: int, memory
         )
     if not 0 < memory_fraction <= 1:
         raise InputError(f"serving: memory fraction: expected a part above 0 and at most 1, got {memory_fraction}")
-    experts = model.layers * slots_per_rank * model.expert_bytes
-    others = (model.parameters() - model.layers * model.experts * model.expert_parameters) * BF16
+    experts = model.moe_layers * slots_per_rank * model.expert_bytes
+    others = (model.parameters() - model.moe_layers * model.experts * model.expert_parameters) * BF16
     room = float(cluster.memory_bytes.min()) * memory_fraction - experts - others
     tokens = int(room // (model.attention.cache_elements() * BF16 * model.num_hidden_layers))
     if tokens < 1:
@@ -107,6 +107,7 @@ def served_model(trace: Trace, dims: ModelSpec | None) -> tuple[ModelSpec, tuple
         spec,
         layer_ids=dims.layer_ids,
         num_hidden_layers=dims.num_hidden_layers,
+        left_out=dims.left_out,
         vocab=dims.vocab,
         dense_intermediate=dims.dense_intermediate,
     )

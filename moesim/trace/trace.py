@@ -379,7 +379,8 @@ def layer_subset(spec: ModelSpec, layers: Sequence[int]) -> ModelSpec:
     chosen = list(layers)
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= spec.layers:
         raise InputError(f"layers: expected ascending MoE layer numbers in 0..{spec.layers - 1}, got {chosen}")
-    return dataclasses.replace(spec, layer_ids=tuple(spec.layer_ids[i] for i in chosen))
+    ids = tuple(spec.layer_ids[i] for i in chosen)
+    return dataclasses.replace(spec, layer_ids=ids, left_out=spec.moe_layers - len(ids))
 
 
 def _take(array: Array | None, index: Array) -> Array | None:

@@ -210,7 +210,9 @@ def test_a_limit_beyond_all_integers_is_none():
     assert make_batches(trace, 2, tokens_per_rank=8, max_steps=10**30) == make_batches(trace, 2, tokens_per_rank=8)
 
 
-@pytest.mark.parametrize("what", [lambda trace: make_batches(trace, 2, seed=-1), lambda trace: trace.split(0.5, seed=-1)])
+@pytest.mark.parametrize(
+    "what", [lambda trace: make_batches(trace, 2, seed=-1), lambda trace: trace.split(0.5, seed=-1)]
+)
 def test_a_seed_that_no_generator_takes_is_refused(what):
     with pytest.raises(InputError, match="seed: expected a whole number from 0 up, got -1"):
         what(random_trace(0, [4, 4]))
