@@ -370,8 +370,9 @@ def print_comparison(found: Comparison) -> None:
         soft_wrap=True,
     )
     plan = found.plans[found.best.solver]
+    windows = "" if found.best.worst_domain is None else ", a window a domain"
     console.print(
-        f"on the traffic it was fitted to: {show(plan.score_s, 'time')}, {plan.gap:.1%} above the bound of "
+        f"on the traffic it was fitted to{windows}: {show(plan.score_s, 'time')}, {plan.gap:.1%} above the bound of "
         f"{show(plan.bound_s, 'time')} there",
         markup=False,
         soft_wrap=True,

@@ -366,5 +366,11 @@ def _notes(
     report = next(iter(reports.values()))
     notes += [note for note in report.notes if note not in judged.notes]
     common = {*fitted.notes, *report.notes}
-    notes += [f"{name}: {note}" for name, plan in plans.items() for note in plan.notes if note not in common]
+    of_all = set.intersection(*(set(plan.notes) for plan in plans.values())) if len(plans) > 1 else set()
+    notes += [
+        f"plans: {note}" if note in of_all else f"{name}: {note}"
+        for name, plan in plans.items()
+        for note in plan.notes
+        if note not in common
+    ]
     return tuple(dict.fromkeys(notes))
