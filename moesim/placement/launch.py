@@ -116,8 +116,8 @@ class _Case:
             return (f"{self.engine} {way}: what was predicted under another policy does not hold",)
         if self.policy not in (*exact, *mean):
             self.refuse("policy", f"it does not dispatch by {self.policy!r}: it {way}; plan with policy "
-                        f"{' or '.join(map(repr, (*exact, *mean)))}, or ask for no policy, "
-                        "and what was predicted does not hold")  # fmt: skip
+                        f"{' or '.join(map(repr, (*exact, *mean)))}, or ask for no policy "
+                        "(--policy any), and what was predicted does not hold")  # fmt: skip
         return () if self.policy in exact else (f"{self.engine} {way}: as evenly as {self.policy!r}, in another order",)
 
 
@@ -147,6 +147,10 @@ def _sglang(case: _Case) -> Launch:
             )
     if case.node is None:
         notes += ("on several nodes add --nnodes, with ranks in the order of the plan",)
+    notes += (
+        "these flags split the attention of a token over all ranks; for requests of its own on every rank, as plans "
+        f"and simulations have it unless told otherwise, add --enable-dp-attention --dp-size {case.ranks}",
+    )
     flags = (
         "--init-expert-location", case.path, "--tp-size", case.ranks, "--ep-size", case.ranks,
         "--ep-num-redundant-experts", str(case.redundant), "--moe-a2a-backend", backend,

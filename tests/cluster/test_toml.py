@@ -118,7 +118,7 @@ def test_a_constant_without_a_source_says_who_set_it(tmp_path: Path) -> None:
     assert Cluster.read(saved(tmp_path, GOOD)).sources["gpu.memory"] == "assumed: no source given"
 
 
-@pytest.mark.parametrize("where", ["[gpu]\n", '[[node]]\n[[node]]\ngpus = 4\n[node.gpu]\n'])
+@pytest.mark.parametrize("where", ["[gpu]\n", "[[node]]\n[[node]]\ngpus = 4\n[node.gpu]\n"])
 def test_a_gpu_of_another_model_says_what_it_took_over_and_takes_over_no_fp8(where: str, tmp_path: Path) -> None:
     text = f'schema = 1\nbase = "h100-1x8"\n{where}model = "A100-SXM"\nflops_bf16 = "312 TFLOP/s"\n'
     if "node" in where:

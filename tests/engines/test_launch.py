@@ -45,6 +45,11 @@ def test_sglang() -> None:
     )
 
 
+def test_sglang_is_told_how_attention_was_planned() -> None:
+    notes = launch(PLACEMENT, "e.json", "sglang", spec=SPEC, policy="nearest").notes
+    assert any("--enable-dp-attention --dp-size 4" in note for note in notes)
+
+
 def test_sglang_counts_nodes_off() -> None:
     flags = launch(PLACEMENT, "e.json", "sglang", spec=SPEC, policy="nearest", node=[3, 3, 5, 5]).flags
     assert flags[-2:] == ("--nnodes", "2")

@@ -115,7 +115,9 @@ def read_tables(path: Path, format: str | None = None, **options: Any) -> dict[s
     known_options = list(inspect.signature(read).parameters)[1:]
     for option in options:
         if not known_options:
-            raise InputError(f"{path}: a topology of format {name} says all itself and takes no {option}=; leave it out")
+            raise InputError(
+                f"{path}: a topology of format {name} says all itself, it takes no {option}=; leave it out"
+            )
         if option not in known_options:
             raise UnknownName(f"option of topology format {name}", option, known_options)
     try:
