@@ -36,10 +36,11 @@ def check_memory(spec: ModelSpec, cluster: Cluster, slots_per_rank: int) -> None
         rank = int(np.argmin(cluster.memory_bytes))
         most = int((room[rank] - others) // (spec.moe_layers * spec.expert_bytes))
         advice = f"use at most {count(most, 'slot')} per rank" if most > 0 else "use GPUs with more memory"
+        held = f"{count(slots_per_rank, 'slot')} per rank in {count(spec.moe_layers, 'layer')}"
         raise Infeasible(
-            f"memory: the experts of {count(slots_per_rank, 'slot')} per rank in {count(spec.moe_layers, 'layer')} need "
-            f"{experts / 1e9:.1f} GB beside {others / 1e9:.1f} GB of other weights, but rank {rank} of {cluster.name} "
-            f"has {cluster.memory_bytes[rank] / 1e9:.1f} GB ({RESERVED_MEMORY:.0%} kept free); {advice}"
+            f"memory: the experts of {held} need {experts / 1e9:.1f} GB beside {others / 1e9:.1f} GB of other weights, "
+            f"but rank {rank} of {cluster.name} has {cluster.memory_bytes[rank] / 1e9:.1f} GB "
+            f"({RESERVED_MEMORY:.0%} kept free); {advice}"
         )
 
 
