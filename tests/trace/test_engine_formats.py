@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,18 @@ class TestSglangRecorder:
         assert np.array_equal(trace.routes, whole.routes)
         assert set(trace.source) == {-1}
         assert trace.origin["ranks"] == "all 2 recorded the same tokens, one is kept"
+
+    def test_ranks_that_share_attention_count_once_beside_those_that_do_not(self, tmp_path, whole):
+        pairs = tmp_path / "pairs"
+        pairs.mkdir()
+        write_tokens(tmp_path, whole)
+        for rank in range(4):  # 0 and 1 recorded what rank 0 did, 2 and 3 what rank 1 did
+            recorded = next(tmp_path.glob(f"*_{rank // 2}.pt"))
+            shutil.copy(recorded, pairs / recorded.name.replace(f"_{rank // 2}.pt", f"_{rank}.pt"))
+        trace = read_any(pairs, model=SPEC)
+        assert np.array_equal(np.sort(trace.routes, axis=0), np.sort(whole.routes, axis=0))
+        assert set(trace.source) == {-1}
+        assert trace.origin["ranks"] == "some of 4 recorded the same tokens, 2 that differ are kept"
 
     def test_mixed_passes_and_a_phase_that_is_given(self, tmp_path, whole):
         path = self.tokens(tmp_path, forward_mode=3, positions=[0, 1, 9], extend_seq_lens=[2, 1])

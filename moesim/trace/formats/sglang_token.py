@@ -53,7 +53,10 @@ def parts(
         spec = given_model(model)
         ranks = read_ranks(path, spec)
         given = phase_code(phase, -1)
-        alike = len(ranks) > 1 and _alike(ranks)
+        kept = _distinct(ranks)
+        alike = len(kept) < len(ranks)
+        who = f"all {len(ranks)}" if len(kept) == 1 else f"some of {len(ranks)}"
+        few = "one is" if len(kept) == 1 else f"{len(kept)} that differ are"
         facts = origin_of(
             path,
             "sglang-token",
@@ -62,9 +65,8 @@ def parts(
             origin,
             ids=MAP_NOTE,
             requests="not recorded: each prompt of a pass and each decoded token counts as a request of its own",
-            ranks=f"all {len(ranks)} recorded the same tokens, one is kept" if alike else len(ranks),
+            ranks=f"{who} recorded the same tokens, {few} kept" if alike else len(ranks),
         )
-        kept = ranks[:1] if alike else ranks
         records = [(part, number) for part in kept for number in range(len(part.records))]
         order = sorted(records, key=lambda entry: _pass(*entry))
         requests = 0
@@ -114,12 +116,22 @@ def _pass(part: RankRecords, number: int) -> tuple[int, int, int]:
     return step, part.rank, number
 
 
-def _alike(ranks: list[RankRecords]) -> bool:
-    """Return whether every rank recorded the same tokens, as it does without data-parallel attention."""
-    first = [_content(record) for record in ranks[0].records]
-    return any(tokens for _, tokens, _ in first) and all(
-        [_content(record) for record in part.records] == first for part in ranks[1:]
-    )
+def _distinct(ranks: list[RankRecords]) -> list[RankRecords]:
+    """Return the ranks that recorded other tokens than those before them.
+
+    All record the same without data-parallel attention, and those of a group that shares attention do with it. Ranks
+    without a token are kept: that they are alike says nothing.
+    """
+    seen: list[list[tuple[Any, Any, Any]]] = []
+    kept = []
+    for part in ranks:
+        content = [_content(record) for record in part.records]
+        if content in seen:
+            continue
+        if any(tokens for _, tokens, _ in content):
+            seen.append(content)
+        kept.append(part)
+    return kept
 
 
 def _content(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
