@@ -6,7 +6,7 @@ Symbols used everywhere: L MoE layers, E routed experts, K experts a token picks
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -224,6 +224,11 @@ class ModelSpec:
         used = other.top_k * other.intermediate + other.shared_intermediate
         dense = (other.dense_intermediate or used) if self.dense_layers else 0
         return dataclasses.replace(self, name=f"{self.name} @ {other.name}", dense_intermediate=dense, **changes)
+
+    def only(self, layers: Sequence[int]) -> ModelSpec:
+        """Return the model with some of its MoE layers, ordinals in ascending order; the others are left out."""
+        ids = tuple(self.layer_ids[i] for i in layers)
+        return dataclasses.replace(self, layer_ids=ids, left_out=self.moe_layers - len(ids))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

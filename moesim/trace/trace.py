@@ -335,8 +335,7 @@ class Trace(Sealed):
         filled = np.cumsum(sizes[order])
         # the cut nearest to the wanted number of rows, with something left on both sides
         cut = int(np.argmin(np.abs(filled[:-1] - fraction * self.rows))) + 1
-        first = np.zeros(len(keys), bool)
-        first[order[:cut]] = True
+        first = np.isin(np.arange(len(keys)), order[:cut])
         return self.select(first[group]), self.select(~first[group])
 
     @classmethod
@@ -379,8 +378,7 @@ def layer_subset(spec: ModelSpec, layers: Sequence[int]) -> ModelSpec:
     chosen = list(layers)
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= spec.layers:
         raise InputError(f"layers: expected ascending MoE layer numbers in 0..{spec.layers - 1}, got {chosen}")
-    ids = tuple(spec.layer_ids[i] for i in chosen)
-    return dataclasses.replace(spec, layer_ids=ids, left_out=spec.moe_layers - len(ids))
+    return spec.only(chosen)
 
 
 def _take(array: Array | None, index: Array) -> Array | None:
