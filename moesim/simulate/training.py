@@ -77,7 +77,8 @@ def drop_beyond(
     """
     n, L, K = routes.shape
     kept = np.array(routes)
-    capacity = np.ceil(np.bincount(home, minlength=ranks) * K / experts * factor).astype(np.int64)
+    # no expert gets more than all tokens, whatever the factor
+    capacity = np.minimum(np.ceil(np.bincount(home, minlength=ranks) * K / experts * factor), n).astype(np.int64)
     token_home = np.repeat(home.astype(np.int64), K)
     dropped = 0
     for layer in range(L):

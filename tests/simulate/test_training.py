@@ -89,6 +89,13 @@ def test_no_expert_gets_more_than_its_capacity_and_nothing_else_is_lost(seed: in
                     assert scores[lost].max() <= scores[taken].min()
 
 
+def test_a_capacity_beyond_all_integers_drops_nothing() -> None:
+    routes = np.zeros((4, 1, 1), np.int16)
+    kept, dropped = drop_beyond(routes, np.zeros(4, np.int32), 8, 2, 1e20)
+    assert dropped == 0
+    assert np.array_equal(kept, routes)
+
+
 def test_capacity_bounds_the_busiest_rank_and_is_reported() -> None:
     world = worlds.world(3)
     whole = simulate(world.batches, world.cluster, world.placement, training=Training())
