@@ -25,7 +25,7 @@ SOURCES: Final = {
 
 def dense_layers(spec: ModelSpec) -> int:
     """Return how many decoder layers are dense."""
-    return spec.num_hidden_layers - spec.layers
+    return spec.dense_layers
 
 
 def outside_s(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from moesim.placement import Placement, dispatch, nearest_table
 from moesim.placement.policies import POLICIES, LayerBatch, physical_holders
-from moesim.placement.shares import node_shares
+from moesim.placement.shares import _alone, node_shares
 from moesim.placement.token_aware import covered, load_cap, shed, token_aware
 
 from .worlds import World, worlds
@@ -178,3 +178,54 @@ def test_shares_balance_where_traffic_is_free_and_stay_home_where_it_is_dear() -
     assert share[0, :2].tolist() == pytest.approx([0.5, 0.5])
     share, _ = node_shares(*given_, traffic=100.0)
     assert share[0, :2].tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_shares_send_picks_of_a_token_to_one_node() -> None:
+    # all tokens live on node 0 and pick experts 0 and 1; node 1 holds both, node 2 one of them beside expert 2
+    placement = Placement([[[3, 4], [0, 1], [0, 2]]], 5)
+    node, indptr = np.arange(3), placement.holders(0)[0]
+    routes = np.tile(np.array([[0, 1]], np.int16), (30, 1))
+    given_ = (routes, np.array([0, 30, 30, 30]), indptr, placement.holders(0)[1], node)
+    share, _ = node_shares(*given_, traffic=10.0)
+    # to node 1 for both: going to node 2 for expert 0 would be a second copy of each token
+    assert share[0, :2].tolist() == pytest.approx([1.0, 0.0])
+    share, _ = node_shares(*given_, traffic=0.0)
+    assert share[0, :2].tolist() == pytest.approx([0.0, 1.0])
+
+
+@given(worlds())
+@settings(max_examples=30, deadline=None)
+def test_copies_that_merge_are_counted_as_the_flow_counts_them(world: World) -> None:
+    batch, _ = grouped(world, 0)
+    nodes, experts = int(world.node.max()) + 1, len(batch.indptr) - 1
+    share, source = POLICIES.get("shares").shares(batch)
+    served = np.zeros((nodes, experts, nodes))
+    expert_of = np.repeat(np.arange(experts), np.diff(batch.indptr))
+    np.add.at(served, (slice(None), expert_of, world.node[batch.rank]), share)
+    home = np.repeat(source, np.diff(batch.group_ptr))
+    alone, copies = _alone(batch.routes, home, served)
+    flow = dispatch(world.routes, world.home, world.placement, world.node, world.landing, policy="shares")
+    away = flow.node_copies[0].copy()
+    away[np.arange(len(world.node)), world.node] = 0
+    assert copies == pytest.approx(away.sum(), abs=1e-6)
+    by_hand = np.zeros(served.shape)
+    for token, own in zip(batch.routes, home, strict=True):
+        picked = token[token >= 0]
+        for index, expert in enumerate(picked):
+            by_hand[own, expert] += np.prod(1 - served[own, np.delete(picked, index)], axis=0) * (
+                np.arange(nodes) != own
+            )
+    seen = np.zeros((nodes, experts, 1))
+    np.add.at(seen[:, :, 0], (np.repeat(home, batch.routes.shape[1])[batch.routes.ravel() >= 0],
+                              batch.routes[batch.routes >= 0]), 1)  # fmt: skip
+    np.testing.assert_allclose(alone * seen, by_hand, atol=1e-6)
+
+
+def test_token_aware_moves_no_picks_for_nothing() -> None:
+    # rank 0 is full of expert 0, which nobody else holds; ranks 1 and 2 could even out experts 1 and 2, over nodes
+    placement = Placement([[[0, 3], [1, 2], [1, 2], [4, 5]]], 6)
+    node, (indptr, rank, slot) = np.array([0, 0, 1, 1]), physical_holders(placement, 0)
+    routes = np.array([[0, 1]] * 40 + [[0, 2]] * 20, np.int16)
+    given_ = (routes, np.array([0, 60, 60, 60, 60]), indptr, rank)
+    free = token_aware(*given_, slot, node, cap=10**9)
+    assert (token_aware(*given_, slot, node, cap=30) == free).all()

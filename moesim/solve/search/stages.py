@@ -1,8 +1,9 @@
 """The stages of the search: every layer annealed on its own, in threads, as it will run.
 
 Policies that choose among near copies are searched for as if the nearest one served: it is looked at fastest, and
-policies with more freedom do well wherever the nearest copies do. For ``token-aware`` a stage counts what its rows
-really visit, and one by nearest copies may come first.
+policies with more freedom do well wherever the nearest copies do. For ``token-aware``, and for ``shares``, whose
+program sends the picks of a token to few nodes and evens out the ranks, a stage counts the fewest nodes that its rows
+can visit, and one by nearest copies may come first.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ _RATE: Final = 2.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: somewhat less than one thread of
 a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
 _POLICIES: Final = {
-    "nearest": NEAREST, "sglang": NEAREST, "shares": NEAREST, "batch-lp": NEAREST, "token-aware": COVER,
+    "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": NEAREST, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5
-"""Share of the rows that are covered anew under ``token-aware``: they are looked at slowly."""
+"""Share of the rows where rows are covered anew: they are looked at slowly."""
+_EASED: Final = 0.85
+"""Weight of compute time under ``shares``, whose program evens out batch by batch what a placement leaves uneven."""
 _LATER_HOT: Final = 0.5
 """How warm the search from a further start begins: it is there for what is near that start."""
 
@@ -68,6 +71,8 @@ class Stage:
     def prices(self, layer: int, rival: NDArray[np.int32]) -> Prices:
         """Return prices of a layer whose floor follows from the balance of the rival's placement [ranks, slots]."""
         weight, floor = float(self.problem.options["balance"]), float(self.problem.options["floor"])
+        if self.problem.policy == "shares":
+            weight *= _EASED
         worst = self.problem.objective.windows(self.rows.demand.shape[0])
         floor_s = np.inf
         if floor > 0:

@@ -21,13 +21,15 @@ from moesim.solve.search.stages import bought, improve
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
 """Placements that the answer is never worse than on the traffic it is fitted to."""
-SLOW: Final = ("token-aware", "batch-lp", "fewest-active")
+SLOW: Final = ("token-aware", "shares", "batch-lp", "fewest-active")
 """Policies that take a second a layer to run: of the baselines they run EPLB's and the two that are fastest under the
 nearest copy."""
 
 HURRIED: Final = 3e7
 """Work of a layer up to which the search begins better at a grouped placement; more of it forgets where it began, but
-under ``token-aware``."""
+under these:"""
+COVERED: Final = ("token-aware", "shares")
+"""Policies that are searched for by the fewest nodes that tokens can visit."""
 GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
@@ -56,8 +58,8 @@ def moesim(problem: Problem) -> Array:
     even
         Part of the work that copies are taken to share evenly, whoever is nearest.
     cover
-        Under ``token-aware``, part of the effort that looks at the nodes which tokens really visit, the rest going
-        before it to nearest copies; 0: nearest copies only.
+        Under ``token-aware`` and ``shares``, part of the effort that looks at the fewest nodes which tokens can visit,
+        the rest going before it to nearest copies; 0: nearest copies only.
     """
     every = [permitted(problem, one) for one in baseline_candidates(problem)]
     rival = every[list(BASELINES).index("eplb")]
@@ -147,7 +149,7 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
         finally:
             problem.notes[:] = silent
     experts.append(balance(problem.loads, problem.ranks, problem.slots_per_rank, problem.cluster.speed))
-    grouped = bought(problem) <= HURRIED or problem.policy == "token-aware"
+    grouped = bought(problem) <= HURRIED or problem.policy in COVERED
     if problem.cluster.nodes > 1 and problem.limits.most is None and grouped:
         experts.append(picked_together(problem))
     placements = [Placement(slots, problem.experts) for slots in experts]
