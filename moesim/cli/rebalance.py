@@ -65,6 +65,14 @@ def rebalance(
     phase: opt.Phase = None,
     tokens_per_rank: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of a rank in a step.")] = 64,
     seed: opt.Seed = 0,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time that each plan may take. Compiling, once after an installation, is not counted.",
+            rich_help_panel="What runs",
+        ),
+    ] = 60.0,
     format: opt.Format = None,
     model: opt.Model = None,
     output: Annotated[
@@ -74,7 +82,7 @@ def rebalance(
 ) -> None:
     """Replay TRACE sorted by domain, plan anew as it drifts, pay for every move, and say what that is worth."""
     load.writable(output)
-    from moesim.study.rebalance import Rebalancing, replay
+    from moesim.study.rebalance import Rebalancing, cut_note, replay
     from moesim.study.sweep.rebalance import RebalanceSettings, row_of, world_of
     from moesim.study.sweep.settings import parse
 
@@ -82,7 +90,7 @@ def rebalance(
         "trace": str(trace.absolute()), "topology": topology, "format": format, "model": model, "block_steps": block,
         "cycles": cycles, "repeat": repeat, "window": window, "migrate": migrate, "stall_s": stall, "start": start,
         "solver": solver, "policy": policy, "transport": transport, "ranks": ranks, "dims": dims, "phase": phase,
-        "tokens_per_rank": tokens_per_rank, "seed": seed,
+        "tokens_per_rank": tokens_per_rank, "seed": seed, "deadline_s": deadline,
         "domains": load.names(domains or ""),
     }  # fmt: skip
     if slots_per_rank is not None:
@@ -104,6 +112,7 @@ def rebalance(
             found = replay(world, first, rule)
             never = never or found
             rows.append({"rule": _name(rule), **row_of(found, never, rule)})
+    notes = (*notes, *cut_note(len(world.cut), world.searches, deadline))
     answer = _answer(rows)
     if output is not None:
         _draw(rows, output)

@@ -11,6 +11,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
@@ -95,6 +96,8 @@ class Replay:
         Plans made; experts copied; their bytes.
     repeat
         Real steps of a step.
+    cut
+        Plans whose search the deadline cut short.
     """
 
     step_s: Array
@@ -104,6 +107,7 @@ class Replay:
     moves: int
     moved_bytes: float
     repeat: int
+    cut: int = 0
 
     @property
     def serving_s(self) -> float:
@@ -128,6 +132,10 @@ class World:
         What runs.
     solver, options, seed
         Who plans.
+    deadline_s
+        Seconds that each plan may take.
+    searches, cut
+        Plans made so far; digests of the placements whose search the deadline cut short.
     """
 
     batches: Batches
@@ -138,11 +146,13 @@ class World:
     slots: int
     solver: str = "eplb"
     options: Mapping[str, Any] = field(default_factory=dict)
-    deadline_s: float = 3600.0
+    deadline_s: float = 60.0
     seed: int = 0
     prices: dict[tuple[str, int], tuple[float, float, Array]] = field(default_factory=dict)
     plans: dict[tuple[int, int, str | None], Placement] = field(default_factory=dict)
     moves: dict[tuple[str, str], Schedule] = field(default_factory=dict)
+    searches: int = 0
+    cut: set[str] = field(default_factory=set)
 
     def price(self, placement: Placement, step: int) -> tuple[float, float, Array]:
         """Return seconds, imbalance and seconds of each link's bytes [links] of one step."""
@@ -178,11 +188,16 @@ class World:
 
     def fitted(self, batches: Batches, running: Placement | None = None) -> Placement:
         """Return a plan fitted on other steps."""
-        return solve(
+        plan = solve(
             batches, self.cluster, slots_per_rank=self.slots, solver=self.solver, policy=self.policy, costs=self.costs,
             transport=self.costs.transport, previous=running, seed=self.seed, deadline_s=self.deadline_s, jobs=1,
             **self.options,
-        ).placement  # fmt: skip
+        )  # fmt: skip
+        self.searches += 1
+        # how the notes of moesim's own search begin, and what that of cp-sat says
+        if any(note.startswith("the deadline ") or "the clock cut" in note for note in plan.notes):
+            self.cut.add(plan.placement.digest)
+        return plan.placement
 
 
 def replay(
@@ -197,7 +212,7 @@ def replay(
     """
     steps = len(world.batches)
     step_s, stall_s, imbalance = np.zeros(steps), np.zeros(steps), np.zeros(steps)
-    running, plans, moves, moved, planned_at, fresh = start, 0, 0, 0.0, 0, 0.0
+    running, plans, cut, moves, moved, planned_at, fresh = start, 0, 0, 0, 0.0, 0, 0.0
     leaving, under_way = start, 0.0
     for step in range(steps):
         wanted = _wanted(world, how, step, planned_at, imbalance, fresh)
@@ -205,6 +220,7 @@ def replay(
         if wanted is not None:
             candidate = world.plan(*wanted, running)
             plans, planned_at, fresh = plans + 1, step, 0.0
+            cut += candidate.digest in world.cut
             if how.gain <= 0 or _faster(world, candidate, running, wanted, how.gain):
                 running = candidate
         seconds, balance, _ = world.price(running, step)
@@ -226,7 +242,15 @@ def replay(
             under_way = max(under_way - how.repeat, 0.0)
         if progress is not None:
             progress(step + 1, steps)
-    return Replay(step_s, stall_s, imbalance, plans, moves, moved, how.repeat)
+    return Replay(step_s, stall_s, imbalance, plans, moves, moved, how.repeat, cut)
+
+
+def cut_note(cut: int, plans: int, deadline_s: float) -> tuple[str, ...]:
+    """Return what to say of so many plans whose search the deadline cut short, nothing where it cut none."""
+    if not cut:
+        return ()
+    return (f"the deadline of {deadline_s:g} s a plan cut the search of {cut} of {count(plans, 'plan')} short: give "
+            "more time for better ones",)  # fmt: skip
 
 
 def _wanted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from moesim.placement.migrate import migration
 from moesim.solve import solve
 from moesim.spec import ModelSpec
 from moesim.study.drift import drifting
-from moesim.study.rebalance import Rebalancing, World, replay
+from moesim.study.rebalance import Rebalancing, World, cut_note, replay
 from moesim.study.sweep import read_study, sweep
-from moesim.study.sweep.rebalance import row_of
+from moesim.study.sweep.rebalance import RebalanceSettings, row_of, run
 from moesim.study.windows import costs_of
 from moesim.trace import Trace
 from moesim.trace.synthetic import router
@@ -201,3 +202,37 @@ def test_the_verb_answers_in_one_line_and_in_json(trace: Trace, tmp_path: Path):
     assert data["rows"][0]["saved_share"] == 0
     assert "moving for free" in data["answer"]
     assert "How often to plan anew" in (tmp_path / "figure.html").read_text()
+
+
+def test_a_plan_has_a_deadline_of_its_own_and_a_note_says_where_it_cut(trace: Trace, tmp_path: Path):
+    trace.write(tmp_path / "drift.parquet")
+    command = ["rebalance", str(tmp_path / "drift.parquet"), "-t", "h100-1x8", "--block", "3", "--cycles", "1"]
+    command += ["--intervals", "2", "--thresholds", "0.2", "--json", "--solver"]
+
+    def notes(*more: str) -> list[str]:
+        done = CliRunner().invoke(app, [*command, *more], catch_exceptions=False)
+        return [note for note in json.loads(done.stdout)["notes"] if note.startswith("the deadline")]
+
+    assert notes("eplb", "--deadline", "0.02") == []
+    (cut,) = notes("moesim", "--deadline", "0.02")
+    found = re.match(r"the deadline of 0.02 s a plan cut the search of (\d+) of (\d+) plans short", cut)
+    assert found is not None
+    assert 1 < int(found[1]) == int(found[2])
+
+
+def test_a_study_says_which_plans_of_its_rule_the_deadline_cut(trace: Trace):
+    settings = {
+        "trace": "drift.parquet", "topology": "h100-1x8", "tokens_per_rank": 32, "block_steps": 3, "cycles": 1,
+        "interval": 4, "solver": "moesim",
+    }  # fmt: skip
+    chosen = RebalanceSettings(**settings)
+    shared = {chosen.trace_key: trace, chosen.cluster_key: Cluster.preset("h100-1x8")}
+    told = {seconds: run({**settings, "deadline_s": seconds}, Path(), shared)["notes"] for seconds in (0.01, 0.02)}
+    for seconds, notes in told.items():
+        assert f"the deadline of {seconds:g} s a plan cut the search of 3 of 3 plans short" in notes
+
+
+def test_a_world_plans_within_the_deadline_of_the_other_verbs(world: World):
+    assert world.deadline_s == 60.0
+    assert cut_note(0, 9, 60.0) == ()
+    assert cut_note(1, 1, 60.0)[0].startswith("the deadline of 60 s a plan cut the search of 1 of 1 plan short")

@@ -12,7 +12,7 @@ from moesim.base.arrays import digest
 from moesim.base.errors import UnknownName
 from moesim.placement import Placement
 from moesim.study.drift import drifting
-from moesim.study.rebalance import Rebalancing, Replay, World, replay
+from moesim.study.rebalance import Rebalancing, Replay, World, cut_note, replay
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, at_least, check_fit, parse
 from moesim.study.windows import costs_of, part_of, steps_of
@@ -71,7 +71,10 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     world, start, notes = world_of(chosen, shared)
     rule = chosen.rule()
     never = replay(world, start, Rebalancing(when="never", repeat=rule.repeat))
-    return {**row_of(replay(world, start, rule), never, rule), "notes": "; ".join(notes)}
+    found = replay(world, start, rule)
+    # the first plan is not one of the rule's
+    notes = (*notes, *cut_note(found.cut + (start.digest in world.cut), found.plans + 1, chosen.deadline_s))
+    return {**row_of(found, never, rule), "notes": "; ".join(notes)}
 
 
 def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[World, Placement, tuple[str, ...]]:
@@ -92,7 +95,7 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
     slots = chosen.slots_of(trace, group)
     key = digest(
         batches.digest, group.digest, costs.digest, slots, chosen.solver, chosen.solver_options, chosen.policy,
-        chosen.seed, chosen.start, chosen.window, chosen.steps,
+        chosen.seed, chosen.start, chosen.window, chosen.steps, chosen.deadline_s,
     )  # fmt: skip
     if key not in _WORLDS:
         while len(_WORLDS) >= _WORLDS_KEPT:
