@@ -118,6 +118,7 @@ def export(
 ) -> None:
     """Write the map of a plan in the format that a serving engine loads, and print how to start the engine."""
     load.writable(output)
+    from moesim.placement.architectures import architecture_of
     from moesim.placement.export import export as run
 
     source = load.plan_or_placement(plan)
@@ -125,7 +126,9 @@ def export(
     node = None if topology is None else load.group(topology, placement.ranks).node
     # whatever the engine does is accepted when asked for; its notes then say what no longer holds
     policy = None if policy == "any" else policy or getattr(source, "policy", None)
-    launch = run(placement, output, to, spec=load.dims(model), policy=policy, node=node)
+    # the numbers of its layers a plan knows itself, so that its model is asked for the architecture only
+    kind = architecture_of(str(getattr(source, "inputs", {}).get("model", ""))) if model is None else None
+    launch = run(placement, output, to, spec=load.dims(model), policy=policy, node=node, architecture=kind)
     screen.say(f"wrote {output}")
     facts: dict[str, Any] = {"output": str(output), "format": to, **placement.summary()}
     if launch is not None:

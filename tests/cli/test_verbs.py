@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from contextlib import redirect_stdout
@@ -371,3 +372,21 @@ def test_a_step_is_written_for_astra_sim(
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step.{rank}.et" for rank in range(6)]
     refused = run("simulate", trace_file, *setting, "--plan", plan, "--chakra", tmp_path / "x", "--training")
     assert (refused.code, "leave --training out" in refused.err) == (1, True)
+
+
+def test_an_export_knows_the_architecture_of_the_model_that_was_planned_for(
+    run: Run, setting: list[str], tmp_path: Path
+):
+    trace, plan = tmp_path / "known.parquet", tmp_path / "plan.json"
+    for model, notes in (("mixtral-8x7b", None), ("qwen3-30b-a3b", []), ("little", ["not known"])):
+        spec = dataclasses.replace(SPEC, name=model)
+        router(spec, 3000, seed=1, request_tokens=40).write(trace)
+        assert run("solve", trace, *setting, "--solver", "lpt", "-o", plan).code == 0
+        done = run("export", plan, "--to", "sglang", "--policy", "any", "-o", tmp_path / "map.json", "--json")
+        if notes is None:
+            assert done.code == 1
+            assert "MixtralForCausalLM is not among" in done.err
+        else:
+            told = [note for note in done.json["notes"] if "architecture" in note]
+            assert len(told) == len(notes)
+            assert all(part in note for part, note in zip(notes, told, strict=True))
