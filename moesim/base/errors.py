@@ -4,6 +4,7 @@
 MoesimError
 ├── InputError        a file or a value is not what was expected (exit code 1)
 │   ├── FormatError   a file: names the file and the place in it
+│   ├── TooShort      a trace holds too few tokens; the advice may be another where there are other options
 │   └── UnknownName   no such solver, policy, preset, ...
 ├── MissingExtra      an optional package is not installed
 └── Infeasible        proven: no placement satisfies the constraints (exit code 3)
@@ -47,6 +48,25 @@ class FormatError(InputError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.path, self.place, self.problem))
+
+
+class TooShort(InputError):
+    """A trace, or a part of it, holds too few tokens for a step.
+
+    Parameters
+    ----------
+    problem
+        What was expected and what was found.
+    advice
+        What to do; who has other options than the usual ones raises the error anew with other advice.
+    """
+
+    def __init__(self, problem: str, advice: str) -> None:
+        self.problem, self.advice = problem, advice
+        super().__init__(f"{problem}; {advice}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.problem, self.advice))
 
 
 class UnknownName(InputError):

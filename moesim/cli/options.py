@@ -115,7 +115,12 @@ TokensPerRank = Annotated[
     ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Take only the first N steps of each part.", rich_help_panel=_RUN)
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Take only the first N steps of each part; a part that fills no step is drawn again to make N (a note).",
+        rich_help_panel=_RUN,
+    ),
 ]
 Policy = Annotated[str, typer.Option(metavar="NAME", help="Dispatch policy: who serves a token.", rich_help_panel=_RUN)]
 Transport = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.base.errors import TooShort
 from moesim.base.units import count
 from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
@@ -200,7 +201,13 @@ def _serving(
     # a part may hold one phase alone although the trace holds both
     given = dataclasses.replace(given, routing=part_of(given.routing, "fit", fit=fit, seed=seed))
     phase = PHASES[wanted] if (given.routing.phase == wanted).any() else None
-    batches = given.steps(part="all", fit=None, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
+    try:
+        batches = given.steps(part="all", fit=None, tokens_per_rank=None, phase=phase, max_steps=None, seed=seed)
+    except TooShort as error:
+        # steps that are planned on have their usual size here, whatever --chunk the engine has
+        raise TooShort(
+            error.problem, "give a longer trace, fewer --ranks, or more of the trace to plan on (--fit)"
+        ) from None
     costs = given.costs(batches, transport=transport, network=network, compute=compute)
     if plan is not None:
         placement = load.placement_of(given.plan(plan))

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from moesim.base.errors import InputError, UnknownName
+from moesim.base.errors import InputError, TooShort, UnknownName
 from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.costs import Costs
@@ -103,9 +103,10 @@ def steps_of(
         trace, cluster.ranks, tokens_per_rank=tokens_per_rank, phase=phase, seed=seed, max_steps=max_steps
     )
     if not len(batches):
-        raise InputError(
+        raise TooShort(
             f"trace of {trace.spec.name}: no step of {count(cluster.ranks, 'rank')} comes of its "
-            f"{count(trace.tokens, 'token')}; give a longer trace or fewer tokens per rank"
+            f"{count(trace.tokens, 'token')}",
+            "give a longer trace or fewer tokens per rank",
         )
     return batches
 

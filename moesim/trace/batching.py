@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.errors import InputError, UnknownName
+from moesim.base.errors import InputError, TooShort, UnknownName
 from moesim.base.units import count
 from moesim.trace import packing
 from moesim.trace.batches import Batches
@@ -202,10 +202,10 @@ def _pack(trace: Trace, rows: Array, code: int, ranks: int, size: int, homes: st
     rows, lengths = _requests_in_order(trace, rows, rng)
     name, full = PHASES[code], ranks * size
     if full > _MOST_DRAWS * len(rows):
-        raise InputError(
+        raise TooShort(
             f"batching: a step of {ranks} x {size} tokens would draw each of {count(len(rows), f'{name} token')} "
-            f"{full / len(rows):.0f} times; give a longer trace, or at most "
-            f"{count(_MOST_DRAWS * len(rows) // ranks, 'token')} per rank"
+            f"{full / len(rows):.0f} times",
+            f"give a longer trace, or at most {count(_MOST_DRAWS * len(rows) // ranks, 'token')} per rank",
         )
     if code != DECODE:
         place, home, _, steps = packing.chunks(lengths, ranks, size, homes == "least-loaded", limit)
@@ -303,8 +303,8 @@ def _independent(
         rounds = -(-steps * full // len(rows))
         drawn = np.concatenate([rng.permutation(len(rows)) for _ in range(rounds)])
         notes = [
-            f"resampled: {what}; {len(rows)} {name} tokens run as requests of their own, drawn again and again "
-            f"(seed {seed}), each {steps * full / len(rows):.3g} times on average"
+            f"resampled: {what}; in {count(steps, 'step')} {count(len(rows), f'{name} token')} run as requests of "
+            f"their own, drawn again and again (seed {seed}), each {steps * full / len(rows):.3g} times on average"
         ]
     # step by step, rank after rank
     token = rows[drawn[: steps * full]].reshape(steps, size, ranks).transpose(0, 2, 1).ravel()

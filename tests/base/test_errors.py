@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from moesim.base.errors import FormatError, Infeasible, MissingExtra, MoesimError, UnknownName
+from moesim.base.errors import FormatError, Infeasible, MissingExtra, MoesimError, TooShort, UnknownName
 
 
 def test_an_unknown_name_suggests_the_nearest_one():
@@ -31,6 +31,7 @@ def test_a_format_error_names_file_and_place():
         FormatError("f", "p", "q"),
         MissingExtra("torch", "gpu"),
         Infeasible("no room"),
+        TooShort("no step", "give more"),
     ],
 )
 def test_errors_come_back_whole_from_another_process(error: MoesimError):

@@ -259,3 +259,17 @@ def test_prefill_and_decode_side_by_side(trace_file: Path, setting: list[str], r
         assert (tmp_path / "plans" / f"{phase}.json").exists()
     refused(run("phases", trace_file, *plain, "--tokens-per-rank", "64"), 1, "PHASE=VALUE")
     refused(run("phases", trace_file, *plain, "--policy", "prefil=nearest"), 1, "did you mean 'prefill'?")
+
+
+def test_serving_on_a_trace_that_is_too_short_advises_options_that_it_has(
+    trace_file: Path, setting: list[str], run: Run, tmp_path: Path
+) -> None:
+    read = Trace.read(trace_file)
+    first = np.unique(read.request, return_index=True)[1]
+    read.select(first[:6]).write(tmp_path / "short.parquet")
+    load = ["--arrivals", "poisson", "--rate", 50, "--requests", 3, "--prompt", 8, "--answer", 2]
+    done = run("serve", tmp_path / "short.parquet", *setting[:4], *setting[6:], *load)
+    refused(
+        done, 1, "would draw each of", "give a longer trace, fewer --ranks, or more of the trace to plan on (--fit)"
+    )
+    assert "per rank" not in done.err

@@ -269,3 +269,12 @@ def test_ranks_that_hold_copies_of_one_request_hold_different_parts_of_it():
 def test_a_step_that_would_draw_every_token_hundreds_of_times_is_refused():
     with pytest.raises(InputError, match=r"draw each of 300 prefill tokens 341 times; .* at most 600 tokens per rank"):
         make_batches(random_trace(0, [300]), 100, phase="prefill")
+
+
+def test_decode_tokens_that_are_drawn_again_say_in_how_many_steps():
+    batches = make_batches(random_trace(0, [5, 5], decode=1.0), 2, tokens_per_rank=8, max_steps=3)
+    assert len(batches) == 3
+    assert batches.notes == (
+        "resampled: 2 requests cannot keep 16 places busy; in 3 steps 10 decode tokens run as requests of their own, "
+        "drawn again and again (seed 0), each 4.8 times on average",
+    )
