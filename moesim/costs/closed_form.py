@@ -99,16 +99,21 @@ def _received(
     alone = own + drain
     total, before = np.zeros(ranks), np.zeros(ranks)
     for s in range(ranks):
+        weight = max(alone[s] - floor, 0.0)
         for d in range(ranks):
-            if senders[s, d]:
-                total[d] += max(alone[s] - floor, 0.0)
+            total[d] += weight if senders[s, d] else 0.0
+    # what each second of senders' own bytes that is still to come takes, and what comes before it
+    factor, base = np.zeros(ranks), np.zeros(ranks)
+    for d in range(ranks):
+        if total[d] > 0.0 and arrive[d] > floor:
+            factor[d], base[d] = (arrive[d] - floor) / total[d], floor
     for s in np.argsort(ready, kind="mergesort"):
+        weight = max(alone[s] - floor, 0.0)
         for d in range(ranks):
-            if senders[s, d]:
-                out[d] = max(out[d], ready[s] + min(alone[s], arrive[d]))
-                if total[d] > 0.0 and arrive[d] > floor:
-                    out[d] = max(out[d], ready[s] + (floor + (1.0 - before[d] / total[d]) * (arrive[d] - floor)))
-                before[d] += max(alone[s] - floor, 0.0)
+            # without a branch, so that several ranks are done at once
+            rest = base[d] + (total[d] - before[d]) * factor[d]
+            out[d] = max(out[d], ready[s] + max(min(alone[s], arrive[d]), rest)) if senders[s, d] else out[d]
+            before[d] += weight if senders[s, d] else 0.0
     return out
 
 

@@ -36,16 +36,57 @@ def exchange_end(
         return
     total, before = np.zeros(R), np.zeros(R)
     for sender in range(R):
-        for rank in range(R):
-            if sends[sender, rank >> 3] >> (7 - (rank & 7)) & 1:
-                total[rank] += max(own[sender] - word, 0.0)
+        weight, row = max(own[sender] - word, 0.0), sends[sender]
+        if _to_all(row, sender, R):
+            kept = total[sender]
+            for rank in range(R):
+                total[rank] += weight
+            if not _bit(row, sender):
+                total[sender] = kept
+        else:
+            for rank in range(R):
+                if _bit(row, rank):
+                    total[rank] += weight
+    # what each second of senders' own bytes that is still to come takes, and what comes before it
+    factor, base = np.zeros(R), np.zeros(R)
+    for rank in range(R):
+        if total[rank] > 0.0 and arrive[rank] > word:
+            factor[rank], base[rank] = (arrive[rank] - word) / total[rank], word
     for sender in np.argsort(start, kind="mergesort"):
-        begin, alone = start[sender], own[sender]
-        for rank in range(R):
-            if sends[sender, rank >> 3] >> (7 - (rank & 7)) & 1:
-                rest = rest_s(before[rank], total[rank], arrive[rank], word)
-                end[rank] = max(end[rank], begin + min(alone, arrive[rank]), begin + rest)
-                before[rank] += max(alone - word, 0.0)
+        at, alone, row = start[sender], own[sender], sends[sender]
+        weight = max(alone - word, 0.0)
+        if _to_all(row, sender, R):
+            # no test inside the loop, so that several ranks are done at once
+            kept, kept_end = before[sender], end[sender]
+            for rank in range(R):
+                rest = base[rank] + (total[rank] - before[rank]) * factor[rank]
+                end[rank] = max(end[rank], at + max(min(alone, arrive[rank]), rest))
+                before[rank] += weight
+            if not _bit(row, sender):
+                before[sender], end[sender] = kept, kept_end
+        else:
+            for rank in range(R):
+                if _bit(row, rank):
+                    rest = base[rank] + (total[rank] - before[rank]) * factor[rank]
+                    end[rank] = max(end[rank], at + max(min(alone, arrive[rank]), rest))
+                    before[rank] += weight
+
+
+@compiled
+def _bit(row: Array, rank: int) -> bool:
+    return bool(row[rank >> 3] >> (7 - (rank & 7)) & 1)
+
+
+@compiled
+def _to_all(row: Array, sender: int, R: int) -> bool:
+    """Return whether a row of bits is set for all ranks, the sender itself aside."""
+    for part in range(len(row)):
+        left = R - 8 * part
+        wanted = 255 if left >= 8 else (255 << (8 - left)) & 255
+        own = 128 >> (sender & 7) if part == sender >> 3 else 0
+        if row[part] | own != wanted:
+            return False
+    return True
 
 
 @compiled
@@ -63,7 +104,7 @@ def rest_s(before: float, total: float, arrive: float, word: float) -> float:
     """
     if total <= 0.0 or arrive <= word:
         return 0.0
-    return word + (1.0 - before / total) * (arrive - word)
+    return word + (total - before) * ((arrive - word) / total)
 
 
 @compiled
@@ -74,10 +115,10 @@ def held_up(start: Array, arrive: float, own: Array, word: float, sends: Array, 
     """
     total = before = 0.0
     for sender in range(len(start)):
-        if sends[sender, rank >> 3] >> (7 - (rank & 7)) & 1:
+        if _bit(sends[sender], rank):
             total += max(own[sender] - word, 0.0)
     for sender in np.argsort(start, kind="mergesort"):
-        if sends[sender, rank >> 3] >> (7 - (rank & 7)) & 1:
+        if _bit(sends[sender], rank):
             if start[sender] + rest_s(before, total, arrive, word) == done:
                 return int(sender)
             before += max(own[sender] - word, 0.0)
