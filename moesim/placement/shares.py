@@ -13,7 +13,7 @@ from moesim.placement.token_aware import covered
 
 TRAFFIC: Final = 2.0
 """Weight of copies to other nodes per pick, against the fullest rank's load over the mean load. By the costs it is
-more: a copy per pick of DeepSeek-V3 takes about eight times the balanced experts on H100 and InfiniBand."""
+more on InfiniBand: in the demo (DeepSeek-V3, H100) a copy per pick takes about five times the balanced experts."""
 ROUNDS: Final = 3
 """Linear programs solved in turn, each with the prices that follow from the shares of those before."""
 _NOTHING: Final = 1e-9
