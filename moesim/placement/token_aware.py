@@ -21,7 +21,7 @@ SLACK: Final = 1.03
 ROUNDS: Final = 8
 """Exchanges of loads. In trials on public traces 16 and 32 raised the balance by 0 to 0.04."""
 
-ENOUGH: Final = 1.01
+_ENOUGH: Final = 1.01
 """Loads of the fullest rank that are taken to be as good as the least of all rounds."""
 
 
@@ -41,19 +41,19 @@ def token_aware(
     covered(routes, group_ptr, indptr, rank, node, chosen)
     if cap is None:
         cap = load_cap(routes, indptr, rank, len(node))
-    tried = [(fullest(chosen, rank, len(node)), chosen.copy())]
+    tried = [(_fullest(chosen, rank, len(node)), chosen.copy())]
     most = max(tried[0][0] - cap, 0)
     for left in range(ROUNDS - 1, -1, -1):
         # the cap comes down step by step, so that a full rank can pass on what an overloaded one hands it
         shed(routes, group_ptr, indptr, rank, node, cap + most * left // ROUNDS, chosen)
-        tried.append((fullest(chosen, rank, len(node)), chosen.copy()))
+        tried.append((_fullest(chosen, rank, len(node)), chosen.copy()))
     # where the fullest rank cannot come down further, moving others' picks costs traffic for nothing
-    enough = ENOUGH * min(load for load, _ in tried)
+    enough = _ENOUGH * min(load for load, _ in tried)
     chosen = next(found for load, found in tried if load <= enough)
     return np.where(chosen < 0, -1, slot[np.maximum(chosen, 0)]).astype(np.int32)
 
 
-def fullest(chosen: Array, rank: Array, ranks: int) -> int:
+def _fullest(chosen: Array, rank: Array, ranks: int) -> int:
     """Return the picks of the fullest rank."""
     return int(np.bincount(rank[chosen[chosen >= 0]], minlength=ranks).max(initial=0))
 

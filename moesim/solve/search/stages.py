@@ -34,6 +34,8 @@ _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": NEAREST, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
+COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
+"""Policies that are searched for by the fewest nodes that tokens can visit."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _COVER_ROWS: Final = 0.5

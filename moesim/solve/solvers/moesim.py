@@ -17,7 +17,7 @@ from moesim.solve.objective import Score, score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.partition import together
-from moesim.solve.search.stages import bought, improve
+from moesim.solve.search.stages import COVERED, bought, improve
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
 """Placements that the answer is never worse than on the traffic it is fitted to."""
@@ -26,10 +26,8 @@ SLOW: Final = ("token-aware", "shares", "batch-lp", "fewest-active")
 nearest copy."""
 
 HURRIED: Final = 3e7
-"""Work of a layer up to which the search begins better at a grouped placement; more of it forgets where it began, but
-under these:"""
-COVERED: Final = ("token-aware", "shares")
-"""Policies that are searched for by the fewest nodes that tokens can visit."""
+"""Work of a layer up to which the search begins better at a grouped placement; more of it forgets where it began,
+unless the policy is one of `COVERED`."""
 GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
