@@ -85,7 +85,8 @@ def simulated(
     from moesim.trace.outline import outline, phase_of
 
     say("looking through the file")
-    code = phase_of(outline(path), path, phase)
+    held = outline(path)
+    code = phase_of(held, path, phase)
     costs = costs_in(
         code, given.routing.spec, given.group, dims=given.dims, transport=how.transport, network=network,
         compute=compute,
@@ -103,6 +104,6 @@ def simulated(
 
     report = simulate_file(
         path, given.group, plan, chunk=at_a_time, phase=PHASES[code], tokens_per_rank=tokens_per_rank,
-        policy=how.policy, dims=given.dims, costs=costs, watch=watch, **options,
+        policy=how.policy, dims=given.dims, costs=costs, watch=watch, held=held, **options,
     )  # fmt: skip
     return report, fmean(bounds) if bounded else None

@@ -39,6 +39,7 @@ def simulate_file(
     phase: str | None = None,
     engine: str | None = None,
     watch: Callable[[Batches], None] | None = None,
+    held: Outline | None = None,
     **options: Any,
 ) -> Report:
     """Return what the steps of a trace file cost, with memory for one chunk of it, whatever its length.
@@ -60,6 +61,8 @@ def simulate_file(
         Name of the phase to keep; needed where the file holds several.
     watch
         Called with the steps of each chunk after they were simulated.
+    held
+        What the file holds, where :func:`moesim.trace.outline.outline` has told already; it reads all of it.
     options
         As of :func:`moesim.simulate.simulate`, but spans, max_steps and deployment.
 
@@ -75,7 +78,7 @@ def simulate_file(
     if tokens_per_rank is not None and tokens_per_rank < 1:
         raise InputError(f"simulate_file: tokens_per_rank must be at least 1, got {tokens_per_rank}")
     given = {**OPTIONS, **options}
-    held = outline(path)
+    held = held or outline(path)
     if phase is None and len(held.phases) > 1:
         there = " and ".join(PHASES[code] for code in held.phases)
         raise FormatError(path, "phase", f"holds {there} tokens; say which with phase")
