@@ -41,13 +41,13 @@ def test_the_guess_is_the_change_of_what_pairs_on_a_node_save(seed: int) -> None
         if not swap and state.copies[old] < 2:
             continue
         first, second = int(NODE[rank]), int(NODE[other]) if swap else -1
-        before, expected = saved(screen), guess(screen, first, second, old, new)
+        before, expected = saved(screen), guess(screen.here, screen.near, screen.worth, first, second, old, new)
         state.slots[rank, slot] = new
         if swap:
             state.slots[other, other_slot] = old
         settle(state)
-        look_at(screen, state, new)
-        look_at(screen, state, old)
+        look_at(screen, state.node, state.held, new)
+        look_at(screen, state.node, state.held, old)
         assert before - saved(screen) == pytest.approx(expected, abs=1e-12)
         kept = screen.near.copy(), screen.here.copy(), screen.worth.copy()
         look_again(screen, state)
@@ -58,12 +58,12 @@ def test_the_guess_is_the_change_of_what_pairs_on_a_node_save(seed: int) -> None
 def test_seconds_of_a_guess_are_learned_and_how_far_they_are_off() -> None:
     state, _, _ = build(0, PER_NODE, NEAREST)
     screen, rng = make_screen(state), np.random.default_rng(0)
-    assert at_best(screen, 1.0, 1.0) == -np.inf  # nothing is known yet
+    assert at_best(screen.fit, 1.0, 1.0) == -np.inf  # nothing is known yet
     for change in rng.normal(size=5000):
-        learn(screen, change, 3.0 * change + rng.normal() * 0.5)
-    assert at_best(screen, 2.0, 0.0) == pytest.approx(6.0, abs=0.1)
-    assert at_best(screen, 2.0, 2.0) == pytest.approx(5.0, abs=0.2)
-    assert at_best(screen, 2.0, math.inf) == -np.inf
+        learn(screen.fit, change, 3.0 * change + rng.normal() * 0.5)
+    assert at_best(screen.fit, 2.0, 0.0) == pytest.approx(6.0, abs=0.1)
+    assert at_best(screen.fit, 2.0, 2.0) == pytest.approx(5.0, abs=0.2)
+    assert at_best(screen.fit, 2.0, math.inf) == -np.inf
 
 
 @pytest.mark.parametrize("policy", [NEAREST, PICK_HASH, COVER])

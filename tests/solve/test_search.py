@@ -16,7 +16,7 @@ from moesim.solve.search.anneal import anneal
 from moesim.solve.search.cost import compute_s, cost, network_s, powers_s, prices
 from moesim.solve.search.reroute import outlook, reroute, take_back
 from moesim.solve.search.settle import make_state, recount, settle
-from moesim.solve.search.shift import shift, unshift, working
+from moesim.solve.search.shift import shift, take, working
 from moesim.solve.search.state import (
     COVER,
     DIRECT,
@@ -32,6 +32,7 @@ from moesim.solve.search.state import (
     ROW_HASH,
     State,
     choose,
+    evenly,
     refresh,
     spread,
 )
@@ -75,6 +76,14 @@ def build(seed: int, mode: int, policy: int, scenarios: int = 3, even: float = 0
     return state, routes, home
 
 
+def column_of(state: State, expert: int, columns: NDArray, parts: NDArray, index: int) -> int:
+    served = choose(
+        expert, state.held, state.copies, state.node, state.policy[0], state.holder, state.scratch, columns, index
+    )
+    spread(served, state.holder, state.share, evenly(state), columns, parts, index)
+    return int(served)
+
+
 CASES = [(mode, policy) for mode in (DIRECT, PER_RANK, PER_NODE, NOTHING) for policy in (NEAREST, ROW_HASH, PICK_HASH)]
 
 
@@ -96,18 +105,13 @@ def test_incremental_equals_full_recount(mode: int, policy: int, seed: int) -> N
         state.copies[new] += 1
         pair = np.array([old, new], np.int32)
         columns, parts = np.zeros((2, RANKS), np.int32), np.zeros((2, RANKS))
-        served = [choose(state, expert, column) for expert, column in zip(pair, columns, strict=True)]
-        for index, expert in enumerate(pair):
-            spread(state, expert, columns[index], served[index], parts[index])
+        served = [column_of(state, expert, columns, parts, index) for index, expert in enumerate(pair)]
         load = state.load.copy()
-        shift(work, state.load, SCALE, state.part, state.demand, pair, parts)
-        incremental = powers_s(work.powers, work.reference, 0, work.each)
+        shift(work, state.load, state.part, state.demand, pair, 2, parts)
+        np.testing.assert_array_equal(state.load, load)  # nothing has happened yet
+        incremental = powers_s(work.total_then, RANKS, work.reference, 0, work.each)
+        take(work, state.load)
         assert incremental == pytest.approx(compute_s(state.load, SCALE, 0), rel=1e-9)
-        moved_load = state.load.copy()
-        unshift(work, state.load)  # what a move shifts can be shifted back
-        np.testing.assert_array_equal(state.load, load)
-        shift(work, state.load, SCALE, state.part, state.demand, pair, parts)
-        np.testing.assert_array_equal(state.load, moved_load)
         state.part[pair] = parts
         visits, before = state.visits.copy(), state.before.copy()
         state.log[0, 0] = 0
@@ -115,7 +119,7 @@ def test_incremental_equals_full_recount(mode: int, policy: int, seed: int) -> N
             refresh(state, old)
             refresh(state, new)
         for index, expert in enumerate(pair):
-            reroute(state, expert, columns[index], served[index])
+            reroute(state, expert, columns, index, served[index])
         np.testing.assert_array_equal(state.counts, recount(state))
         if policy == COVER:  # what a move changes can be taken back
             after = state.visits.copy()
@@ -124,7 +128,11 @@ def test_incremental_equals_full_recount(mode: int, policy: int, seed: int) -> N
             state.visits[:] = after
             assert (before != state.before).any() or (visits == after).all()
     kept = {name: getattr(state, name).copy() for name in ("serves", "load", "counts", "at_rank", "at_node", "visits")}
+    crowds = [[part.copy() for part in crowd] for crowd in (state.on_rank, state.on_node)]
     settle(state)
+    for crowd, parts_kept in zip((state.on_rank, state.on_node), crowds, strict=True):
+        for part, part_kept in zip(crowd, parts_kept, strict=True):
+            np.testing.assert_array_equal(part, part_kept)
     np.testing.assert_allclose(state.load, kept.pop("load"), rtol=1e-9)
     if policy in (ROW_HASH, PICK_HASH):
         kept.pop("serves")  # its tail is left over from more copies
@@ -145,11 +153,11 @@ def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, policy: int,
         # counts know nothing of slots, so that a copy may come or go alone
         state.copies[expert] += -1 if state.held[expert, rank] else 1
         state.held[expert, rank] = not state.held[expert, rank]
-        column = np.zeros(RANKS, np.int32)
-        served = choose(state, expert, column)
+        column, part = np.zeros((1, RANKS), np.int32), np.zeros((1, RANKS))
+        served = column_of(state, expert, column, part, 0)
         counts = state.counts.copy()
-        looked = outlook(state, expert, column, served, counts)
-        assert (reroute(state, expert, column, served) > 0) == (looked > 0)
+        looked = outlook(state, expert, column, 0, served, counts)
+        assert (reroute(state, expert, column, 0, served) > 0) == (looked > 0)
         np.testing.assert_array_equal(state.counts, counts)
 
 

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from moesim.placement.clock import working_s
 from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
+from moesim.solve.search.bits import look
 from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
-from moesim.solve.search.reroute import outlook, outlook_cover, reroute, take_back
+from moesim.solve.search.reroute import LOOKING, outlook, outlook_cover, reroute, take_back, tally
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
-from moesim.solve.search.shift import shift, unshift, working
-from moesim.solve.search.state import COVER, State, choose, refresh, spread
+from moesim.solve.search.shift import shift, take, working
+from moesim.solve.search.state import COVER, DIRECT, NEAREST, NOTHING, PER_NODE, State, choose, evenly, refresh, spread
 
-MOVE: Final = 1500
+MOVE: Final = 400
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
 _REFUSED: Final = 100
 """Work of a move that a constraint forbids."""
@@ -55,23 +56,25 @@ def _draw(rng: Any, count: int) -> int:
 
 
 @compiled
-def _place(state: State, rank: int, slot: int, old: int, new: int) -> None:
-    state.slots[rank, slot] = new
+def _place(slots: Any, held: Any, copies: Any, rank: int, slot: int, old: int, new: int) -> None:
+    slots[rank, slot] = new
     if old >= 0:
-        state.held[old, rank] = False
-        state.copies[old] -= 1
+        held[old, rank] = False
+        copies[old] -= 1
     if new >= 0:
-        state.held[new, rank] = True
-        state.copies[new] += 1
+        held[new, rank] = True
+        copies[new] += 1
 
 
 @compiled
-def _exchange(state: State, rank: int, slot: int, other: int, other_slot: int, new: int) -> None:
+def _exchange(
+    slots: Any, held: Any, copies: Any, rank: int, slot: int, other: int, other_slot: int, new: int
+) -> None:  # fmt: skip
     """Put ``new`` into a slot, and what was there into the other slot if there is one."""
-    old = state.slots[rank, slot]
-    _place(state, rank, slot, old, new)
+    old = slots[rank, slot]
+    _place(slots, held, copies, rank, slot, old, new)
     if other >= 0:
-        _place(state, other, other_slot, new, old)
+        _place(slots, held, copies, other, other_slot, new, old)
 
 
 @compiled
@@ -81,38 +84,42 @@ def _step(steps: Any, index: int, rank: int, slot: int, other: int, other_slot: 
 
 
 @compiled
-def _undo(state: State, steps: Any, count: int) -> None:
+def _undo(slots: Any, held: Any, copies: Any, steps: Any, count: int) -> None:
     for index in range(count - 1, -1, -1):
-        _exchange(state, steps[index, 0], steps[index, 1], steps[index, 2], steps[index, 3], steps[index, 4])
+        _exchange(
+            slots, held, copies, steps[index, 0], steps[index, 1], steps[index, 2], steps[index, 3], steps[index, 4]
+        )
 
 
 @compiled
-def _use_up(state: State, rules: Rules, rng: Any, steps: Any, pair: Any, several: int, homeless: int) -> int:
+def _use_up(
+    slots: Any, held: Any, copies: Any, rules: Rules, rng: Any, steps: Any, pair: Any, several: int, homeless: int
+) -> int:
     """Use at once what giving back has freed of the move budget; return how many experts are in ``pair`` then, or 0.
 
     Where the budget is used up, a copy cannot go from one rank to another in two moves that each must pay. Half of the
     time the copy that had to go, ``homeless``, is put on another rank, where that is not -1; otherwise two copies
     anywhere are swapped.
     """
-    ranks, slots = state.slots.shape
-    rank, slot = _draw(rng, ranks), _draw(rng, slots)
+    ranks, most = slots.shape
+    rank, slot = _draw(rng, ranks), _draw(rng, most)
     if not rules.open[rank, slot]:
         return 0
-    old = state.slots[rank, slot]
+    old = slots[rank, slot]
     other = other_slot = -1
     if homeless >= 0 and _draw(rng, 2) == 0:
         new = homeless
-        if state.held[new, rank] or (old >= 0 and state.copies[old] < 2):
+        if held[new, rank] or (old >= 0 and copies[old] < 2):
             return 0
     else:
-        other, other_slot = _draw(rng, ranks), _draw(rng, slots)
-        new = state.slots[other, other_slot]
-        if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
+        other, other_slot = _draw(rng, ranks), _draw(rng, most)
+        new = slots[other, other_slot]
+        if other == rank or new == old or new < 0 or old < 0 or held[new, rank] or held[old, other]:
             return 0
     _step(steps, 1, rank, slot, other, other_slot, old)
-    _exchange(state, rank, slot, other, other_slot, new)
+    _exchange(slots, held, copies, rank, slot, other, other_slot, new)
     for index in range(2):
-        expert = steps[1, 4] if index else state.slots[rank, slot]
+        expert = steps[1, 4] if index else slots[rank, slot]
         if expert >= 0 and not (pair[:several] == expert).any():
             pair[several] = expert
             several += 1
@@ -139,17 +146,29 @@ def _anneal(
     ``progress`` float64 [5]: work done, starting, present and best cost, moves tried. The present placement stays in
     ``state``, the best one in ``best_slots``.
     """
-    ranks, slots = state.slots.shape
-    experts = len(state.copies)
+    slots, held, copies, node, load = state.slots, state.held, state.copies, state.node, state.load
+    demand, share, parts, serves = state.demand, state.share, state.part, state.serves
+    policy, holder, scratch = state.policy[0], state.holder, state.scratch
+    mode, landing, indptr, sets = state.mode[0], state.landing, state.indptr, state.sets
+    some, more, node_some, node_more = state.on_rank.some, state.on_rank.more, state.on_node.some, state.on_node.more
+    here, beside, worth, fit = screen.here, screen.near, screen.worth, screen.fit
+    open_slots, budget = rules.open, rules.most[0]
+    present, itself, left, came = state.counts, state.itself, state.left, state.came
+    left_rank, left_node, came_rank, came_node = left[0], left[1], came[0], came[1]
+    ranks, most = slots.shape
+    experts = len(copies)
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
-    spare = state.copies.sum() > experts
-    covered = state.policy[0] == COVER
-    scenarios = state.load.shape[1]
+    spare = copies.sum() > experts
+    covered, near = policy == COVER, policy == NEAREST and mode != NOTHING
+    even = evenly(state)
+    scenarios = load.shape[1]
     scale, worst = prices.scale, prices.worst[0]
-    ruled = rules.most[0] >= 0 or rules.hard[0] > 0
-    network = network_then = network_s(state.counts, scale)
-    counts = state.counts.copy()
-    work_of = working(state.load, scale)
+    ruled = budget >= 0 or rules.hard[0] > 0
+    priced_rules = rules.price[0] != 0.0 and len(rules.hot) > 0
+    network = network_then = network_s(present, scale)
+    counts = present.copy()
+    work_of = working(load, scale)
+    total, reference, each = work_of.total_then, work_of.reference, work_of.each
     # of the experts of a move: who serves them then, and who did
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)
@@ -165,72 +184,85 @@ def _anneal(
             # the fullest rank decides: it is looked at more often
             scenario = _draw(rng, scenarios)
             for candidate in range(ranks):
-                if state.load[candidate, scenario] > state.load[rank, scenario]:
+                if load[candidate, scenario] > load[rank, scenario]:
                     rank = candidate
-        slot = _draw(rng, slots)
-        if not rules.open[rank, slot]:
+        slot = _draw(rng, most)
+        if not open_slots[rank, slot]:
             continue
-        old = state.slots[rank, slot]
+        old = slots[rank, slot]
         other = other_slot = -1
         goes_on = False
-        if rules.most[0] >= 0 and _draw(rng, 3) == 0:
+        if budget >= 0 and _draw(rng, 3) == 0:
             turn = _draw(rng, 1 << 20)
-            slot, other, other_slot, new = undoing(rules, state.slots, state.held, state.copies, rank, turn)
+            slot, other, other_slot, new = undoing(rules, slots, held, copies, rank, turn)
             if slot < 0:
                 continue
-            old = state.slots[rank, slot]
+            old = slots[rank, slot]
             goes_on = _draw(rng, 2) == 0
         elif spare and _draw(rng, 2) == 0:
-            if old >= 0 and state.copies[old] < 2:
+            if old >= 0 and copies[old] < 2:
                 continue
             new = _draw(rng, experts)
-            if state.held[new, rank]:
+            if held[new, rank]:
                 continue
         else:
             other = _draw(rng, ranks)
-            other_slot = _draw(rng, slots)
-            new = state.slots[other, other_slot]
-            if other == rank or new == old or new < 0 or old < 0 or state.held[new, rank] or state.held[old, other]:
+            other_slot = _draw(rng, most)
+            new = slots[other, other_slot]
+            if other == rank or new == old or new < 0 or old < 0 or held[new, rank] or held[old, other]:
                 continue
-        _exchange(state, rank, slot, other, other_slot, new)
+        _exchange(slots, held, copies, rank, slot, other, other_slot, new)
         pair[0], pair[1] = new, old
         several = 1 if old < 0 else 2
         _step(steps, 0, rank, slot, other, other_slot, old)
         stride = 1
         if goes_on:
-            several = _use_up(state, rules, rng, steps, pair, several, old if spare else -1)
+            several = _use_up(slots, held, copies, rules, rng, steps, pair, several, old if spare else -1)
             stride = 2
-        if several == 0 or (ruled and broken(rules, state.slots, state.held)):
-            _undo(state, steps, stride if several else 1)
+        if several == 0 or (ruled and broken(rules, slots, held)):
+            _undo(slots, held, copies, steps, stride if several else 1)
             spent -= MOVE - _REFUSED
             continue
         moves += 1
         limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
         for index in range(several):
-            served[index] = choose(state, pair[index], column[index])
-            spread(state, pair[index], column[index], served[index], part[index])
-        shift(work_of, state.load, scale, state.part, state.demand, pair[:several], part)
+            served[index] = choose(pair[index], held, copies, node, policy, holder, scratch, column, index)
+            spread(served[index], holder, share, even, column, part, index)
+        shift(work_of, load, parts, demand, pair, several, part)
         # most moves that unbalance need no look at their rows
-        compute = priced(powers_s(work_of.powers, work_of.reference, worst, work_of.each), prices)
-        fees = 1 + fee(rules, state.held)
+        compute = priced(powers_s(total, ranks, reference, worst, each), prices)
+        fees = 1 + fee(rules, held) if priced_rules else 1.0
         least = network * (1 - _GAIN)
         change = 0.0
         if stride == 1:
-            second = state.node[other] if other >= 0 else -1
-            change = guess(screen, state.node[rank], second, old, new)
-            least = max(least, network + at_best(screen, change, margin))
+            second = node[other] if other >= 0 else -1
+            change = guess(here, beside, worth, node[rank], second, old, new)
+            least = max(least, network + at_best(fit, change, margin))
         looked = (compute + least) * fees <= limit
         if looked and not covered:
-            counts[:] = state.counts
+            counts[:] = present
             for index in range(several):
-                spent += outlook(state, pair[index], column[index], served[index], counts)
+                if not near:
+                    spent += outlook(state, pair[index], column, index, served[index], counts)
+                    continue
+                if mode != DIRECT:
+                    spent += LOOKING * look(
+                        sets, some, more, itself, pair[index], serves, column, index, left_rank, came_rank
+                    )
+                if mode == PER_NODE:
+                    spent += LOOKING * look(
+                        sets, node_some, node_more, node, pair[index], serves, column, index, left_node, came_node
+                    )
+                spent += tally(
+                    counts, node, landing, mode, indptr, pair[index], serves, column, index, left, came
+                )  # fmt: skip
             seen = network_s(counts, scale)
             if stride == 1:
-                learn(screen, change, seen - network)
+                learn(fit, change, seen - network)
             looked = (compute + seen) * fees <= limit
         refreshed = looked and covered
         if refreshed:
-            counts[:] = state.counts
+            counts[:] = present
             # both are where they will be before a row that has both is looked at
             state.log[0, 0] = 0
             for expert in pair[:several]:
@@ -240,25 +272,25 @@ def _anneal(
             looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
         then = np.inf
         if looked:
-            counts[:] = state.counts
+            counts[:] = present
             for index in range(several):
-                column_was[index], served_was[index] = state.serves[pair[index]], state.served[pair[index]]
-                spent += reroute(state, pair[index], column[index], served[index])
-            network_then = network_s(state.counts, scale)
+                column_was[index], served_was[index] = serves[pair[index]], state.served[pair[index]]
+                spent += reroute(state, pair[index], column, index, served[index])
+            network_then = network_s(present, scale)
             if stride == 1 and covered:
-                learn(screen, change, network_then - network)
+                learn(fit, change, network_then - network)
             then = (compute + network_then) * fees
         if then <= limit:
             now, network = then, network_then
+            take(work_of, load)
             for index in range(several):
-                look_at(screen, state, pair[index])
-                state.part[pair[index]] = part[index]
+                look_at(screen, node, held, pair[index])
+                parts[pair[index]] = part[index]
             if now < best:
                 best = now
-                best_slots[:] = state.slots
+                best_slots[:] = slots
             continue
-        unshift(work_of, state.load)
-        _undo(state, steps, stride)
+        _undo(slots, held, copies, steps, stride)
         if refreshed:
             take_back(state)
             for expert in pair[:several]:
@@ -266,9 +298,9 @@ def _anneal(
                 state.before[expert] = state.mask[expert]
         elif looked:
             for index in range(several):
-                spent += reroute(state, pair[index], column_was[index], served_was[index])
+                spent += reroute(state, pair[index], column_was, index, served_was[index])
         if looked:
-            state.counts[:] = counts
+            present[:] = counts
     progress[0], progress[2], progress[3], progress[4] = spent, now, best, moves
 
 

@@ -61,13 +61,13 @@ def reference_s(load: Any, scale: Any) -> Any:
 
 
 @compiled
-def powers_s(powers: Any, reference: Any, worst: int, each: Any) -> float:
+def powers_s(total: Any, ranks: int, reference: Any, worst: int, each: Any) -> float:
     """Return the smooth compute time in seconds from powers of the ranks' times, mean over scenarios or slowest ones.
 
     Parameters
     ----------
-    powers
-        Time of each rank over the reference, to the power of 16, float64 [ranks, scenarios].
+    total
+        Sum over ranks of time over the reference to the power of 16, float64 [scenarios].
     reference
         Seconds, float64 [scenarios].
     worst
@@ -75,18 +75,14 @@ def powers_s(powers: Any, reference: Any, worst: int, each: Any) -> float:
     each
         Working space, float64 [scenarios].
     """
-    ranks, scenarios = powers.shape
-    each[:] = 0.0
-    for rank in range(ranks):
-        for scenario in range(scenarios):
-            each[scenario] += powers[rank, scenario]
-    total = 0.0
+    scenarios = len(total)
+    found = 0.0
     for scenario in range(scenarios):
-        each[scenario] = reference[scenario] * np.sqrt(np.sqrt(np.sqrt(np.sqrt(each[scenario] / ranks))))
-        total += each[scenario]
+        each[scenario] = reference[scenario] * np.sqrt(np.sqrt(np.sqrt(np.sqrt(total[scenario] / ranks))))
+        found += each[scenario]
     if 0 < worst < scenarios:
         return float(np.sort(each)[scenarios - worst :].sum() / worst)
-    return float(total / scenarios)
+    return float(found / scenarios)
 
 
 @compiled
@@ -104,7 +100,10 @@ def compute_s(load: Any, scale: Any, worst: int) -> float:
     reference = reference_s(load, scale)
     powers = np.zeros(load.shape)
     fill_powers(powers, load, scale, reference)
-    return powers_s(powers, reference, worst, np.zeros(load.shape[1]))
+    total = np.zeros(load.shape[1])
+    for rank in range(len(powers)):
+        total += powers[rank]
+    return powers_s(total, len(powers), reference, worst, np.zeros(load.shape[1]))
 
 
 @compiled

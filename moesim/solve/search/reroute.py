@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.placement.kernels import compiled
+from moesim.solve.search.bits import carry, look
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.state import (
     COVER,
@@ -26,9 +27,12 @@ from moesim.solve.search.state import (
 
 HASHING: Final = 16
 _HASHING_LOOK: Final = 8
-COVERING: Final = 20
-"""Work of a row whose copies are chosen by hash, carried out or looked at, or whose nodes are covered anew, beside one
-that is only looked at among nearest copies."""
+COVERING: Final = 24
+"""Work of a row whose copies are chosen by hash, carried out or looked at, or whose nodes are covered anew."""
+LOOKING: Final = 2
+JOINING: Final = 10
+HOME: Final = 4
+"""Work of 64 rows that are looked at or carried out among nearest copies, and of their home."""
 
 
 @compiled
@@ -81,64 +85,77 @@ def moved(
 
 
 @compiled
-def reroute(state: State, expert: int, serves: Any, served: int) -> int:
-    """Bring table and counts up to date with ``state.held[expert]``; return the rows looked at.
+def tally(
+    counts: Any, node: Any, landing: Any, mode: int, indptr: Any, expert: int, before: Any, after: Any, index: int,
+    left: Any, came: Any,
+) -> int:  # fmt: skip
+    """Count what it changes that ``after[index]`` serves an expert instead of ``before[expert]``; return the work.
 
-    ``serves``, ``served``: column and count of :func:`choose`, not those in the state itself.
+    Parameters
+    ----------
+    left, came
+        Of each home's rows those that leave a rank, and reach one, int64 [ranks]; the second of each two, nodes.
+    """
+    ranks = len(node)
+    looked = 0
+    for home in range(ranks):
+        old, new = before[expert, home], after[index, home]
+        if old == new:
+            continue
+        looked += HOME
+        if mode == DIRECT:
+            total = indptr[expert * ranks + home + 1] - indptr[expert * ranks + home]
+            edge(counts, node, home, old, -total)
+            edge(counts, node, home, new, total)
+        elif mode == PER_RANK:
+            edge(counts, node, home, old, -left[0, home])
+            edge(counts, node, home, new, came[0, home])
+        else:
+            own, there, here = node[home], node[old], node[new]
+            landed, lands = landing[home, there], landing[home, here]
+            hop(counts, landed, old, -left[0, home])
+            hop(counts, lands, new, came[0, home])
+            if there != own:
+                counts[NIC_OUT, home] -= left[1, home]
+                counts[NIC_IN, landed] -= left[1, home]
+            if here != own:
+                counts[NIC_OUT, home] += came[1, home]
+                counts[NIC_IN, lands] += came[1, home]
+    return looked
+
+
+@compiled
+def reroute(state: State, expert: int, serves: Any, index: int, served: int) -> int:
+    """Bring table and counts up to date with ``state.held[expert]``; return the work done.
+
+    ``serves[index]``, ``served``: column and count of :func:`choose`, not those in the state itself.
     """
     if state.policy[0] == COVER:
         looked = _reroute_cover(state, expert, state.before[expert])
         state.before[expert] = state.mask[expert]
         return looked
     if state.policy[0] != NEAREST:
-        return _reroute_hashed(state, expert, serves, served)
-    ranks, mode = len(state.node), state.mode[0]
-    node, present = state.node, state.serves[expert]
-    state.served[expert] = served
-    if mode == NOTHING:
-        present[:] = serves
-        return 0
-    merged = mode in (PER_RANK, PER_NODE)
+        return _reroute_hashed(state, expert, serves[index], served)
+    mode, node, before = state.mode[0], state.node, state.serves
+    left, came = state.left, state.came
     looked = 0
-    for home in range(ranks):
-        old, new = present[home], serves[home]
-        if old == new:
-            continue
-        present[home] = new
-        first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
-        looked += last - first
-        left_rank = left_node = came_rank = came_node = 0
-        if merged:
-            for position in range(first, last):
-                row = state.rows[position]
-                left_rank += _leaves(state.at_rank, row, old)
-                came_rank += _comes(state.at_rank, row, new)
-            if mode == PER_NODE and node[old] != node[new]:
-                for position in range(first, last):
-                    row = state.rows[position]
-                    left_node += _leaves(state.at_node, row, node[old])
-                    came_node += _comes(state.at_node, row, node[new])
-        moved(
-            state.counts, node, state.landing, mode, home, old, new, last - first,
-            (left_rank, left_node), (came_rank, came_node),
+    if mode in (PER_RANK, PER_NODE):
+        looked += JOINING * carry(
+            state.sets, state.on_rank, state.itself, expert, before, serves, index, left[0], came[0]
+        )
+    if mode == PER_NODE:
+        looked += JOINING * carry(state.sets, state.on_node, node, expert, before, serves, index, left[1], came[1])
+    if mode != NOTHING:
+        looked += tally(
+            state.counts, node, state.landing, mode, state.indptr, expert, before, serves, index, left, came
         )  # fmt: skip
+    before[expert] = serves[index]
+    state.served[expert] = served
     return looked
 
 
 @compiled
-def _alone(rows: Any, here: Any, there: Any) -> tuple[int, int]:
-    """Return how many of some rows have one pick here, and how many have none there; picks uint8 [all rows]."""
-    one = none = 0
-    for position in range(len(rows)):
-        # unsigned: an index that may be negative costs a test
-        row = np.uintp(rows[np.uintp(position)])
-        one += here[row] == 1
-        none += there[row] == 0
-    return one, none
-
-
-@compiled
-def outlook(state: State, expert: int, serves: Any, served: int, counts: Any) -> int:
+def outlook(state: State, expert: int, serves: Any, index: int, served: int, counts: Any) -> int:
     """Change ``counts`` about as :func:`reroute` would change those of the state; return the work done.
 
     For all but covered rows, see :func:`outlook_cover`. Looks only, so that a move that is not taken costs one look. Of
@@ -146,28 +163,25 @@ def outlook(state: State, expert: int, serves: Any, served: int, counts: Any) ->
     seems to lose the row. Two that leave, or reach, the same place seem to cost one copy too many, but nearest copies
     do so only where far ones are dealt anew.
     """
-    ranks, mode = len(state.node), state.mode[0]
-    node, landing, at_rank, at_node, rows = state.node, state.landing, state.at_rank, state.at_node, state.rows
-    present = state.serves[expert]
-    indptr = state.indptr[expert * ranks : (expert + 1) * ranks + 1]
+    mode, node, before = state.mode[0], state.node, state.serves
     if mode == NOTHING:
         return 0
     if state.policy[0] != NEAREST:
-        return _outlook_hashed(state, expert, serves, served, counts)
+        return _outlook_hashed(state, expert, serves[index], served, counts)
+    left, came = state.left, state.came
     looked = 0
-    for home in range(ranks):
-        old, new = present[home], serves[home]
-        if old == new:
-            continue
-        first, last = indptr[home], indptr[home + 1]
-        looked += last - first
-        left_rank = left_node = came_rank = came_node = 0
-        if mode != DIRECT:
-            left_rank, came_rank = _alone(rows[first:last], at_rank[old], at_rank[new])
-            if mode == PER_NODE and node[old] != node[new]:
-                left_node, came_node = _alone(rows[first:last], at_node[node[old]], at_node[node[new]])
-        moved(counts, node, landing, mode, home, old, new, last - first, (left_rank, left_node), (came_rank, came_node))
-    return looked
+    if mode != DIRECT:
+        looked += LOOKING * look(
+            state.sets, state.on_rank.some, state.on_rank.more, state.itself, expert, before, serves, index, left[0],
+            came[0],
+        )  # fmt: skip
+    if mode == PER_NODE:
+        looked += LOOKING * look(
+            state.sets, state.on_node.some, state.on_node.more, node, expert, before, serves, index, left[1], came[1]
+        )
+    return looked + tally(
+        counts, node, state.landing, mode, state.indptr, expert, before, serves, index, left, came
+    )  # fmt: skip
 
 
 @compiled

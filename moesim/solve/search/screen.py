@@ -59,12 +59,12 @@ def look_again(screen: Screen, state: State) -> None:
 
 
 @compiled
-def guess(screen: Screen, first: int, second: int, old: int, new: int) -> float:
+def guess(here: Any, near: Any, worth: Any, first: int, second: int, old: int, new: int) -> float:
     """Return the guess where ``new`` comes to node ``first`` and ``old``, if any, leaves it; more is slower.
 
-    Where ``second`` is not -1 they are exchanged: ``new`` leaves that node, and ``old`` goes there.
+    Where ``second`` is not -1 they are exchanged: ``new`` leaves that node, and ``old`` goes there. For the arrays see
+    :class:`Screen`.
     """
-    here, near, worth = screen.here, screen.near, screen.worth
     if first == second:
         return 0.0
     change = 0.0
@@ -83,18 +83,17 @@ def guess(screen: Screen, first: int, second: int, old: int, new: int) -> float:
 
 
 @compiled
-def at_best(screen: Screen, change: float, margin: float) -> float:
+def at_best(fit: Any, change: float, margin: float) -> float:
     """Return the seconds that a move changes the network's time by, less ``margin`` times what guesses are off by."""
-    weight, square, product, error = screen.fit
+    weight, square, product, error = fit
     if weight < _LEARN or square <= 0 or margin == np.inf:
         return -np.inf
     return float(product / square * change - margin * np.sqrt(error / weight))
 
 
 @compiled
-def learn(screen: Screen, change: float, seconds: float) -> None:
+def learn(fit: Any, change: float, seconds: float) -> None:
     """Take in the seconds that a counted move changed the network's time by."""
-    fit = screen.fit
     slope = fit[2] / fit[1] if fit[1] > 0 else 0.0
     off = seconds - slope * change
     fit *= _KEEP
@@ -105,14 +104,14 @@ def learn(screen: Screen, change: float, seconds: float) -> None:
 
 
 @compiled
-def look_at(screen: Screen, state: State, expert: int) -> None:
-    """Take in who holds an expert in ``state`` now."""
+def look_at(screen: Screen, node: Any, held: Any, expert: int) -> None:
+    """Take in who holds an expert now: ``node`` [ranks], ``held`` [experts, ranks]."""
     here, near, worth = screen.here, screen.near, screen.worth
     nodes = here.shape[1]
     before = here[expert] > 0
     here[expert] = 0
-    for rank in range(len(state.node)):
-        here[expert, state.node[rank]] += state.held[expert, rank]
+    for rank in range(len(node)):
+        here[expert, node[rank]] += held[expert, rank]
     for place in range(nodes):
         after = here[expert, place] > 0
         if before[place] != after:

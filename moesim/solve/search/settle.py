@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.placement.kernels import compiled
+from moesim.solve.search.bits import fill, make_crowd, make_sets
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.reroute import edge, hop
 from moesim.solve.search.state import (
@@ -109,7 +110,10 @@ def make_state(
     indptr, rows = _index(routes, home, experts, ranks)
     covered = policy == COVER
     merged = not covered and mode in (PER_RANK, PER_NODE)
+    hashed = merged and policy != NEAREST
+    as_bits = merged and not hashed
     nodes = int(np.max(node)) + 1
+    sets = make_sets(routes[: len(home) * as_bits], home[: len(home) * as_bits], experts, ranks)
     state = State(
         routes=np.ascontiguousarray(routes, dtype=np.int16),
         home=np.array(home, dtype=np.int32),
@@ -132,12 +136,19 @@ def make_state(
         mode=np.array([mode], np.int64),
         policy=np.array([policy], np.int64),
         scratch=np.zeros((2, nodes), np.int64),
+        holder=np.zeros(ranks, np.int32),
+        itself=np.arange(ranks, dtype=np.int32),
+        left=np.zeros((2, ranks), np.int64),
+        came=np.zeros((2, ranks), np.int64),
         visits=np.zeros(len(home) * covered, np.uint64),
         mask=np.zeros(experts, np.uint64),
         before=np.zeros(experts, np.uint64),
         log=np.zeros((2 * len(rows) * covered + 1, 2), np.uint64),
-        at_rank=np.zeros((ranks, len(home) * merged), np.uint8),
-        at_node=np.zeros((nodes, len(home) * (merged and mode == PER_NODE)), np.uint8),
+        at_rank=np.zeros((ranks, len(home) * hashed), np.uint8),
+        at_node=np.zeros((nodes, len(home) * (hashed and mode == PER_NODE)), np.uint8),
+        sets=sets,
+        on_rank=make_crowd(ranks, sets, min(routes.shape[1], slots.shape[1])),
+        on_node=make_crowd(nodes * (mode == PER_NODE), sets, routes.shape[1]),
     )
     settle(state)
     return state
@@ -173,4 +184,8 @@ def settle(state: State) -> None:
                 state.at_rank[rank, row] += np.uint8(1)
                 if state.at_node.shape[1]:
                     state.at_node[state.node[rank], row] += np.uint8(1)
+    if state.sets.picked.shape[1]:
+        fill(state.sets, state.on_rank, state.itself, state.serves)
+        if len(state.on_node.some):
+            fill(state.sets, state.on_node, state.node, state.serves)
     state.counts[:] = recount(state)

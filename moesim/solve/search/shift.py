@@ -1,4 +1,4 @@
-"""Work that a move shifts from rank to rank, and how to shift it back."""
+"""Work that a move shifts from rank to rank: what it would come to, and that it does."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from moesim.solve.search.state import TOKENS
 
 
 class Working(NamedTuple):
-    """Powers of the ranks' times, and what the last shift changed.
+    """Powers of the ranks' times, as they are and as they would be.
 
-    ``powers`` float64 [ranks, scenarios], see :func:`moesim.solve.search.cost.powers_s`; ``reference``, ``each``
-    float64 [scenarios]; ``touched`` int64 [ranks + 1]: how many ranks have changed, then which; ``load_was``,
-    ``powers_was`` float64 [ranks, scenarios]: of these ranks, in this order.
+    ``unit`` float64 [ranks, scenarios]: time of a pick over the reference; ``powers`` float64 [ranks, scenarios] and
+    ``total`` float64 [scenarios], see :func:`moesim.solve.search.cost.powers_s`; ``reference``, ``each`` float64
+    [scenarios]. Of the last shift: ``total_then``; ``touched`` int64 [ranks + 1]: how many ranks change, then which;
+    ``load_then``, ``powers_then`` float64 [ranks, scenarios]: theirs, in this order.
     """
 
+    unit: Any
     powers: Any
+    total: Any
     reference: Any
     each: Any
+    total_then: Any
     touched: Any
-    load_was: Any
-    powers_was: Any
+    load_then: Any
+    powers_then: Any
 
 
 @compiled
@@ -34,45 +38,61 @@ def working(load: Any, scale: Any) -> Working:
     reference = reference_s(load, scale)
     powers = np.zeros((ranks, scenarios))
     fill_powers(powers, load, scale, reference)
-    touched = np.zeros(ranks + 1, np.int64)
+    total = np.zeros(scenarios)
+    unit = np.zeros((ranks, scenarios))
+    for rank in range(ranks):
+        total += powers[rank]
+        for scenario in range(scenarios):
+            if reference[scenario] > 0:
+                unit[rank, scenario] = scale[TOKENS, rank] / reference[scenario]
     return Working(
-        powers, reference, np.zeros(scenarios), touched, np.zeros((ranks, scenarios)), np.zeros((ranks, scenarios))
-    )
+        unit, powers, total, reference, np.zeros(scenarios), total.copy(), np.zeros(ranks + 1, np.int64),
+        np.zeros((ranks, scenarios)), np.zeros((ranks, scenarios)),
+    )  # fmt: skip
 
 
 @compiled
-def shift(work: Working, load: Any, scale: Any, before: Any, demand: Any, experts: Any, after: Any) -> None:
-    """Change load and powers from parts ``before`` [all experts, ranks] to ``after`` [some experts, ranks]."""
+def shift(work: Working, load: Any, before: Any, demand: Any, experts: Any, several: int, after: Any) -> None:
+    """Work out what parts ``after`` [experts, ranks] instead of ``before`` [all experts, ranks] come to.
+
+    ``experts`` are int32; only the first ``several`` count.
+    """
+    unit, powers, total, load_then, powers_then = (
+        work.unit, work.powers, work.total_then, work.load_then, work.powers_then,
+    )  # fmt: skip
     ranks, scenarios = load.shape
+    for scenario in range(scenarios):
+        total[scenario] = work.total[scenario]
     touched = 0
     for rank in range(ranks):
         changed = False
-        for index in range(len(experts)):
-            if after[index, rank] != before[experts[index], rank]:
-                changed = True
+        for index in range(several):
+            changed |= after[index, rank] != before[experts[index], rank]
         if not changed:
             continue
         for scenario in range(scenarios):
-            work.load_was[touched, scenario] = load[rank, scenario]
-            work.powers_was[touched, scenario] = work.powers[rank, scenario]
-        touched += 1
-        work.touched[touched] = rank
-        for index in range(len(experts)):
+            load_then[touched, scenario] = load[rank, scenario]
+        for index in range(several):
             more = after[index, rank] - before[experts[index], rank]
             for scenario in range(scenarios):
-                load[rank, scenario] += more * demand[experts[index], scenario]
+                load_then[touched, scenario] += more * demand[experts[index], scenario]
         for scenario in range(scenarios):
-            if work.reference[scenario] > 0:
-                part = load[rank, scenario] * scale[TOKENS, rank] / work.reference[scenario]
-                work.powers[rank, scenario] = steep_power(part)
+            power = steep_power(load_then[touched, scenario] * unit[rank, scenario])
+            total[scenario] += power - powers[rank, scenario]
+            powers_then[touched, scenario] = power
+        touched += 1
+        work.touched[touched] = rank
     work.touched[0] = touched
 
 
 @compiled
-def unshift(work: Working, load: Any) -> None:
-    """Undo the last shift."""
+def take(work: Working, load: Any) -> None:
+    """Let the last shift happen."""
+    scenarios = load.shape[1]
     for index in range(work.touched[0]):
         rank = work.touched[index + 1]
-        for scenario in range(load.shape[1]):
-            load[rank, scenario] = work.load_was[index, scenario]
-            work.powers[rank, scenario] = work.powers_was[index, scenario]
+        for scenario in range(scenarios):
+            load[rank, scenario] = work.load_then[index, scenario]
+            work.powers[rank, scenario] = work.powers_then[index, scenario]
+    for scenario in range(scenarios):
+        work.total[scenario] = work.total_then[scenario]

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
 from moesim.placement.choices import nearest_column
 from moesim.placement.kernels import compiled
+from moesim.solve.search.bits import Crowd, Sets
 from moesim.solve.search.cover import holding_nodes
 
 TOKENS, NIC_IN, NIC_OUT, INSIDE_IN, INSIDE_OUT = range(5)
@@ -44,16 +43,18 @@ class State(NamedTuple):
     int32 [experts, ranks], the rank that serves an expert to each home rank, or, under hashes, the rank of each copy;
     ``served`` int32 [experts] copies; ``part`` float64 [experts, ranks], the part of an expert's work that a rank does.
 
-    What it does: ``counts`` int64 [counters, ranks]; ``load`` float64 [ranks, scenarios]; ``at_rank`` uint8 [ranks,
-    rows] and ``at_node`` uint8 [nodes, rows], picks of a row that are computed there, where copies merge: the rows of a
-    home stand together, so that a move reads a few stretches of memory.
+    What it does: ``counts`` int64 [counters, ranks]; ``load`` float64 [ranks, scenarios]. Where copies merge, also the
+    picks of a row that are computed at each place: under hashes ``at_rank`` uint8 [ranks, rows] and ``at_node`` uint8
+    [nodes, rows], under ``NEAREST`` the same as bits, ``on_rank`` and ``on_node``, of the rows in ``sets``.
 
     Under ``COVER``: ``mask`` uint64 [experts], the nodes that hold an expert; ``before``, those that held it when its
     rows were last looked at; ``visits`` uint64 [rows]; ``log`` uint64 [2 * rows + 1, 2], rows that a move has changed
     and their visits before.
 
     Settings: ``even`` float64 [1], the part of an expert's work that its copies share evenly whoever is nearest;
-    ``mode``, ``policy`` int64 [1], how copies are merged and who serves; ``scratch`` int64 [2, nodes].
+    ``mode``, ``policy`` int64 [1], how copies are merged and who serves; ``itself`` int32 [ranks], the
+    numbers of the ranks; ``scratch`` int64 [2, nodes], ``holder`` int32 [ranks], ``left`` and ``came`` int64 [2,
+    ranks], working space.
     """
 
     routes: Any
@@ -77,59 +78,84 @@ class State(NamedTuple):
     mode: Any
     policy: Any
     scratch: Any
+    holder: Any
+    itself: Any
+    left: Any
+    came: Any
     visits: Any
     mask: Any
     before: Any
     log: Any
     at_rank: Any
     at_node: Any
+    sets: Sets
+    on_rank: Crowd
+    on_node: Crowd
 
 
 @compiled
-def choose(state: State, expert: int, out: Any) -> int:
-    """Write the column of ``serves`` that follows from ``held``; return the number of copies."""
-    ranks = len(state.node)
-    holder = np.empty(ranks, np.int32)
+def choose(
+    expert: int, held: Any, copies: Any, node: Any, policy: int, holder: Any, scratch: Any, serves: Any, index: int
+) -> int:
+    """Write ``serves[index]``, the column that follows from ``held[expert]``; return the number of copies.
+
+    Like all that is called for every move it takes arrays of the state alone: handing over the whole of it takes longer
+    than what is done with it.
+    """
     total = 0
-    for rank in range(ranks):
-        if state.held[expert, rank]:
+    for rank in range(len(node)):
+        if held[expert, rank]:
             holder[total] = rank
             total += 1
-            if total == state.copies[expert]:
+            if total == copies[expert]:
                 break
-    if total == 1:
-        out[:] = holder[0]
-    elif state.policy[0] in (NEAREST, COVER):
-        # the rank itself stands for its slot: the column then holds ranks
-        nearest_column(expert, holder[:total], holder[:total], state.node, out, state.scratch)
+    if policy not in (NEAREST, COVER):
+        for copy in range(total):
+            serves[index, copy] = holder[copy]
+    elif total == 1:
+        for home in range(len(node)):
+            serves[index, home] = holder[0]
     else:
-        out[:total] = holder[:total]
+        # the rank itself stands for its slot: the column then holds ranks
+        nearest_column(expert, holder[:total], holder[:total], node, serves[index], scratch)
     return total
 
 
 @compiled
-def spread(state: State, expert: int, serves: Any, served: int, out: Any) -> None:
-    """Write the part of an expert's work that each rank does, float64 [ranks]; column and count of :func:`choose`."""
-    ranks = len(state.node)
-    out[:] = 0.0
+def spread(served: int, holder: Any, share: Any, even: float, serves: Any, part: Any, index: int) -> None:
+    """Write ``part[index]``, the part of an expert's work that each rank does, after :func:`choose`.
+
+    Parameters
+    ----------
+    even
+        Part of the work that copies share evenly; 1 under hashes.
+    """
+    for rank in range(len(share)):
+        part[index, rank] = 0.0
     if served == 1:
-        out[serves[0]] = 1.0
+        part[index, holder[0]] = 1.0
         return
-    even = state.even[0] if state.policy[0] in (NEAREST, COVER) else 1.0
     if even < 1:
-        for home in range(ranks):
-            out[serves[home]] += (1 - even) * state.share[home]
+        for home in range(len(share)):
+            part[index, serves[index, home]] += (1 - even) * share[home]
     if even > 0:
-        for rank in range(ranks):
-            if state.held[expert, rank]:
-                out[rank] += even / served
+        for copy in range(served):
+            part[index, holder[copy]] += even / served
+
+
+@compiled
+def evenly(state: State) -> float:
+    """Return the part of an expert's work that its copies share evenly."""
+    return float(state.even[0] if state.policy[0] in (NEAREST, COVER) else 1.0)
 
 
 @compiled
 def refresh(state: State, expert: int) -> None:
     """Bring the table, but neither load nor counts, up to date with ``state.held[expert]``."""
-    state.served[expert] = choose(state, expert, state.serves[expert])
-    spread(state, expert, state.serves[expert], state.served[expert], state.part[expert])
+    state.served[expert] = choose(
+        expert, state.held, state.copies, state.node, state.policy[0], state.holder, state.scratch, state.serves, expert
+    )
+    spread(state.served[expert], state.holder, state.share, evenly(state), state.serves, state.part, expert)
     state.mask[expert] = holding_nodes(state.held[expert], state.node)
 
 
