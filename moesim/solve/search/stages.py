@@ -38,10 +38,8 @@ COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
-_COVER_ROWS: Final = 0.5
-"""Share of the rows where rows are covered anew: they are looked at slowly."""
-_EASED: Final = 0.85
-"""Weight of compute time under ``shares``, whose program evens out batch by batch what a placement leaves uneven."""
+_EASED: Final = {"shares": 0.85, "token-aware": 0.6, "batch-lp": 1.0}
+"""Weight of compute time under policies that even out batch by batch what a placement leaves uneven."""
 _LATER_HOT: Final = 0.5
 """How warm the search from a further start begins: it is there for what is near that start."""
 
@@ -73,8 +71,8 @@ class Stage:
     def prices(self, layer: int, rival: NDArray[np.int32]) -> Prices:
         """Return prices of a layer whose floor follows from the balance of the rival's placement [ranks, slots]."""
         weight, floor = float(self.problem.options["balance"]), float(self.problem.options["floor"])
-        if self.problem.policy == "shares":
-            weight *= _EASED
+        if self.problem.policy in _EASED:
+            weight, floor = weight * _EASED[self.problem.policy], 0.0
         worst = self.problem.objective.windows(self.rows.demand.shape[0])
         floor_s = np.inf
         if floor > 0:
@@ -115,19 +113,18 @@ def improve(
         and problem.spec.top_k <= PICKS
     )
     cover = float(options["cover"]) if covers else 0.0
+    if problem.policy in _EASED and float(options["floor"]) not in (0.0, 1.0):
+        problem.note(f"policy {problem.policy!r} evens out every batch by itself: no floor is kept to")
     effort = bought(problem, len(starts))
     if effort < float(options["effort"]):
         problem.note(f"the deadline bought {effort / float(options['effort']):.0%} of the search effort")
-    count = int(options["rows"])
-    scenarios = scenario_of(problem, int(options["scenarios"]))
+    rows = sample_rows(problem, int(options["rows"]), scenario_of(problem, int(options["scenarios"])))
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
-        rows = sample_rows(problem, count, scenarios)
         stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
     if cover > 0:
-        few = sample_rows(problem, round(count * _COVER_ROWS), scenarios)
-        stages.append(Stage(problem, COVER, few, effort * cover, 1.0))
+        stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
     found: list[list[NDArray[np.int32]]] = []

@@ -32,7 +32,7 @@ GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=0.0, even=0.0, cover=1.0)
+@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=1.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
@@ -52,7 +52,8 @@ def moesim(problem: Problem) -> Array:
         Weight of the compute time: more than 1 trades traffic for balance.
     floor
         Balance to reach in every layer, as a multiple of that of EPLB's placement in the same scenarios: compute time
-        beyond counts four times. 0: only the step time counts.
+        beyond counts four times. 0: only the step time counts. Policies that even out every batch by themselves
+        (``shares``, ``batch-lp``, ``token-aware``) need none and have none.
     even
         Part of the work that copies are taken to share evenly, whoever is nearest.
     cover
