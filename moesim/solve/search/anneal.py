@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from moesim.placement.clock import working_s
 from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
-from moesim.solve.search.bits import look
 from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
-from moesim.solve.search.reroute import LOOKING, outlook, outlook_cover, reroute, take_back, tally
+from moesim.solve.search.reroute import outlook, outlook_cover, outlook_nearest, reroute, take_back
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
 from moesim.solve.search.shift import shift, take, working
-from moesim.solve.search.state import COVER, DIRECT, NEAREST, NOTHING, PER_NODE, State, choose, evenly, refresh, spread
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, State, choose, evenly, refresh, spread
 
 MOVE: Final = 400
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
@@ -154,7 +153,6 @@ def _anneal(
     here, beside, worth, fit = screen.here, screen.near, screen.worth, screen.fit
     open_slots, budget = rules.open, rules.most[0]
     present, itself, left, came = state.counts, state.itself, state.left, state.came
-    left_rank, left_node, came_rank, came_node = left[0], left[1], came[0], came[1]
     ranks, most = slots.shape
     experts = len(copies)
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
@@ -242,20 +240,13 @@ def _anneal(
         if looked and not covered:
             counts[:] = present
             for index in range(several):
-                if not near:
+                if near:
+                    spent += outlook_nearest(
+                        sets, some, more, node_some, node_more, itself, node, landing, mode, indptr, pair[index],
+                        serves, column, index, left, came, counts,
+                    )  # fmt: skip
+                else:
                     spent += outlook(state, pair[index], column, index, served[index], counts)
-                    continue
-                if mode != DIRECT:
-                    spent += LOOKING * look(
-                        sets, some, more, itself, pair[index], serves, column, index, left_rank, came_rank
-                    )
-                if mode == PER_NODE:
-                    spent += LOOKING * look(
-                        sets, node_some, node_more, node, pair[index], serves, column, index, left_node, came_node
-                    )
-                spent += tally(
-                    counts, node, landing, mode, indptr, pair[index], serves, column, index, left, came
-                )  # fmt: skip
             seen = network_s(counts, scale)
             if stride == 1:
                 learn(fit, change, seen - network)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.placement.kernels import compiled
-from moesim.solve.search.bits import carry, look
+from moesim.solve.search.bits import Sets, carry, look
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.state import (
     COVER,
@@ -28,11 +28,11 @@ from moesim.solve.search.state import (
 HASHING: Final = 16
 _HASHING_LOOK: Final = 8
 COVERING: Final = 24
-"""Work of a row whose copies are chosen by hash, carried out or looked at, or whose nodes are covered anew."""
+"""Work of a row whose copies are chosen by hash, carried or looked at, or whose nodes are covered anew."""
 LOOKING: Final = 2
-JOINING: Final = 10
-HOME: Final = 4
-"""Work of 64 rows that are looked at or carried out among nearest copies, and of their home."""
+CARRYING: Final = 10
+_HOME: Final = 4
+"""Work of 64 rows that are looked at or carried among nearest copies, and of a home whose copy is another."""
 
 
 @compiled
@@ -102,7 +102,7 @@ def tally(
         old, new = before[expert, home], after[index, home]
         if old == new:
             continue
-        looked += HOME
+        looked += _HOME
         if mode == DIRECT:
             total = indptr[expert * ranks + home + 1] - indptr[expert * ranks + home]
             edge(counts, node, home, old, -total)
@@ -137,18 +137,16 @@ def reroute(state: State, expert: int, serves: Any, index: int, served: int) -> 
     if state.policy[0] != NEAREST:
         return _reroute_hashed(state, expert, serves[index], served)
     mode, node, before = state.mode[0], state.node, state.serves
-    left, came = state.left, state.came
+    left, came, sets = state.left, state.came, state.sets
     looked = 0
     if mode in (PER_RANK, PER_NODE):
-        looked += JOINING * carry(
-            state.sets, state.on_rank, state.itself, expert, before, serves, index, left[0], came[0]
-        )
+        looked += CARRYING * carry(sets, state.on_rank, state.itself, expert, before, serves, index, left, came, 0)
     if mode == PER_NODE:
-        looked += JOINING * carry(state.sets, state.on_node, node, expert, before, serves, index, left[1], came[1])
+        looked += CARRYING * carry(sets, state.on_node, node, expert, before, serves, index, left, came, 1)
     if mode != NOTHING:
         looked += tally(
             state.counts, node, state.landing, mode, state.indptr, expert, before, serves, index, left, came
-        )  # fmt: skip
+        )
     before[expert] = serves[index]
     state.served[expert] = served
     return looked
@@ -163,25 +161,29 @@ def outlook(state: State, expert: int, serves: Any, index: int, served: int, cou
     seems to lose the row. Two that leave, or reach, the same place seem to cost one copy too many, but nearest copies
     do so only where far ones are dealt anew.
     """
-    mode, node, before = state.mode[0], state.node, state.serves
-    if mode == NOTHING:
+    if state.mode[0] == NOTHING:
         return 0
     if state.policy[0] != NEAREST:
         return _outlook_hashed(state, expert, serves[index], served, counts)
-    left, came = state.left, state.came
+    return outlook_nearest(
+        state.sets, state.on_rank.some, state.on_rank.more, state.on_node.some, state.on_node.more, state.itself,
+        state.node, state.landing, state.mode[0], state.indptr, expert, state.serves, serves, index, state.left,
+        state.came, counts,
+    )  # fmt: skip
+
+
+@compiled
+def outlook_nearest(
+    sets: Sets, some: Any, more: Any, node_some: Any, node_more: Any, itself: Any, node: Any, landing: Any, mode: int,
+    indptr: Any, expert: int, before: Any, after: Any, index: int, left: Any, came: Any, counts: Any,
+) -> int:  # fmt: skip
+    """Do what :func:`outlook` does among nearest copies; the arrays are those of the state, see there."""
     looked = 0
     if mode != DIRECT:
-        looked += LOOKING * look(
-            state.sets, state.on_rank.some, state.on_rank.more, state.itself, expert, before, serves, index, left[0],
-            came[0],
-        )  # fmt: skip
+        looked += LOOKING * look(sets, some, more, itself, expert, before, after, index, left, came, 0)
     if mode == PER_NODE:
-        looked += LOOKING * look(
-            state.sets, state.on_node.some, state.on_node.more, node, expert, before, serves, index, left[1], came[1]
-        )
-    return looked + tally(
-        counts, node, state.landing, mode, state.indptr, expert, before, serves, index, left, came
-    )  # fmt: skip
+        looked += LOOKING * look(sets, node_some, node_more, node, expert, before, after, index, left, came, 1)
+    return looked + tally(counts, node, landing, mode, indptr, expert, before, after, index, left, came)
 
 
 @compiled

@@ -147,7 +147,8 @@ def make_state(
         at_rank=np.zeros((ranks, len(home) * hashed), np.uint8),
         at_node=np.zeros((nodes, len(home) * (hashed and mode == PER_NODE)), np.uint8),
         sets=sets,
-        on_rank=make_crowd(ranks, sets, min(routes.shape[1], slots.shape[1])),
+        # of a move of four experts two can come before others go
+        on_rank=make_crowd(ranks, sets, min(routes.shape[1], slots.shape[1] + 2)),
         on_node=make_crowd(nodes * (mode == PER_NODE), sets, routes.shape[1]),
     )
     settle(state)
