@@ -17,6 +17,7 @@ from moesim.placement import Placement
 from moesim.solve import Plan
 from moesim.spec import ModelSpec
 from moesim.trace import Trace
+from moesim.trace.drawn import draw_tokens
 from moesim.trace.formats import read_any
 
 FOLDERS = "MOESIM_APP_DATA"
@@ -181,10 +182,7 @@ def _no_program(path: Path) -> None:
 
 def _trace(path: Path, model: str | None) -> Trace:
     _no_program(path)
-    found = read_any(path, **({"model": model} if model else {}))
-    if found.routes is None:
-        raise FormatError(path, "", "holds expert counts only; steps need the picks of every token: record those")
-    return found
+    return draw_tokens(read_any(path, **({"model": model} if model else {})))
 
 
 def _plan(path: Path, ranks: int, spec: ModelSpec) -> Plan | Placement:

@@ -75,7 +75,7 @@ def solve(
         from moesim.solve.bench import bench as run
         from moesim.solve.bench import table as shown
 
-        routing = load.trace(trace, format, model, format_option)
+        routing = load.tokens(trace, format, model, format_option)
         if layers is not None:
             routing = routing.of_layers(load.numbers("--layers", layers))
         efforts = None if effort is None else load.numbers("--effort", effort, float)

@@ -173,7 +173,7 @@ def read(
     Raises
     ------
     InputError
-        If a file or an option is not what was expected, or the trace holds counts only, of which no step comes.
+        If a file or an option is not what was expected, or the head of the trace holds counts only.
     UnknownName
         If there is no such topology or model.
     """
@@ -182,7 +182,7 @@ def read(
     group = load.group(topology, ranks, set, without, like, degrade)
     whole = load.cluster(topology, set, None, like) if without else None
     other = load.dims(dims)
-    routing = pieces.head(trace) if head else load.trace(trace, format, model, format_option)
+    routing = pieces.head(trace) if head else load.tokens(trace, format, model, format_option)
     need_routes(routing.routes, str(trace))
     return Inputs(routing, group, other, whole)
 

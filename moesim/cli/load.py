@@ -31,6 +31,19 @@ def trace(path: Path, format: str | None, model: str | None, options: Sequence[s
     return read_any(path, format, **format_options(model, options))
 
 
+def tokens(path: Path, format: str | None, model: str | None, options: Sequence[str] | None) -> Trace:
+    """Read a trace to run; where the file holds counts only, tokens are drawn, which the notes of its steps say.
+
+    Raises
+    ------
+    InputError
+        If the file or an option is not what was expected.
+    """
+    from moesim.trace import draw_tokens
+
+    return draw_tokens(trace(path, format, model, options))
+
+
 def format_options(model: str | None, options: Sequence[str] | None) -> dict[str, Any]:
     """Return the options of a trace format by name.
 

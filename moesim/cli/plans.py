@@ -299,7 +299,7 @@ def compare(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
-    other = None if held_out is None else load.trace(held_out, format, model, format_option)
+    other = None if held_out is None else load.tokens(held_out, format, model, format_option)
     slots, running = given.slots(slots_per_rank), given.running(previous)
     limits = terms.constraints(
         given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,

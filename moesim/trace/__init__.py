@@ -1,7 +1,8 @@
 """Routing traces: which experts every token picked in every layer, where and when.
 
 `Trace` is the type, `make_batches` turns it into steps that can be dispatched, `read_any` and `import_any` read foreign
-files, `TraceWriter` streams a capture to disk, `describe` and `statistics` say what a trace is like.
+files, `draw_tokens` makes tokens where only counts were recorded, `TraceWriter` streams a capture to disk, `describe`
+and `statistics` say what a trace is like.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from moesim.trace.trace import Trace as Trace
 if TYPE_CHECKING:
     from moesim.trace.batches import Batches as Batches
     from moesim.trace.batching import make_batches as make_batches
+    from moesim.trace.drawn import draw_tokens as draw_tokens
     from moesim.trace.formats import TRACE_FORMATS as TRACE_FORMATS
     from moesim.trace.formats import import_any as import_any
     from moesim.trace.formats import read_any as read_any
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Batches": "moesim.trace.batches",
     "make_batches": "moesim.trace.batching",
+    "draw_tokens": "moesim.trace.drawn",
     "TRACE_FORMATS": "moesim.trace.formats",
     "import_any": "moesim.trace.formats",
     "read_any": "moesim.trace.formats",
@@ -49,6 +52,7 @@ __all__ = [
     "Trace",
     "TraceWriter",
     "describe",
+    "draw_tokens",
     "import_any",
     "iter_chunks",
     "make_batches",

@@ -14,6 +14,7 @@ from moesim.base.units import count
 from moesim.trace import packing
 from moesim.trace.batches import Batches
 from moesim.trace.checks import check_seed, need_routes
+from moesim.trace.drawn import drawn_note
 from moesim.trace.trace import DECODE, PHASES, PREFILL, TRAIN, Trace
 
 __all__ = ["DEFAULT_TOKENS", "RESAMPLED_STEPS", "Batches", "make_batches"]
@@ -78,7 +79,7 @@ def make_batches(
             f"{there}); choose a phase that it holds, or give another trace"
         )
     limit = _NO_LIMIT if max_steps is None else min(max_steps, _NO_LIMIT)
-    notes: list[str] = []
+    notes = [note] if (note := drawn_note(trace)) else []
     if tokens_per_rank is None and trace.has_steps:
         source = trace.source[rows]
         why_not = why_not_as_recorded(int(source.min()), int(source.max()), trace.origin, ranks)

@@ -67,4 +67,7 @@ def need_routes(routes: Array | None, what: str) -> None:
         If it holds counts only.
     """
     if routes is None:
-        raise InputError(f"{what}: the trace holds counts only; steps need the routes of every token: record those")
+        raise InputError(
+            f"{what}: the trace holds counts only; steps need the routes of every token: record those, or draw tokens "
+            "with these counts by moesim.trace.draw_tokens"
+        )

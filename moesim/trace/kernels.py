@@ -78,3 +78,33 @@ def count_reuse(routes: Array, before: Array, after: Array) -> Array:
                     if routes[before[i], layer, other] == value:
                         again[layer] += 1
     return again
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def mix_picks(picks: Array, swaps: int, state: Array) -> None:
+    """Exchange picks of tokens at random, no expert twice in one; ``picks`` int16 [layers, tokens, top_k], in place.
+
+    ``swaps`` are tried in each layer; ``state`` uint64 [1] is that of the generator.
+    """
+    layers, tokens, top_k = picks.shape
+    for layer in range(layers):
+        for _ in range(swaps):
+            first, second = _below(state, tokens), _below(state, tokens)
+            here, there = _below(state, top_k), _below(state, top_k)
+            old, new = picks[layer, first, here], picks[layer, second, there]
+            twice = False
+            for place in range(top_k):
+                twice |= picks[layer, first, place] == new and new >= 0
+                twice |= picks[layer, second, place] == old and old >= 0
+            if not twice:
+                picks[layer, first, here], picks[layer, second, there] = new, old
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _below(state: Array, many: int) -> int:
+    """Return a whole number below ``many``; SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    mixed = state[0]
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return int((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(33)) % many

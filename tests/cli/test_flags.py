@@ -59,12 +59,20 @@ def test_a_folder_with_a_configuration_is_a_model(run: Run, tmp_path: Path):
         assert '"kind": "model"' in done.out
 
 
-def test_counts_say_that_plans_need_routes(run: Run, setting: list[str], tmp_path: Path):
-    path = tmp_path / "loads.npy"
-    np.save(path, np.ones((32, 8), np.int64))
-    for verb in (["compare"], ["solve", "--part", "fit"], ["phases"], ["recover"]):
-        where = setting if verb[0] != "phases" else [*setting[:4], *setting[6:]]
-        done = run(verb[0], path, "--model", "mixtral-8x7b", *where, *verb[1:])
-        assert done.code == 1
-        # not that it is too short, or has one phase, or one domain: more of it would not help
-        assert "loads.npy: the trace holds counts only; steps need the routes of every token" in done.err
+def test_plans_are_made_from_counts_and_say_so(run: Run, setting: list[str], tmp_path: Path):
+    steps, whole = tmp_path / "steps.npy", tmp_path / "loads.npy"
+    loads = np.random.default_rng(0).integers(50, 4000, (3, 32, 8))
+    np.save(steps, loads)
+    np.save(whole, loads.sum(axis=0))
+    model = ("--model", "mixtral-8x7b")
+    done = run("solve", whole, *model, *setting, "--solver", "lpt", "-o", tmp_path / "plan.json")
+    assert done.code == 0, done.err
+    assert "note: drawn: only counts were recorded" in done.out
+    done = run("compare", steps, *model, *setting, "--solver", "lpt,eplb")
+    assert done.code == 0, done.err
+    assert "fit steps drawn: only counts" in done.out
+    assert "held-out steps drawn: only counts" in done.out
+    assert run("compare", steps, *model, *setting, "--solver", "lpt", "--held-out", whole).code == 0
+    done = run("compare", whole, *model, *setting, "--solver", "lpt")
+    assert done.code == 1
+    assert "split: needs at least two steps, the trace has 1; give a longer trace, or another to judge on" in done.err

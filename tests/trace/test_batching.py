@@ -227,7 +227,7 @@ def test_unknown_names_are_refused(trace):
 
 def test_counts_cannot_be_batched(trace):
     counted = Trace(trace.spec, given_counts=trace.counts)
-    with pytest.raises(InputError, match="counts only; steps need the routes"):
+    with pytest.raises(InputError, match="counts only; steps need the routes of every token: record those, or draw"):
         make_batches(counted, 2)
 
 
