@@ -327,7 +327,7 @@ class Trace(Sealed):
         keys, group, sizes = np.unique(column, return_inverse=True, return_counts=True)
         if len(keys) < 2:
             raise InputError(
-                f"split: needs at least two {by}s, the trace has {len(keys)}; give a longer trace, or another to judge on"
+                f"split: needs at least two {by}s, the trace has {len(keys)}; give a longer trace, or one to judge on"
                 + (", or say where its requests begin when importing it" if by == "request" else "")
             )
         order = np.arange(len(keys)) if by == "step" else np.random.default_rng(seed).permutation(len(keys))

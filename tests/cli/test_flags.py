@@ -75,4 +75,4 @@ def test_plans_are_made_from_counts_and_say_so(run: Run, setting: list[str], tmp
     assert run("compare", steps, *model, *setting, "--solver", "lpt", "--held-out", whole).code == 0
     done = run("compare", whole, *model, *setting, "--solver", "lpt")
     assert done.code == 1
-    assert "split: needs at least two steps, the trace has 1; give a longer trace, or another to judge on" in done.err
+    assert "split: needs at least two steps, the trace has 1; give a longer trace, or one to judge on" in done.err

@@ -16,8 +16,9 @@ from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
 from moesim.solve.search.reroute import outlook, outlook_cover, outlook_nearest, reroute, take_back
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
+from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
 from moesim.solve.search.shift import shift, take, working
-from moesim.solve.search.state import COVER, NEAREST, NOTHING, State, choose, evenly, refresh, spread
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, SHARING, State, choose, evenly, refresh, spread
 
 MOVE: Final = 400
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
@@ -158,6 +159,7 @@ def _anneal(
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
     spare = copies.sum() > experts
     covered, near = policy == COVER, policy == NEAREST and mode != NOTHING
+    shares = policy == SHARING
     even = evenly(state)
     scenarios = load.shape[1]
     scale, worst = prices.scale, prices.worst[0]
@@ -165,8 +167,10 @@ def _anneal(
     priced_rules = rules.price[0] != 0.0 and len(rules.hot) > 0
     network = network_then = network_s(present, scale)
     counts = present.copy()
+    sharing = share_load(state)
     work_of = working(load, scale)
-    total, reference, each = work_of.total_then, work_of.reference, work_of.each
+    total, each = work_of.total_then, work_of.each
+    reference = work_of.reference
     # of the experts of a move: who serves them then, and who did
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)
@@ -223,10 +227,13 @@ def _anneal(
             continue
         moves += 1
         limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
-        for index in range(several):
-            served[index] = choose(pair[index], held, copies, node, policy, holder, scratch, column, index)
-            spread(served[index], holder, share, even, column, part, index)
-        shift(work_of, load, parts, demand, pair, several, part)
+        if shares:
+            spent += share_anew(sharing, slots, held, demand, pair, several, total)
+        else:
+            for index in range(several):
+                served[index] = choose(pair[index], held, copies, node, policy, holder, scratch, column, index)
+                spread(served[index], holder, share, even, column, part, index)
+            shift(work_of, load, parts, demand, pair, several, part)
         # most moves that unbalance need no look at their rows
         compute = priced(powers_s(total, ranks, reference, worst, each), prices)
         fees = 1 + fee(rules, held) if priced_rules else 1.0
@@ -236,7 +243,7 @@ def _anneal(
             second = node[other] if other >= 0 else -1
             change = guess(here, beside, worth, node[rank], second, old, new)
             least = max(least, network + at_best(fit, change, margin))
-        looked = (compute + least) * fees <= limit
+        looked = not shares and (compute + least) * fees <= limit
         if looked and not covered:
             counts[:] = present
             for index in range(several):
@@ -261,7 +268,7 @@ def _anneal(
             for index in range(several):
                 spent += outlook_cover(state, pair[index], pair[0] if index else -1, counts, _SAMPLED)
             looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
-        then = np.inf
+        then = compute * fees if shares else np.inf
         if looked:
             counts[:] = present
             for index in range(several):
@@ -273,15 +280,21 @@ def _anneal(
             then = (compute + network_then) * fees
         if then <= limit:
             now, network = then, network_then
-            take(work_of, load)
-            for index in range(several):
-                look_at(screen, node, held, pair[index])
-                parts[pair[index]] = part[index]
+            if shares:
+                keep_shares(sharing, load)
+            else:
+                take(work_of, load)
+                for index in range(several):
+                    look_at(screen, node, held, pair[index])
+                    parts[pair[index]] = part[index]
             if now < best:
                 best = now
                 best_slots[:] = slots
             continue
         _undo(slots, held, copies, steps, stride)
+        if shares:
+            for expert in pair[:several]:
+                find_spots(sharing, slots, held, expert)
         if refreshed:
             take_back(state)
             for expert in pair[:several]:

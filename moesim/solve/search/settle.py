@@ -11,6 +11,7 @@ from moesim.placement.kernels import compiled
 from moesim.solve.search.bits import fill, make_crowd, make_sets
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.reroute import edge, hop
+from moesim.solve.search.sharing import share_load
 from moesim.solve.search.state import (
     COUNTERS,
     COVER,
@@ -21,6 +22,7 @@ from moesim.solve.search.state import (
     NOTHING,
     PER_NODE,
     PER_RANK,
+    SHARING,
     State,
     refresh,
     serving_rank,
@@ -99,6 +101,7 @@ def make_state(
     policy: int = NEAREST,
     *,
     share: ArrayLike | None = None,
+    unit: ArrayLike | None = None,
     key: NDArray[np.int64] | None = None,
     even: float = 0.0,
 ) -> State:
@@ -131,6 +134,7 @@ def make_state(
         counts=np.zeros((COUNTERS, ranks), np.int64),
         demand=wanted,
         share=np.full(ranks, 1 / ranks) if share is None else np.array(share, dtype=np.float64),
+        unit=np.ones(ranks) if unit is None else np.array(unit, dtype=np.float64),
         load=np.zeros((ranks, scenarios)),
         even=np.array([even]),
         mode=np.array([mode], np.int64),
@@ -171,6 +175,8 @@ def settle(state: State) -> None:
         refresh(state, expert)
         for rank in range(ranks):
             state.load[rank] += state.part[expert, rank] * state.demand[expert]
+    if state.policy[0] == SHARING:
+        share_load(state)
     for row in range(len(state.visits)):
         own = state.node[state.home[row]]
         state.visits[row] = cover_row(state.routes[row], state.mask, own, row, state.landing.shape[1])

@@ -25,7 +25,7 @@ from moesim.solve.search.cover import NODES, PICKS
 from moesim.solve.search.rows import Rows, sample_rows, scenario_of
 from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
 from moesim.solve.search.settle import make_state
-from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, SHARING, TOKENS, State
 
 _RATE: Final = 2.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: somewhat less than one thread of
@@ -65,7 +65,7 @@ class Stage:
         return make_state(
             self.rows.routes[part, layer], self.rows.home[part], cluster.node, cluster.landing, slots,
             self.rows.demand[:, layer], self.mode, self.policy, share=self.rows.share, key=self.rows.key[part],
-            even=self.even,
+            even=self.even, unit=self.scale[TOKENS] if self.scale[TOKENS].min() > 0 else None,
         )  # fmt: skip
 
     def prices(self, layer: int, rival: NDArray[np.int32]) -> Prices:
@@ -122,6 +122,8 @@ def improve(
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
+        if problem.policy == "batch-lp" and problem.objective.aim == "load":
+            by_copies = SHARING
         stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
     if cover > 0:
         stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))

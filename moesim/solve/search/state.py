@@ -25,9 +25,10 @@ COUNTERS: Final = 5
 DIRECT, PER_RANK, PER_NODE, NOTHING = range(4)
 """How a token's copies are merged: not at all, per destination rank, per destination node; or traffic is constant."""
 
-NEAREST, ROW_HASH, PICK_HASH, COVER = range(4)
+NEAREST, ROW_HASH, PICK_HASH, COVER, SHARING = range(5)
 """Who serves a pick: nearest copy; copy by a key of the row; copy by a key of row and expert (for random policies);
-the fewest nodes that hold all picks of the row."""
+the fewest nodes that hold all picks of the row; or copies that share every batch as evenly as they can, whoever picks,
+where only load counts."""
 
 
 class State(NamedTuple):
@@ -35,7 +36,7 @@ class State(NamedTuple):
 
     Traffic: ``routes`` int16 [rows, picks]; ``home`` int32 and ``key`` int64 [rows]; ``indptr`` int64 [experts * ranks
     + 1] and ``rows`` int32 index the rows of each (expert, home rank); ``demand`` float64 [experts, scenarios];
-    ``share`` float64 [ranks], the part of all tokens that live there.
+    ``share`` float64 [ranks], the part of all tokens that live there; ``unit`` float64 [ranks], time of a pick.
 
     Ranks: ``node`` int32 [ranks]; ``landing`` int32 [ranks, nodes].
 
@@ -73,6 +74,7 @@ class State(NamedTuple):
     counts: Any
     demand: Any
     share: Any
+    unit: Any
     load: Any
     even: Any
     mode: Any
