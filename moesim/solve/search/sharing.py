@@ -1,10 +1,10 @@
 """Load where copies share every batch as evenly as they can, as a linear program per batch brings about.
 
 The program's answer is the load that is as even as the copies allow, and it can be had by pouring: one expert after the
-other fills up those of its ranks that are least busy, given what the others do there. A few rounds of that after every
-move, from where the last one ended, come within a percent of the program for a thousandth of its time. Placements that
-are searched for like that connect ranks by copies so that an excess of any expert can drain; those that are only
-balanced when copies share evenly do not.
+other fills up those of its ranks that are least busy, given what the others do there. From scratch some rounds of that
+come within a percent of the program; after a move two do, from where the last one ended. Placements that are searched
+for like that connect ranks by copies so that an excess of any expert can drain; those that are only balanced when
+copies share evenly need not.
 """
 
 from __future__ import annotations

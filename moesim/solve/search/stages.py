@@ -3,7 +3,7 @@
 Policies that choose among near copies are searched for as if the nearest one served: it is looked at fastest, and
 policies with more freedom do well wherever the nearest copies do. For ``token-aware``, and for ``shares``, whose
 program sends the picks of a token to few nodes and evens out the ranks, a stage counts the fewest nodes that its rows
-can visit, and one by nearest copies may come first.
+can visit, and one by nearest copies may come first. For load under ``batch-lp`` every move is shared anew.
 """
 
 from __future__ import annotations
