@@ -87,11 +87,12 @@ class Common(BaseModel):
         return _key("topology", self.topology)
 
     def read_trace(self, folder: Path) -> Trace:
-        """Read the trace."""
+        """Read the trace; where it holds counts only, tokens are drawn."""
+        from moesim.trace import draw_tokens
         from moesim.trace.formats import read_any
 
         options = self.format_options | ({} if self.model is None else {"model": self.model})
-        return read_any(_found(folder, self.trace), self.format, **options)
+        return draw_tokens(read_any(_found(folder, self.trace), self.format, **options))
 
     def read_cluster(self, folder: Path) -> Cluster:
         """Read the cluster: a preset by name, or a file."""
