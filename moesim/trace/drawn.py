@@ -33,7 +33,7 @@ def draw_tokens(trace: Trace, *, most: int = MOST_TOKENS, seed: int = 0) -> Trac
     Parameters
     ----------
     most
-        Tokens to draw at most, of all steps together; at least one a step.
+        Tokens to draw at most, of all steps together; at least one a step that has any.
     seed
         Who is picked together by chance.
 
@@ -56,10 +56,10 @@ def draw_tokens(trace: Trace, *, most: int = MOST_TOKENS, seed: int = 0) -> Trac
     rng = np.random.default_rng([seed, 3])
     routes = []
     for step, tokens in enumerate(wanted.tolist()):
-        fewer = tokens if part == 1 else max(int(tokens * part), 1)
+        fewer = tokens if part == 1 else min(max(int(tokens * part), 1), tokens)
         picks = np.full((len(counts[step]), fewer, top_k), -1, np.int16)
         for layer, asked in enumerate(counts[step]):
-            share = asked if part == 1 else _fewer(asked, fewer / tokens, fewer * top_k)
+            share = asked if fewer == tokens else _fewer(asked, fewer / tokens, fewer * top_k)
             dealt = np.repeat(np.arange(len(share), dtype=np.int16), np.minimum(share, fewer))
             # side by side in rows: a run of one expert, no longer than a column, has no row twice
             table = np.full(fewer * top_k, -1, np.int16)

@@ -55,6 +55,14 @@ def test_fewer_tokens_keep_the_proportions() -> None:
     assert "600 tokens for 0.5 of the picks" in make_batches(drawn, 2, tokens_per_rank=50).notes[0]
 
 
+def test_a_step_without_picks_has_no_tokens() -> None:
+    counts = np.concatenate([np.zeros((1, 2, 12), np.int64), counted([400]).counts])
+    for most in (600, 100):
+        drawn = draw_tokens(Trace(SPEC, given_counts=counts), most=most)
+        assert (drawn.step == 1).all()
+        assert drawn.rows == min(most, 400)
+
+
 def test_who_is_picked_together_is_as_if_by_chance() -> None:
     trace = counted([20_000], skew=0.0)
     routes = draw_tokens(trace).routes
