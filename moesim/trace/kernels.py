@@ -89,8 +89,8 @@ def mix_picks(picks: Array, swaps: int, state: Array) -> None:
     layers, tokens, top_k = picks.shape
     for layer in range(layers):
         for _ in range(swaps):
-            first, second = _below(state, tokens), _below(state, tokens)
-            here, there = _below(state, top_k), _below(state, top_k)
+            first, second = draw_below(state, tokens), draw_below(state, tokens)
+            here, there = draw_below(state, top_k), draw_below(state, top_k)
             old, new = picks[layer, first, here], picks[layer, second, there]
             twice = False
             for place in range(top_k):
@@ -101,7 +101,7 @@ def mix_picks(picks: Array, swaps: int, state: Array) -> None:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _below(state: Array, many: int) -> int:
+def draw_below(state: Array, many: int) -> int:
     """Return a whole number below ``many``; SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     mixed = state[0]

@@ -19,6 +19,7 @@ from moesim.solve.search.settle import settle
 from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
 from moesim.solve.search.shift import shift, take, working
 from moesim.solve.search.state import COVER, NEAREST, NOTHING, SHARING, State, choose, evenly, refresh, spread
+from moesim.trace.kernels import draw_below
 
 MOVE: Final = 400
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
@@ -43,16 +44,6 @@ class Outcome(NamedTuple):
     best_s: float
     moves: int
     cut: bool
-
-
-@compiled
-def _draw(rng: Any, count: int) -> int:
-    """Return a whole number below ``count``; SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) on ``rng`` uint64 [1]."""
-    rng[0] += np.uint64(0x9E3779B97F4A7C15)
-    mixed = rng[0]
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return int((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(33)) % count
 
 
 @compiled
@@ -102,17 +93,17 @@ def _use_up(
     anywhere are swapped.
     """
     ranks, most = slots.shape
-    rank, slot = _draw(rng, ranks), _draw(rng, most)
+    rank, slot = draw_below(rng, ranks), draw_below(rng, most)
     if not rules.open[rank, slot]:
         return 0
     old = slots[rank, slot]
     other = other_slot = -1
-    if homeless >= 0 and _draw(rng, 2) == 0:
+    if homeless >= 0 and draw_below(rng, 2) == 0:
         new = homeless
         if held[new, rank] or (old >= 0 and copies[old] < 2):
             return 0
     else:
-        other, other_slot = _draw(rng, ranks), _draw(rng, most)
+        other, other_slot = draw_below(rng, ranks), draw_below(rng, most)
         new = slots[other, other_slot]
         if other == rank or new == old or new < 0 or old < 0 or held[new, rank] or held[old, other]:
             return 0
@@ -169,8 +160,7 @@ def _anneal(
     counts = present.copy()
     sharing = share_load(state)
     work_of = working(load, scale)
-    total, each = work_of.total_then, work_of.each
-    reference = work_of.reference
+    total, reference, each = work_of.total_then, work_of.reference, work_of.each
     # of the experts of a move: who serves them then, and who did
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)
@@ -181,35 +171,35 @@ def _anneal(
     while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
         spent += MOVE
-        rank = _draw(rng, ranks)
-        if _draw(rng, 4) == 0:
+        rank = draw_below(rng, ranks)
+        if draw_below(rng, 4) == 0:
             # the fullest rank decides: it is looked at more often
-            scenario = _draw(rng, scenarios)
+            scenario = draw_below(rng, scenarios)
             for candidate in range(ranks):
                 if load[candidate, scenario] > load[rank, scenario]:
                     rank = candidate
-        slot = _draw(rng, most)
+        slot = draw_below(rng, most)
         if not open_slots[rank, slot]:
             continue
         old = slots[rank, slot]
         other = other_slot = -1
         goes_on = False
-        if budget >= 0 and _draw(rng, 3) == 0:
-            turn = _draw(rng, 1 << 20)
+        if budget >= 0 and draw_below(rng, 3) == 0:
+            turn = draw_below(rng, 1 << 20)
             slot, other, other_slot, new = undoing(rules, slots, held, copies, rank, turn)
             if slot < 0:
                 continue
             old = slots[rank, slot]
-            goes_on = _draw(rng, 2) == 0
-        elif spare and _draw(rng, 2) == 0:
+            goes_on = draw_below(rng, 2) == 0
+        elif spare and draw_below(rng, 2) == 0:
             if old >= 0 and copies[old] < 2:
                 continue
-            new = _draw(rng, experts)
+            new = draw_below(rng, experts)
             if held[new, rank]:
                 continue
         else:
-            other = _draw(rng, ranks)
-            other_slot = _draw(rng, most)
+            other = draw_below(rng, ranks)
+            other_slot = draw_below(rng, most)
             new = slots[other, other_slot]
             if other == rank or new == old or new < 0 or old < 0 or held[new, rank] or held[old, other]:
                 continue
@@ -226,7 +216,7 @@ def _anneal(
             spent -= MOVE - _REFUSED
             continue
         moves += 1
-        limit = now - temperature * np.log((_draw(rng, 1 << 30) + 1) / (1 << 30))
+        limit = now - temperature * np.log((draw_below(rng, 1 << 30) + 1) / (1 << 30))
         if shares:
             spent += share_anew(sharing, slots, held, demand, pair, several, total)
         else:

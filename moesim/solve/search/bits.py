@@ -126,18 +126,14 @@ def carry(
     """Carry the picks of an expert to where they go; for all else see :func:`look`."""
     picked, first, last, mask = sets
     some, more, digits = crowd
-    looked = 0
+    # rows of different homes are different bits: none of what is carried below changes what is seen here
+    looked = look(sets, some, more, place, expert, before, after, index, left, came, kind)
     for home in range(len(place)):
         old, new = place[before[expert, home]], place[after[index, home]]
-        left[kind, home] = came[kind, home] = 0
         if old == new:
             continue
-        gone = reached = np.uint64(0)
-        within = mask[home]
         for word in range(first[home], last[home]):
-            rows = picked[expert, word] & within
-            gone += ones(rows & ~more[old, word])
-            reached += ones(rows & ~some[new, word])
+            rows = picked[expert, word] & mask[home]
             # one pick less at the old place
             borrow = rows
             several = np.uint64(0)
@@ -150,8 +146,6 @@ def carry(
             more[old, word] = several
             some[old, word] = several | digits[old, 0, word]
             _put(some, more, digits, new, word, rows)
-        left[kind, home], came[kind, home] = gone, reached
-        looked += last[home] - first[home]
     return looked
 
 
