@@ -18,7 +18,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        If the folder does not exist or cannot be written.
+        If the folder does not exist or cannot be written, or ``path`` is a folder itself.
     """
     final = Path(path)
     try:
@@ -35,7 +35,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        temporary.replace(final)
+        try:
+            temporary.replace(final)
+        except OSError as error:
+            raise InputError(f"{final}: cannot be written: {error.strerror}; name a file") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -23,6 +23,13 @@ _TABLES: Final[dict[str, dict[str, float]]] = {
     | {f"{p}bps": f * 0.125 for p, f in _DECIMAL.items()},
     "flops": {f"{p}{u}": f for p, f in _DECIMAL.items() for u in ("FLOP/s", "FLOPS")},
 }
+_SHOWN: Final[dict[str, tuple[tuple[str, float], ...]]] = {
+    "time": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)),
+    "bytes": tuple((f"{p}B", _DECIMAL[p]) for p in ("T", "G", "M", "k", "")),
+    "bandwidth": tuple((f"{p}B/s", _DECIMAL[p]) for p in ("T", "G", "M", "k", "")),
+    "flops": tuple((f"{p}FLOP/s", _DECIMAL[p]) for p in ("P", "T", "G", "M", "k", "")),
+}
+"""Units that values are shown in, largest first."""
 _EXAMPLE: Final = {"time": "2.5 us", "bytes": "80 GiB", "bandwidth": "450 GB/s", "flops": "989 TFLOP/s"}
 _PATTERN: Final = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([^\s\d].*?)?\s*")
 
@@ -66,19 +73,12 @@ def count(number: int, thing: str) -> str:
 
 def show(value: float, kind: str, digits: int = 4) -> str:
     """Return an SI value as text with a readable unit; :func:`parse` reads it back within rounding."""
-    steps: tuple[tuple[str, float], ...]
-    if kind == "time":
-        steps = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
-    elif kind == "bytes":
-        steps = tuple((f"{p}B", _DECIMAL[p]) for p in ("T", "G", "M", "k", ""))
-    elif kind == "bandwidth":
-        steps = tuple((f"{p}B/s", _DECIMAL[p]) for p in ("T", "G", "M", "k", ""))
-    else:
-        steps = tuple((f"{p}FLOP/s", _DECIMAL[p]) for p in ("P", "T", "G", "M", "k", ""))
+    steps = _SHOWN[kind]
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {next(unit for unit, factor in steps if factor == 1.0)}"
-    for unit, factor in steps:
-        if abs(value) >= factor:
-            return f"{value / factor:.{digits}g} {unit}"
-    unit, factor = steps[-1]
-    return f"{value / factor:.{digits}g} {unit}"
+    # the unit is that of what is shown: 999.96 us are 1 ms in four digits
+    rounded = float(f"{value:.{digits}g}")
+    unit, factor = next((step for step in steps if abs(rounded) >= step[1]), steps[-1])
+    amount = rounded / factor
+    # beyond the largest unit all digits stand, where an exponent would be hard to read
+    return f"{amount:.0f} {unit}" if abs(amount) >= 10**digits else f"{amount:.{digits}g} {unit}"

@@ -54,7 +54,9 @@ class Placement(Sealed):
                 f"got {count(self.num_experts, 'expert')} and shape {experts.shape}"
             )
         _check_ids(experts, self.num_experts)
-        _check_coverage(experts, self.replicas)
+        # before copies are counted: an id of nonsense in a file would ask for memory of its size
+        _check_room(experts, self.num_experts)
+        _check_coverage(self.replicas)
         _check_duplicates(experts)
         if (self.layer_ids is None) != (self.num_hidden_layers is None):
             raise InputError("Placement: give layer_ids and num_hidden_layers together, or neither")
@@ -219,14 +221,16 @@ def _check_ids(experts: Array, num_experts: int) -> None:
         )
 
 
-def _check_coverage(experts: Array, replicas: Array) -> None:
+def _check_room(experts: Array, num_experts: int) -> None:
     ranks, slots = experts.shape[1:]
-    num_experts = replicas.shape[1]
     if ranks * slots < num_experts:
         raise InputError(
             f"Placement.experts: {count(ranks, 'rank')} of {count(slots, 'slot')} cannot hold "
             f"{count(num_experts, 'expert')}; give at least {count(-(-num_experts // ranks), 'slot')} a rank"
         )
+
+
+def _check_coverage(replicas: Array) -> None:
     missing = np.argwhere(replicas == 0)
     if len(missing):
         layer, expert = (int(i) for i in missing[0])

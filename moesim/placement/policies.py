@@ -12,7 +12,6 @@ Others register theirs in the entry-point group ``moesim.policies``.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -141,12 +140,14 @@ def chosen_layers(layers: slice | Sequence[int] | int, count: int) -> list[int]:
     Raises
     ------
     InputError
-        If a number is not in 0..count - 1.
+        If one is no whole number in 0..count - 1; a mask is none.
     """
     if isinstance(layers, slice):
         return list(range(count))[layers]
     given: Any = np.atleast_1d(np.asarray(layers))
-    numbers = [operator.index(i) for i in given.tolist()]
+    if given.size and not np.issubdtype(given.dtype, np.integer):
+        raise InputError(f"layers: expected whole numbers in 0..{count - 1}, got {given.dtype}")
+    numbers: list[int] = given.tolist()
     for number in numbers:
         if not 0 <= number < count:
             raise InputError(f"layers: expected numbers in 0..{count - 1}, got {number}")

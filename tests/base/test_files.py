@@ -28,3 +28,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
 def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path: Path):
     with pytest.raises(InputError, match="cannot write there"):
         write_text(tmp_path / "no" / "plan.json", "x")
+
+
+def test_a_folder_is_not_written_over(tmp_path: Path):
+    (tmp_path / "plans").mkdir()
+    with pytest.raises(InputError, match=r"plans: cannot be written: .*name a file"):
+        write_text(tmp_path / "plans", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["plans"]

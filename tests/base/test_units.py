@@ -55,3 +55,20 @@ def test_what_is_no_quantity_is_refused_with_its_place(value: object, kind: str,
 @given(st.floats(1e-12, 1e18), st.sampled_from(["time", "bytes", "bandwidth", "flops"]))
 def test_what_is_shown_can_be_read_back(value: float, kind: str):
     assert parse(show(value, kind, digits=17), kind, "x") == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "digits", "text"),
+    [
+        (0.99996, "time", 4, "1 s"),
+        (999.6e-6, "time", 3, "1 ms"),
+        (999.96e9, "bandwidth", 3, "1 TB/s"),
+        (999.5e-6, "time", 4, "999.5 us"),
+        (86_400.0, "time", 4, "86400 s"),
+        (1.2e15, "bytes", 3, "1200 TB"),
+        (-0.5e-3, "time", 4, "-500 us"),
+        (0.0, "bytes", 4, "0 B"),
+    ],
+)
+def test_values_are_shown_without_exponents(value: float, kind: str, digits: int, text: str):
+    assert show(value, kind, digits) == text

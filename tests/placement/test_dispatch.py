@@ -177,6 +177,8 @@ class TestRefusals:
         self.check("placement has 6 ranks, but cluster_node has shape", node=WORLD.node[:-1])
         self.check("landing: traffic of rank 0 for node", landing=np.zeros((6, 3), dtype=int) + 5)
         self.check("layers: expected numbers in 0..1, got 2", layers=[0, 2])
+        self.check("layers: expected whole numbers in 0..1, got bool", layers=np.array([True, False]))
+        self.check("layers: expected whole numbers in 0..1, got float64", layers=[0.5])
         self.check("did you mean 'nearest'", policy="nearst")
 
     def test_a_table_of_another_placement(self) -> None:
@@ -196,6 +198,8 @@ class TestRefusals:
         def zeros(placement, node, layers):
             return np.zeros((len(layers), placement.ranks, placement.num_experts), dtype=np.int32)
 
+        # a plug-in that forgot the wrapper: nobody would fill the arrays
+        self.check("is function; expected a TablePolicy, SharePolicy or TokenPolicy", policy=lost)
         self.check("the policy sends them to slots", policy=TokenPolicy("nobody", lost))
         self.check("add up to .*expected 1, none of them negative", policy=SharePolicy("nobody", half))
         self.check("does not hold it", policy=TablePolicy("nobody", zeros))

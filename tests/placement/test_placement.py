@@ -38,6 +38,8 @@ def test_derived_facts_of_a_small_placement() -> None:
         ([[[0, 1], [1, 2]], [[1, 1], [0, 2]]], 3, "expert 1 is twice on rank 0 in layer 1"),
         ([[[0], [1]]], 3, "2 ranks of 1 slot cannot hold 3 experts; give at least 2 slots a rank"),
         ([[0, 1]], 2, r"expected axes \[layers, ranks, slots\], got shape \(1, 2\)"),
+        # refused before copies are counted, which would take gigabytes
+        ([[[0], [2**31 - 2]]], 2**31 - 1, "2 ranks of 1 slot cannot hold 2,147,483,647 experts"),
         (np.zeros((0, 2, 2)), 2, "expected at least one expert, layer, rank and slot"),
         ([[[0.5], [1]]], 2, "values do not fit int32"),
     ],
