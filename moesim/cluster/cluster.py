@@ -33,7 +33,8 @@ class Cluster(Sealed):
     memory_bytes, flops_bf16, flops_fp8, hbm_bandwidth, speed
         Per rank: bytes, dense FLOP/s, bytes/s, relative speed (1 nominal); float64 [ranks].
     vertices
-        Names of ranks (first, in order), NICs and switches; ``link_from`` and ``link_to`` index them.
+        Names of all GPUs of the description (first, in order), NICs and switches; ``link_from`` and ``link_to``
+        index them. :attr:`rank_names` names those of the ranks.
     link_name, link_tier
         Name ``"a->b"`` and tier of each directed link.
     link_bandwidth, link_nominal, link_latency_s
@@ -104,6 +105,11 @@ class Cluster(Sealed):
     def links(self) -> int:
         """Number of directed links."""
         return len(self.link_name)
+
+    @property
+    def rank_names(self) -> tuple[str, ...]:
+        """Name of each rank's GPU, ``node0.gpu3``."""
+        return tuple(self.vertices[member] for member in self.paths.members.tolist())
 
     @cached_property
     def same_node(self) -> Array:

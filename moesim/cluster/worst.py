@@ -37,7 +37,7 @@ def worst_pair(cluster: Cluster) -> dict[str, Any] | None:
     if found is None:
         return None
     alone_s, latency_s, source, target = found
-    names = [cluster.vertices[cluster.paths.members[rank]] for rank in (source, target)]
+    names = [cluster.rank_names[rank] for rank in (source, target)]
     return {"source": source, "target": target, "names": names, "bandwidth": 1.0 / alone_s, "latency_s": latency_s}
 
 

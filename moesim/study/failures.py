@@ -188,25 +188,20 @@ def what_is_left(cluster: Cluster, what: str) -> tuple[Cluster, Array]:
         try:
             left = float(part)
         except ValueError:
-            raise InputError(f"failure {what!r}: expected NAME=PART such as node0.gpu3=0.5") from None
+            left = np.nan
+        if not 0 < left <= 1:
+            raise InputError(
+                f"failure {what!r}: expected NAME=PART such as node0.gpu3=0.5, the part that remains above 0 and up to 1"
+            )
         if kind != "gpu":
             return cluster.edit({}, (), {name: left}), everyone
         speed = np.array(cluster.speed)
-        speed[_rank(cluster, name)] *= left
+        speed[_ranks(cluster, name)] *= left
         return dataclasses.replace(cluster, name=f"{cluster.name} with {what}", speed=speed), everyone
     if kind == "nic":
         # its GPU goes on through the NICs of others, over NVLink
         return cluster.edit({"through_ranks": True}, (name,), {}), everyone
-    if kind == "gpu":
-        gone = np.array([_rank(cluster, name)])
-    elif kind == "node" and name[4:].isdigit() and int(name[4:]) < cluster.nodes:
-        gone = cluster.rank_of_node(int(name[4:]))
-    else:
-        raise InputError(
-            f"failure {what!r}: {cluster.name} has no such GPU, NIC or node; write node0.gpu3, node0.nic3, or a "
-            f"node from node0 to node{cluster.nodes - 1}"
-        )
-    alive = np.setdiff1d(everyone, gone)
+    alive = np.setdiff1d(everyone, _ranks(cluster, name))
     if not len(alive):
         raise InputError(f"failure of {what}: nothing of {cluster.name} is left; let less fail, or take more nodes")
     return cluster.restrict(alive.tolist()), alive
@@ -232,8 +227,12 @@ def _rate(report: ServingReport, start: float, stop: float) -> float | None:
     return float((steps["decode"][inside].sum() + firsts) / (stop - start))
 
 
-def _rank(cluster: Cluster, name: str) -> int:
-    names = list(cluster.vertices[: cluster.ranks])
-    if name not in names:
-        raise InputError(f"failure of {name}: {cluster.name} has no such GPU; its GPUs are {names[0]} to {names[-1]}")
-    return names.index(name)
+def _ranks(cluster: Cluster, name: str) -> Array:
+    """Return the ranks of a GPU or of all GPUs of a node, int64 [1 or more]."""
+    names = cluster.rank_names
+    found = [rank for rank, gpu in enumerate(names) if gpu == name or gpu.startswith(f"{name}.")]
+    if not found:
+        raise InputError(
+            f"failure of {name}: {cluster.name} has no such GPU, NIC or node; its GPUs are {names[0]} to {names[-1]}"
+        )
+    return np.array(found)

@@ -239,10 +239,9 @@ def lost_experts(placement: Placement, cluster: Cluster, without: tuple[str, ...
     without
         Names of parts; ``node1`` stands for all its GPUs.
     """
-    names = cluster.vertices[: cluster.ranks]
     gone = [
         rank
-        for rank, name in enumerate(names[: placement.ranks])
+        for rank, name in enumerate(cluster.rank_names[: placement.ranks])
         if any(name == part or name.startswith(f"{part}.") for part in without)
     ]
     left = np.ones(placement.ranks, bool)

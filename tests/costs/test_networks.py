@@ -69,6 +69,14 @@ def test_two_flows_share_a_link_and_the_longer_gets_the_rest():
     assert ends.tolist() == [10.0, 20.0]
 
 
+def test_a_flow_that_nothing_limits_is_there_at_once():
+    # of three flows one crosses no link, one only a link without a limit
+    ends = fill(
+        np.array([10.0, 30.0, 6.0]), np.array([0, 1, 1, 2]), np.array([0, 1]), np.ones(2), np.array([2.0, np.inf])
+    )
+    assert ends.tolist() == [5.0, 0.0, 0.0]
+
+
 @settings(deadline=None, max_examples=60)
 @given(traffics())
 def test_link_load_bounds_fair_sharing(world: tuple[Cluster, Array]):

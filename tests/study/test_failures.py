@@ -56,7 +56,7 @@ def lost(plan: Plan, what: str) -> int:
 
 @pytest.mark.parametrize("kind", ["gpu", "node"])
 def test_a_plan_for_survival_keeps_every_expert_within_reach_where_eplb_loses_some(world: dict[str, Any], kind: str):
-    names = GROUP.vertices[:8] if kind == "gpu" else ("node0", "node1")
+    names = GROUP.rank_names if kind == "gpu" else ("node0", "node1")
     assert [lost(world["n-1"], name) for name in names] == [0] * len(names)
     assert max(lost(world["eplb"], name) for name in names) > 0
 
@@ -157,3 +157,19 @@ def test_a_cache_travels_over_the_worst_path_between_the_pools():
     latency_s, bandwidth = kv_path(Cluster.preset("h100-4x8-rail"), 16)
     assert 40e9 < bandwidth < 50e9
     assert 1e-6 < latency_s < 1e-5
+
+
+def test_parts_of_a_deployment_go_by_their_names_in_the_cluster():
+    far = Cluster.preset("h100-4x8-rail").restrict([8, 9, 10, 24, 25, 26])
+    assert what_is_left(far, "node3.gpu1")[1].tolist() == [0, 1, 2, 3, 5]
+    assert what_is_left(far, "node3")[1].tolist() == [0, 1, 2]
+    assert what_is_left(far, "node3.gpu0=0.5")[0].speed.tolist() == [1, 1, 1, 0.5, 1, 1]
+    for name in ("node0", "node0.gpu0", "node1.gpu7=0.5", "node"):
+        with pytest.raises(InputError, match="its GPUs are node1.gpu0 to node3.gpu2"):
+            what_is_left(far, name)
+
+
+@pytest.mark.parametrize("part", ["half", "0", "-1", "nan", "2"])
+def test_what_remains_of_a_slow_gpu_is_above_nothing_and_at_most_all(part: str):
+    with pytest.raises(InputError, match="above 0 and up to 1"):
+        what_is_left(GROUP, f"node0.gpu0={part}")

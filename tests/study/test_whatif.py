@@ -80,6 +80,10 @@ def test_a_failed_gpu_is_gone_and_the_experts_it_alone_held_are_lost():
     assert found.lost.tolist() == [1, 1]
     assert lost_experts(plan, CLUSTER, ("node1",)).tolist() == [8, 8]
     assert lost_experts(plan, CLUSTER, ("node1.nic0",)).tolist() == [0, 0]
+    # ranks of a deployment are not the first GPUs of the cluster
+    far = CLUSTER.restrict([*range(16, 32), *range(16)])
+    assert lost_experts(plan, far, ("node3",)).tolist() == lost_experts(plan, CLUSTER, ("node1",)).tolist()
+    assert lost_experts(plan, far, ("node0",)).tolist() == lost_experts(plan, CLUSTER, ("node2",)).tolist()
 
 
 def test_impossible_scenarios_say_what_to_do():

@@ -109,9 +109,11 @@ def fill(volume: Array, start: Array, link: Array, share: Array, capacity: Array
         now += step
         kept = 0
         for f in alive:
-            left[f] -= rate[f] * step
+            unlimited = np.isinf(rate[f])
+            if not unlimited:
+                left[f] -= rate[f] * step
             # what would end within rounding of now ends now
-            if left[f] <= _SAME * rate[f] * now:
+            if unlimited or left[f] <= _SAME * rate[f] * now:
                 ends[f] = now
             else:
                 alive[kept] = f
