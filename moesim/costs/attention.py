@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.roofline import Device, uses_fp8
+from moesim.costs.roofline import Device, gemm_share, hbm_share, uses_fp8
 from moesim.costs.transports.channels import collective_floor
 from moesim.costs.tuned import tuned
 from moesim.spec import BF16, FP8_BLOCK, Attention, ModelSpec
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 _KERNELS: Final = 8  # two norms, projections in, attention, projection out, gate, top-k, quantisation
 _QUERY_TILE: Final = 128  # queries that share one read of the cache in prefill (FlashAttention block M)
 
-SOURCES: Final = {
-    "attention: share of peak in prefill": str(k.ATTENTION_SHARE),
-    "attention: share of peak in projections": str(k.GEMM_SHARE),
-    "attention: HBM share": str(k.HBM_SHARE),
-    "attention: launch": str(k.LAUNCH_S),
-    "attention: query tile": "assumed: 128 queries share one read of the KV cache in prefill",
-}
+
+def sources(cluster: Cluster) -> dict[str, str]:
+    """Return the constants of attention and where they come from."""
+    return {
+        "attention: share of peak in prefill": str(tuned(cluster, "attention_share", k.ATTENTION_SHARE)),
+        "attention: share of peak in projections": str(gemm_share(cluster)),
+        "attention: HBM share": str(hbm_share(cluster)),
+        "attention: launch": str(k.LAUNCH_S),
+        "attention: query tile": "assumed: 128 queries share one read of the KV cache in prefill",
+    }
 
 
 def attention_s(tokens: Array, context: Array, decode: bool, cluster: Cluster, spec: ModelSpec, tp: int = 1) -> Array:

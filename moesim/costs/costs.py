@@ -127,7 +127,8 @@ class Costs:
     def sources(self) -> Mapping[str, str]:
         """Constant -> "measured|datasheet|derived|assumed: value, source", of the cluster and of every model used."""
         merged = dict(self.cluster.sources)
-        for part in (self._transport_sources, self.compute.sources, attention.SOURCES, outside.SOURCES):
+        rest = attention.sources(self.cluster) | outside.sources(self.cluster)
+        for part in (self._transport_sources, self.compute.sources, rest):
             merged.update(part)
         return merged
 
@@ -137,7 +138,7 @@ class Costs:
         extra: list[str] = []
         if self.spec.attention is None:
             extra.append(f"attention of {self.spec.name} is not known: only its gate is priced")
-        if outside.dense_layers(self.spec) and not self.spec.dense_intermediate:
+        if self.spec.dense_layers and not self.spec.dense_intermediate:
             extra.append(f"dense layers of {self.spec.name}: their width is not known, only attention is priced")
         if not self.spec.vocab:
             extra.append(f"output head of {self.spec.name} is not known: not priced")

@@ -9,7 +9,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
 from moesim.costs.attention import attention_s
-from moesim.costs.roofline import Device, mlp_s, uses_fp8
+from moesim.costs.roofline import Device, gemm_share, mlp_s, uses_fp8
 from moesim.spec import BF16, ModelSpec
 
 if TYPE_CHECKING:
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 _HEAD_KERNELS: Final = 3  # last norm, head, argmax or softmax
 
-SOURCES: Final = {
-    "outside: output head": f"assumed: bf16 on every rank for its own tokens, share of peak {k.GEMM_SHARE.value:g}",
-    "outside: dense layers": "assumed: attention and a dense MLP by the constants of the experts' roofline",
-}
 
-
-def dense_layers(spec: ModelSpec) -> int:
-    """Return how many decoder layers are dense."""
-    return spec.dense_layers
+def sources(cluster: Cluster) -> dict[str, str]:
+    """Return the constants of what is outside the MoE layers and where they come from."""
+    share = gemm_share(cluster).value
+    return {
+        "outside: output head": f"assumed: bf16 on every rank for its own tokens, share of peak {share:g}",
+        "outside: dense layers": "assumed: attention and a dense MLP by the constants of the experts' roofline",
+    }
 
 
 def outside_s(
@@ -42,13 +41,12 @@ def outside_s(
     """
     tokens, logits = np.asarray(tokens, np.float64), np.asarray(logits, np.float64)
     seconds = np.zeros(cluster.ranks)
-    count = dense_layers(spec)
-    if count:
+    if spec.dense_layers:
         layer = attention_s(tokens, context, decode, cluster, spec, attention_tp)
         if spec.dense_intermediate:
             device = Device.of(cluster, uses_fp8(spec))
             layer = layer + mlp_s(tokens[:, None], device, spec, spec.dense_intermediate, permuted=False)
-        seconds = seconds + count * layer
+        seconds = seconds + spec.dense_layers * layer
     if spec.vocab:
         plain = Device.of(cluster, fp8=False)
         weights = np.where(logits > 0, spec.vocab * spec.hidden * BF16, 0.0)

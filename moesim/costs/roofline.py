@@ -107,6 +107,18 @@ class Device:
         return cls(flops * gemm, memory * hbm, memory * copy / passes, sms, cluster.speed, launch, notes)
 
 
+def gemm_share(cluster: Cluster) -> k.Constant:
+    """Return the share of peak inside a tile as it is cited; in a mixed cluster that of Hopper."""
+    blackwell = all(map(k.is_blackwell, cluster.device))
+    return tuned(cluster, "gemm_share", k.GEMM_SHARE_BLACKWELL if blackwell else k.GEMM_SHARE)
+
+
+def hbm_share(cluster: Cluster) -> k.Constant:
+    """Return the share of HBM bandwidth as it is cited; in a mixed cluster that of Hopper."""
+    blackwell = all(map(k.is_blackwell, cluster.device))
+    return tuned(cluster, "hbm_share", k.HBM_SHARE_BLACKWELL if blackwell else k.HBM_SHARE)
+
+
 def _without_fp8(cluster: Cluster) -> list[str]:
     """Return the devices of a cluster that are no faster in fp8 than in bf16: they have no fp8 tensor cores."""
     slow = np.asarray(cluster.flops_fp8) <= np.asarray(cluster.flops_bf16)

@@ -96,8 +96,8 @@ def check(
     chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
     if not isinstance(chosen, Policy):
         raise InputError(
-            f"dispatch: policy {policy!r} is {type(chosen).__name__}; expected a TablePolicy, SharePolicy or TokenPolicy, "
-            "which say what its function decides"
+            f"dispatch: policy {policy!r} is {type(chosen).__name__}; expected a TablePolicy, SharePolicy or "
+            "TokenPolicy, which say what its function decides"
         )
     numbers = chosen_layers(layers, placement.layers)
     if table is not None:

@@ -13,7 +13,6 @@ from moesim.base.errors import InputError, UnknownName
 from moesim.base.units import count
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
-from moesim.costs.outside import dense_layers
 from moesim.placement import POLICIES, Placement
 from moesim.simulate.jitter import check_jitter
 from moesim.simulate.schedules import Schedule, get_schedule
@@ -110,7 +109,7 @@ def prepare(
     if costs.spec.name != batches.trace.spec.name:
         theirs = dims.name if dims is not None else costs.spec.name
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {theirs}")
-        if dense := dense_layers(costs.spec):
+        if dense := costs.spec.dense_layers:
             own = costs.spec.dense_intermediate
             notes.append(
                 f"depth stays that of {batches.trace.spec.name}: {count(dense, 'dense layer')}, here {own} wide"

@@ -191,7 +191,7 @@ def what_is_left(cluster: Cluster, what: str) -> tuple[Cluster, Array]:
             left = np.nan
         if not 0 < left <= 1:
             raise InputError(
-                f"failure {what!r}: expected NAME=PART such as node0.gpu3=0.5, the part that remains above 0 and up to 1"
+                f"failure {what!r}: expected NAME=PART such as node0.gpu3=0.5, with what remains above 0 and up to 1"
             )
         if kind != "gpu":
             return cluster.edit({}, (), {name: left}), everyone

@@ -7,6 +7,7 @@ import pytest
 
 from moesim.base.errors import InputError, UnknownName
 from moesim.costs import COMPUTES, NETWORKS, TRANSPORTS, Costs
+from moesim.costs.constants import GEMM_SHARE_BLACKWELL, HBM_SHARE_BLACKWELL
 from moesim.spec import ModelSpec
 
 from .worlds import SPEC, cluster, preset, random_flow
@@ -49,6 +50,22 @@ def test_every_source_has_a_tag(name: str):
     assert any(key.startswith("transport hierarchical") for key in costs.sources)
     for source in costs.sources.values():
         assert source.split(":")[0] in ("measured", "datasheet", "derived", "assumed")
+
+
+def test_sources_follow_the_constants_that_a_file_sets():
+    ours = preset("h100-4x8-rail").edit(
+        {"constants.attention_share": 0.41, "constants.gemm_share": 0.42, "constants.hbm_share": 0.43}
+        | {"constants.collective_floor": "44 us"}
+    )
+    found = Costs.default(SPEC, ours, "rank-dedup").sources
+    assert "0.41" in found["attention: share of peak in prefill"]
+    assert "0.42" in found["attention: share of peak in projections"]
+    assert "0.42" in found["outside: output head"]
+    assert "0.43" in found["attention: HBM share"]
+    assert "4.4e-05" in found["transport rank-dedup: floor"]
+    blackwell = Costs.default(SPEC, preset("gb200-nvl72"))
+    assert blackwell.sources["attention: share of peak in projections"] == str(GEMM_SHARE_BLACKWELL)
+    assert blackwell.sources["attention: HBM share"] == str(HBM_SHARE_BLACKWELL)
 
 
 def test_notes_name_the_device_without_a_table():

@@ -165,7 +165,7 @@ def test_parts_of_a_deployment_go_by_their_names_in_the_cluster():
     assert what_is_left(far, "node3")[1].tolist() == [0, 1, 2]
     assert what_is_left(far, "node3.gpu0=0.5")[0].speed.tolist() == [1, 1, 1, 0.5, 1, 1]
     for name in ("node0", "node0.gpu0", "node1.gpu7=0.5", "node"):
-        with pytest.raises(InputError, match="its GPUs are node1.gpu0 to node3.gpu2"):
+        with pytest.raises(InputError, match=r"its GPUs are node1\.gpu0 to node3\.gpu2"):
             what_is_left(far, name)
 
 

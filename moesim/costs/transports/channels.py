@@ -15,8 +15,7 @@ from moesim.costs.tuned import is_tuned, tuned
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
 
-COLLECTIVE: Final = {
-    "floor": k.COLLECTIVE_FLOOR_S,
+_COLLECTIVE: Final = {
     "protocol step": k.COLLECTIVE_STEP_S,
     "bytes of the protocol step": k.COLLECTIVE_STEP_BYTES,
     "peer": k.COLLECTIVE_PEER_S,
@@ -26,7 +25,6 @@ COLLECTIVE: Final = {
     "channels to a peer": k.COLLECTIVE_PEER_CHANNELS,
     "channel rate": k.CHANNEL_BANDWIDTH,
 }
-"""Constants of collectives, for the sources of a transport."""
 
 
 class Engine(NamedTuple):
@@ -35,6 +33,11 @@ class Engine(NamedTuple):
     out_s: tuple[Array, ...]
     in_s: tuple[Array, ...]
     drain_s: Array
+
+
+def collective_constants(cluster: Cluster) -> dict[str, k.Constant]:
+    """Return the constants of collectives, for the sources of a transport."""
+    return {"floor": tuned(cluster, "collective_floor", k.COLLECTIVE_FLOOR_S), **_COLLECTIVE}
 
 
 def collective_floor(cluster: Cluster, ranks: int) -> k.Constant:

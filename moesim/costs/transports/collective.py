@@ -9,7 +9,7 @@ import numpy as np
 from moesim.base.errors import InputError
 from moesim.costs import constants as k
 from moesim.costs.ports import ports
-from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
+from moesim.costs.transports.channels import collective_constants, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, clear_diagonal, net_floor, sm_share, split_rows
 from moesim.costs.tuned import tuned
 from moesim.costs.types import Direction, FlowLike, Transfer
@@ -52,7 +52,7 @@ def allgather(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dire
         messages=np.full((layers, ranks), float(ranks - 1)),
         floor_s=net_floor(collective_floor(cluster, 2)) + hops,
         per_message_s=0.0,
-        sources=cited("allgather", {**COLLECTIVE, "pick": k.INDEX_BYTES}),
+        sources=cited("allgather", {**collective_constants(cluster), "pick": k.INDEX_BYTES}),
         senders=np.broadcast_to(apart, (layers, ranks, ranks)),
         own_bytes=own,
         out_s=engine.out_s,

@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.transports.channels import COLLECTIVE, collective_engine, collective_floor
+from moesim.costs.transports.channels import collective_constants, collective_engine, collective_floor
 from moesim.costs.transports.parts import cited, leg_of, net_floor, sm_share, split_columns, split_rows
 from moesim.costs.tuned import is_tuned, tuned
 from moesim.costs.types import Direction, FlowLike, Transfer
@@ -94,7 +94,7 @@ def rank_dedup(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Dir
         messages=(leg > 0).sum(axis=2),
         floor_s=net_floor(collective_floor(cluster, cluster.ranks)),
         per_message_s=k.NIC_MESSAGE_S.value,
-        sources=cited("rank-dedup", {**COLLECTIVE, "pick": k.INDEX_BYTES, "NIC": k.NIC_MESSAGE_S}),
+        sources=cited("rank-dedup", {**collective_constants(cluster), "pick": k.INDEX_BYTES, "NIC": k.NIC_MESSAGE_S}),
         senders=leg > 0,
         own_bytes=split_rows(leg, cluster),
         out_s=engine.out_s,
