@@ -27,6 +27,11 @@ class Attention:
 
     Grouped-query attention is ``heads, kv_heads, head_dim``; latent attention (MLA) adds the ranks, and then
     ``head_dim`` is the non-rotary part of a query head.
+
+    Raises
+    ------
+    InputError
+        If heads or their width are below 1, or a rank or another width is negative.
     """
 
     heads: int
@@ -36,6 +41,12 @@ class Attention:
     kv_rank: int = 0
     rope_dim: int = 0
     value_dim: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in dataclasses.fields(self)):
+            least = 1 if name in ("heads", "kv_heads", "head_dim") else 0
+            if getattr(self, name) < least:
+                raise InputError(f"attention: {name} must be at least {least}, got {getattr(self, name)}")
 
     @property
     def latent(self) -> bool:
@@ -97,6 +108,11 @@ class ModelSpec:
     left_out
         MoE layers of the model that are not among ``layer_ids``, where a trace holds only some of them. They are no
         dense layers, and their weights take memory all the same. No part of what names a model.
+
+    Raises
+    ------
+    InputError
+        If these numbers cannot be those of a model; the message names the model and the field.
     """
 
     name: str
@@ -125,6 +141,9 @@ class ModelSpec:
         for name in ("num_hidden_layers", "experts", "top_k", "hidden", "intermediate", "groups", "group_limit"):
             if getattr(self, name) < 1:
                 raise InputError(f"model {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("shared_experts", "shared_intermediate", "dense_intermediate", "vocab"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model {self.name!r}: {name} must be at least 0, got {getattr(self, name)}")
         if self.top_k > self.experts:
             raise InputError(
                 f"model {self.name!r}: top_k {self.top_k} is more than its {count(self.experts, 'expert')}"
@@ -143,6 +162,10 @@ class ModelSpec:
         if self.experts % self.groups:
             raise InputError(
                 f"model {self.name!r}: {count(self.groups, 'group')} do not divide {count(self.experts, 'expert')}"
+            )
+        if self.group_limit > self.groups:
+            raise InputError(
+                f"model {self.name!r}: group_limit {self.group_limit} is more than its {count(self.groups, 'group')}"
             )
         for name in ("weight_bytes", "dispatch_bytes", "combine_bytes"):
             if not 0 < getattr(self, name) <= 8:
@@ -254,7 +277,7 @@ class ModelSpec:
             if isinstance(values.get("attention"), Mapping):
                 values["attention"] = Attention(**values["attention"])
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"model spec: {error}") from None
 
     @classmethod

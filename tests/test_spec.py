@@ -108,6 +108,12 @@ def test_nonsense_is_refused():
         ({"groups": 3}, "do not divide"),
         ({"hidden": 0}, "at least 1"),
         ({"colour": "red"}, "unknown keys"),
+        ({"layer_ids": "ab"}, "invalid literal"),
+        ({"group_limit": 2}, "group_limit 2 is more than its 1 group"),
+        ({"vocab": -1}, "vocab must be at least 0"),
+        ({"shared_experts": -1}, "shared_experts must be at least 0"),
+        ({"attention": {"heads": 0, "kv_heads": 1, "head_dim": 64}}, "attention: heads must be at least 1"),
+        ({"attention": {"heads": 8, "kv_heads": 1, "head_dim": 64, "kv_rank": -1}}, "kv_rank must be at least 0"),
     ]:
         with pytest.raises(InputError, match=says):
             ModelSpec.from_dict(good | change)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.errors import FormatError, InputError
+from moesim.base.errors import FormatError
 from moesim.calibrate.observe import Observation, text_of
 from moesim.costs import constants as k
 from moesim.costs.attention import attention_s
@@ -176,17 +175,9 @@ def _scores_s(cluster: Cluster, step: Step) -> float:
 
 def _kernel_seconds(path: str | Path) -> dict[str, float]:
     """Return the summed seconds of kernels by kind; streams of one device."""
-    if str(path).endswith(".gz"):
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                text = file.read()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error}; name a gzip file") from None
-    else:
-        text = text_of(path)
     try:
-        data: Any = json.loads(text)
-    except ValueError as error:
+        data: Any = json.loads(text_of(path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(path, "", f"expected a Chrome trace (JSON): {error}") from None
     events: Sequence[Any] = data.get("traceEvents", ()) if isinstance(data, dict) else data
     if not isinstance(events, list):

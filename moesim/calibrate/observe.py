@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +86,7 @@ def timed(
 
 
 def text_of(path: str | Path) -> str:
-    """Return the text of a log.
+    """Return the text of a log, unpacked where its name ends in ``.gz``.
 
     Raises
     ------
@@ -93,8 +95,12 @@ def text_of(path: str | Path) -> str:
     """
     where = Path(path)
     try:
-        if where.stat().st_size > _LARGEST:
-            raise InputError(f"{where}: larger than {_LARGEST >> 20} MiB; cut it to the steps that matter")
-        return where.read_text(encoding="utf-8", errors="replace")
+        with gzip.open(where) if where.suffix == ".gz" else where.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{where}: cannot be unpacked: {error}; name a whole gzip file") from None
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {error.strerror}; name an existing file") from None
+    if len(content) > _LARGEST:
+        raise InputError(f"{where}: larger than {_LARGEST >> 20} MiB; cut it to the steps that matter")
+    return content.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")

@@ -128,6 +128,6 @@ class MoeConfig:
         """
         try:
             values = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FormatError(path, "", f"expected a model configuration in JSON, found {error}") from None
         return checked(cls, values, path, "")

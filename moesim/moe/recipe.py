@@ -82,7 +82,7 @@ def read_settings(path: str | Path) -> tuple[MoeConfig, Recipe]:
     try:
         text = path.read_text("utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(path, "", f"expected settings in TOML (.toml) or JSON, found {error}") from None
     if isinstance(values, dict) and set(values) <= {"model", "training"}:
         model, training = (values.get(name, {}) for name in ("model", "training"))

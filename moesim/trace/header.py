@@ -39,7 +39,7 @@ def read_header(path: str | Path, metadata: Mapping[bytes, bytes]) -> Header:
         raise FormatError(path, place, f"expected the header of a trace, found none; {IMPORT}")
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(path, place, f"expected JSON, found {error}; write the trace again") from None
     version = data.get("schema") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -48,9 +48,7 @@ def read_header(path: str | Path, metadata: Mapping[bytes, bytes]) -> Header:
     try:
         return Header.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(path, f"{place}, {where}", f"{first['msg']}; write the trace again") from None
+        raise _first_problem(path, f"{place}, ", error) from None
 
 
 def read_spec(path: str | Path, header: Header) -> ModelSpec:
@@ -60,8 +58,12 @@ def read_spec(path: str | Path, header: Header) -> ModelSpec:
         TypeAdapter(ModelSpec).validate_python(header.spec)
         return ModelSpec.from_dict(header.spec)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(path, f"{place}.{where}", f"{first['msg']}; write the trace again") from None
+        raise _first_problem(path, f"{place}.", error) from None
     except InputError as error:
         raise FormatError(path, place, f"{error}; write the trace again") from None
+
+
+def _first_problem(path: str | Path, place: str, error: ValidationError) -> FormatError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return FormatError(path, f"{place}{where}", f"{first['msg']}; write the trace again")

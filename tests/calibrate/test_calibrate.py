@@ -276,6 +276,15 @@ def test_files_that_tell_nothing_are_refused(tmp_path: Path) -> None:
         read_deepep(path, cluster)
     with pytest.raises(FormatError, match="expected a Chrome trace"):
         read_profile(path, cluster, Step(ModelSpec.preset("deepseek-v3"), 8, 8, 1))
+    path.write_text(100_000 * "[")
+    with pytest.raises(FormatError, match="expected a Chrome trace"):
+        read_profile(path, cluster, Step(ModelSpec.preset("deepseek-v3"), 8, 8, 1))
+    whole = gzip.compress(b'{"traceEvents": []}' * 1000)
+    for broken in (whole[:-20], whole[:20] + bytes(50) + whole[70:], b"hello", b""):
+        packed = tmp_path / "trace.json.gz"
+        packed.write_bytes(broken)
+        with pytest.raises(InputError, match=r"trace\.json\.gz: "):
+            read_profile(packed, cluster, Step(ModelSpec.preset("deepseek-v3"), 8, 8, 1))
     path.write_text("[tuning] Best combine: SMs 24, NVL chunk 3: 332.57 GB/s (NVL)\n")
     with pytest.raises(FormatError, match="print no time in us"):
         read_deepep(path, cluster)

@@ -201,6 +201,7 @@ def test_settings_in_toml_fill_both_tables(tmp_path):
         ("[training]\ntokens = 'many'\n", r"training.tokens: Input should be a valid integer.*found 'many'"),
         ("[model]\ntop_k = 65\n", r"top_k 65 must lie between 1 and experts 64"),
         ("[model\n", "expected settings in TOML"),
+        (f"model = {9000 * '['}", "expected settings in TOML"),
         ("[training]\nrows = 0\n", "rows must be at least 1"),
     ],
 )

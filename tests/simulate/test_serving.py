@@ -276,6 +276,13 @@ def test_request_traces_are_read(tmp_path: Path, text: str, at: list[float], pro
         (MOON.replace("2500", '"x"'), "line 2"),
         ("", "line 1"),
         (AZURE.split("\n", maxsplit=1)[0] + "\n", "holds no request"),
+        (AZURE.replace("396", "396.5"), "line 3"),
+        (AZURE.replace("396", "1e300"), "line 3"),
+        (BURST.replace("472", "inf"), "line 2"),
+        (MOON.replace("2500", "1e999"), "line 2"),
+        (MOON.replace("2500", "1" + 400 * "0"), "line 2"),
+        (MOON.replace("2500", 100_000 * "["), "line 2"),
+        (AZURE.replace("396", 200_000 * "9"), "expected CSV: field larger|line 3"),
     ],
 )
 def test_a_broken_request_trace_names_its_line(tmp_path: Path, text: str, says: str):
@@ -307,6 +314,8 @@ def test_what_cannot_be_is_refused(world: dict[str, Any]):
     pool = PoolSpec(1, ConstantStep(1.0))
     with pytest.raises(UnknownName, match="did you mean 'least-loaded'"):
         serve(arrivals, pool, scheduler="least-load")
+    with pytest.raises(InputError, match="seed of 0 or more, got -1"):
+        poisson(1, 3, seed=-1)
     with pytest.raises(InputError, match="pool 'decode'"):
         serve(arrivals, pool, changes=[Change(1.0, pool="decode")])
     with pytest.raises(InputError, match="no rank of pool all is left"):

@@ -193,6 +193,7 @@ def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
         (("slots = [", "slots = ['+2', "), FormatError, "together[0]"),
         (("steps = 1", "steps = 1\nranks = 3"), FormatError, "stands twice"),
         (("[axes]", "[axes"), FormatError, "expected TOML"),
+        (("[axes]", f"deep = {9000 * '['}"), FormatError, "expected TOML"),
         (("little.parquet", "nowhere.parquet"), InputError, "nowhere.parquet"),
         (('name = "little"', 'name = "little"\nkind = "sted"'), FormatError, "did you mean 'step'"),
         (("steps = 1", "steps = 'one'"), InputError, "steps"),

@@ -196,6 +196,7 @@ def column(name, values):
     [
         (lambda t: t.replace_schema_metadata({}), "expected the header of a trace, found none; .*moesim import"),
         (lambda t: t.replace_schema_metadata({parquet.KEY: b"{"}), "expected JSON"),
+        (lambda t: t.replace_schema_metadata({parquet.KEY: 100_000 * b"["}), "expected JSON"),
         (lambda t: t.replace_schema_metadata({parquet.KEY: b"[]"}), "schema: expected version 1, found None"),
         (header(schema=2), "schema: expected version 1, found 2; use the version of moesim"),
         (header(kind="pictures"), "kind: Input should be 'tokens' or 'counts'"),

@@ -102,6 +102,8 @@ def gamma(
     """
     if not (rate > 0 and cv > 0 and requests >= 1):
         raise InputError(f"arrivals: expected rate, cv above 0 and at least 1 request, got {rate}, {cv}, {requests}")
+    if seed < 0:
+        raise InputError(f"arrivals: expected a seed of 0 or more, got {seed}")
     shape = 1 / cv**2
     gaps = np.random.default_rng(seed).gamma(shape, 1 / (rate * shape), requests)
     name = "Poisson" if cv == 1 else f"Gamma (cv {cv:g})"
@@ -131,6 +133,8 @@ def read_arrivals(path: str | Path) -> Arrivals:
         raise FormatError(path, "", f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise FormatError(path, "", "expected text (CSV or JSON lines), found binary data") from None
+    except csv.Error as error:
+        raise FormatError(path, "", f"expected CSV: {error}; save it again") from None
     if not rows:
         raise FormatError(path, "", "holds no request")
     at, prompt, output = np.array(rows, dtype=np.float64).T
@@ -147,6 +151,8 @@ def read_arrivals(path: str | Path) -> Arrivals:
         notes += ("prompts are computed whole: what a prefix cache would save (hash_ids) is not modelled",)
     return Arrivals(at[order] - at[order[0]], prompt[order], output[order], path.name, notes)
 
+
+_MOST_TOKENS: Final = 1 << 40
 
 Reader = Callable[[Path, Any], Iterator[tuple[float, float, float]]]
 
@@ -170,12 +176,20 @@ def _reader(path: Path, first: str) -> Reader:
 def _table(path: Path, file: Any, names: tuple[str, ...]) -> Iterator[tuple[float, float, float]]:
     for number, row in enumerate(csv.DictReader(file, skipinitialspace=True), 2):
         try:
-            yield _seconds(row[names[0]]), float(row[names[1]]), float(row[names[2]])
-        except (TypeError, ValueError, KeyError):
+            yield _request(_seconds(row[names[0]]), row[names[1]], row[names[2]])
+        except (TypeError, ValueError, KeyError, OverflowError):
             found = ", ".join(str(row.get(name)) for name in names)
             raise FormatError(
                 path, f"line {number}", f"expected a time and two numbers of tokens, found {found}"
             ) from None
+
+
+def _request(at: Any, prompt: Any, output: Any) -> tuple[float, float, float]:
+    """Return a time and two whole numbers of tokens; ValueError where they are not."""
+    found = float(at), float(prompt), float(output)
+    if not (math.isfinite(found[0]) and all(value.is_integer() and value < _MOST_TOKENS for value in found[1:])):
+        raise ValueError
+    return found
 
 
 def _seconds(text: str) -> float:
@@ -194,8 +208,8 @@ def _mooncake(path: Path, file: Any) -> Iterator[tuple[float, float, float]]:
             continue
         try:
             row = json.loads(line)
-            yield float(row["timestamp"]) / 1000, float(row["input_length"]), float(row["output_length"])
-        except (ValueError, KeyError, TypeError):
+            yield _request(float(row["timestamp"]) / 1000, row["input_length"], row["output_length"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             found = line.strip()[:60]
             raise FormatError(
                 path, f"line {number}", f"expected timestamp (ms), input_length and output_length, found {found!r}"

@@ -120,7 +120,7 @@ def read_study(path: str | Path, *, smoke: bool = False) -> Study:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(path, "", f"cannot be read: {error.strerror}; give a study file (TOML)") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(path, "", f"expected TOML: {error}") from None
     try:
         file = _File.model_validate(data)
