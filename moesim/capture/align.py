@@ -16,7 +16,7 @@ from moesim.capture.recorder import Taken
 from moesim.trace import DECODE, PREFILL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
     """A batch that ran.
 

@@ -50,7 +50,7 @@ def transformers(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of sampling.")] = 0,
     json: opt.Json = False,
 ) -> None:
     """Run prompts through a model of transformers and record what its routers decide (extra `capture`).

@@ -49,7 +49,9 @@ def train(
     ] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="torch device.")] = "cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: torch's.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything drawn. Default: the recipe's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of everything drawn. Default: the recipe's.")
+    ] = None,
 ) -> None:
     """Train the bundled MoE model from scratch (extra `gpu`).
 
@@ -103,7 +105,7 @@ def capture_bundled(
         Path | None, typer.Option(metavar="DIR", help="Folder of a trained model. Default: the bundled weights.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="torch device.")] = "cpu",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything drawn.")] = 0,
 ) -> None:
     """Serve documents of the corpus with the bundled model and record its routing (extra `gpu`)."""
     load.writable(output)

@@ -12,7 +12,7 @@ from moesim.cluster.kernels import compiled
 from moesim.cluster.wiring import Wiring
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Core:
     """Directed links of a part of the wiring, grouped by their start.
 

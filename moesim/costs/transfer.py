@@ -33,7 +33,7 @@ _WEIGHT: Final = 0.15
 """Weight of the trend itself where no row is near."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Measured rows as columns, float64 [rows]: tokens per expert, active experts, hidden, intermediate, seconds."""
 

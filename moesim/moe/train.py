@@ -44,7 +44,7 @@ def ensure_tokenizer(documents: Sequence[Document], path: Path, vocabulary: int)
                 size += len(document.text.encode())
     tokenizer = train_tokenizer(texts, vocabulary)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    write_text(path, tokenizer.to_str(pretty=True))
     return tokenizer
 
 

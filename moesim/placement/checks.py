@@ -26,7 +26,7 @@ from moesim.placement.policies import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Checked arguments of a dispatch, the same for the kernels and for the reference."""
 

@@ -33,7 +33,7 @@ NEEDS_SUPPORT: Final = "needs engine support"
 """``engine`` of a policy that no released engine runs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerBatch:
     """What a policy may look at: one layer of one batch.
 

@@ -24,7 +24,7 @@ from moesim.trace.checks import check_seed
 DEFAULT_POLICY: Final = "nearest"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """What is simulated, checked: every part fits every other."""
 

@@ -24,7 +24,7 @@ Larger chunks were slower at 1,024 ranks: such arrays are mapped and unmapped in
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Load:
     """One step, ready for an engine, with what the report counts.
 

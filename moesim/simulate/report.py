@@ -64,7 +64,7 @@ class Bottleneck:
         return f"layer {self.layer}, rank {self.rank}{link}, expert {self.expert} ({self.part}, {self.share:.0%})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report(Sealed):
     """What a simulation found.
 

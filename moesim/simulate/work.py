@@ -14,7 +14,7 @@ from moesim.base.errors import InputError
 from moesim.simulate.phases import ATTENTION, EXPERTS, PHASES, SHARED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work(Sealed):
     """Durations of one step.
 
@@ -101,7 +101,7 @@ def pack(flags: Array) -> Array:
     return np.packbits(flags, axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timeline(Sealed):
     """When each rank began and ended each phase, seconds from the start of the step.
 

@@ -80,7 +80,7 @@ class Rebalancing:
             raise InputError("rebalance: stall_s: expected finite seconds, got inf")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replay:
     """What a replay found; a step stands for ``repeat`` real ones.
 

@@ -18,6 +18,7 @@ from moesim.solve.objective import score
 from moesim.spec import ModelSpec
 from moesim.study.windows import costs_of, steps_of
 from moesim.trace import Trace
+from moesim.trace.checks import check_seed
 
 BUDGETS: Final = (4, 8, 16, 32)
 """Moves a layer that are tried between staying and a whole re-plan."""
@@ -78,6 +79,7 @@ def drifted(trace: Trace, share: float, seed: int = 0) -> tuple[Trace, Trace]:
         raise InputError(f"drift: share: expected a part of the later traffic above 0 and at most 1, got {share}")
     if len(np.unique(trace.domain)) < 2:
         raise InputError(f"drift: the trace of {trace.spec.name} has one domain; import it with domains")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     old = _old_domains(trace, trace)
     requests, first = np.unique(trace.request, return_index=True)

@@ -22,6 +22,7 @@ from moesim.solve.packing import balance
 from moesim.spec import ModelSpec
 from moesim.study.windows import costs_of, fewest_slots, steps_of
 from moesim.trace import Batches, Trace
+from moesim.trace.checks import check_seed
 
 IN_NODE: Final = "node"
 """Tier inside a node (NVLink); all others carry traffic between nodes."""
@@ -207,7 +208,7 @@ def mixed_domains(trace: Trace, weights: Mapping[str, float], *, seed: int = 0) 
     Raises
     ------
     InputError
-        If a weight is negative, a domain is unknown, or nothing is left.
+        If a weight or the seed is negative, a domain is unknown, or nothing is left.
     """
     if not weights or all(weight == 1 for weight in weights.values()):
         return trace
@@ -219,6 +220,7 @@ def mixed_domains(trace: Trace, weights: Mapping[str, float], *, seed: int = 0) 
     keep = weight / weight.max()
     # whole requests: their tokens stay together, and the largest weight keeps all of its own
     requests, first = np.unique(trace.request, return_index=True)
+    check_seed(seed)
     draw = np.random.default_rng(seed).random(len(requests))
     kept = draw < keep[trace.domain[first]]
     rows = kept[np.searchsorted(requests, trace.request)]

@@ -187,7 +187,7 @@ def as_recorded(trace: Trace, rows: Array, ranks: int, limit: int = _NO_LIMIT) -
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
     """Packed steps of one phase."""
 

@@ -14,6 +14,7 @@ from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
 from moesim.base.units import count
 from moesim.spec import ModelSpec
+from moesim.trace.checks import check_seed
 from moesim.trace.synthetic import draw
 from moesim.trace.trace import PREFILL, Trace
 
@@ -88,6 +89,7 @@ def scenario(
             f"scenario W5: a token picks {spec.top_k} of the {count(E - E // ranks, 'expert')} of other ranks; take "
             "more ranks"
         )
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     step = np.arange(tokens) // step_tokens
     scores = _scores(number, spec, ranks, share, rng)

@@ -15,6 +15,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.spec import ModelSpec
+from moesim.trace.checks import check_seed
 from moesim.trace.trace import DECODE, PREFILL, Trace
 
 _CHUNK: Final = 65_536
@@ -37,6 +38,7 @@ def lognormal(
     decode
         Share of each request that is decode, at its end.
     """
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     scores = sigma * rng.standard_normal((spec.layers, spec.experts))
     facts = {"generator": "lognormal", "sigma": sigma, "seed": seed}
@@ -55,6 +57,7 @@ def zipf(
     request_tokens, decode
         As for :func:`lognormal`.
     """
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     ranked = -alpha * np.log(np.arange(1, spec.experts + 1))
     scores = np.stack([rng.permutation(ranked) for _ in range(spec.layers)])
@@ -92,6 +95,7 @@ def router(
     """
     if domains < 1:
         raise InputError(f"synthetic router: expected at least 1 domain, got {domains}")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = _columns(tokens, request_tokens, decode)
     requests = int(columns["request"].max(initial=-1)) + 1

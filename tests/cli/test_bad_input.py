@@ -99,6 +99,7 @@ def test_a_fraction_that_would_change_nothing_is_refused(trace_file: Path, setti
 
 def test_a_negative_seed_is_a_usage_error(trace_file: Path, setting: list[str], run: Run):
     assert run("compare", trace_file, *setting, "--solver", "eplb", "--seed", "-1").code == 2
+    assert run("capture", "bundled", "--seed", "-1").code == 2
 
 
 def test_more_ranks_than_the_cluster_has(trace_file: Path, run: Run, outputs: Path):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import MoesimError
 from moesim.moe.corpus import DOMAINS, PARTS, clean, read_corpus
-from moesim.moe.corpus.pack import SHORTEST_BYTES, cut, gather, split, write_corpus
+from moesim.moe.corpus.pack import SHORTEST_BYTES, Document, cut, gather, split, write_corpus
 
 SETMM = """$( Section heading $)
 $c wff $.
@@ -126,3 +128,16 @@ def test_something_else_in_its_place_is_refused(tmp_path):
     (tmp_path / "corpus.parquet").write_text("no parquet")
     with pytest.raises(MoesimError, match="not a packed corpus"):
         read_corpus(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_the_corpus_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(table: object, where: Path, **how: object) -> None:
+        Path(where).write_bytes(b"half")
+        raise OSError("no space left")
+
+    path = tmp_path / "corpus.parquet"
+    path.write_bytes(b"before")
+    monkeypatch.setattr("moesim.moe.corpus.pack.pq.write_table", breaks)
+    with pytest.raises(OSError, match="no space left"):
+        write_corpus([Document("math", "train", 0, "one")], path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("corpus.parquet", b"before")]

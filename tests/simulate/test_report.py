@@ -117,3 +117,11 @@ def test_shapes_are_checked() -> None:
         make(busy_s={"experts": np.zeros((2, 2))})
     with pytest.raises(InputError, match=r"Report\.critical_s\['attention'\]: expected axes \[layers, ranks\]"):
         make(critical_s=dict.fromkeys(PHASES, np.zeros((2, 3))))
+
+
+def test_reports_are_compared_without_an_error():
+    # arrays have no single truth: a report equals itself, and `to_dict` compares what two of them say
+    one, other = make(), make()
+    assert one == one
+    assert one != other
+    assert one.to_dict() == other.to_dict()

@@ -314,7 +314,7 @@ def test_what_cannot_be_is_refused(world: dict[str, Any]):
     pool = PoolSpec(1, ConstantStep(1.0))
     with pytest.raises(UnknownName, match="did you mean 'least-loaded'"):
         serve(arrivals, pool, scheduler="least-load")
-    with pytest.raises(InputError, match="seed of 0 or more, got -1"):
+    with pytest.raises(InputError, match="seed: expected a whole number from 0 up, got -1"):
         poisson(1, 3, seed=-1)
     with pytest.raises(InputError, match="pool 'decode'"):
         serve(arrivals, pool, changes=[Change(1.0, pool="decode")])

@@ -81,6 +81,8 @@ def test_what_cannot_be_is_refused():
         scenario("W0", SPEC, 10, ranks=5)
     with pytest.raises(InputError, match="share between 0 and 1"):
         make("W1", share=1.0)
+    with pytest.raises(InputError, match="seed: expected a whole number from 0 up"):
+        make("W1", seed=-1)
     wide = ModelSpec("wide", (0,), 1, experts=4, top_k=3, hidden=1, intermediate=1)
     with pytest.raises(InputError, match="a token picks 3 of the 2 experts of other ranks"):
         scenario("W5", wide, 10, ranks=2)

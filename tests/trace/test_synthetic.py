@@ -67,3 +67,9 @@ def test_the_router_has_the_structure_of_real_ones():
 def test_a_router_needs_a_domain():
     with pytest.raises(InputError, match="at least 1 domain"):
         synthetic.router(SPEC, 10, domains=0)
+
+
+@pytest.mark.parametrize("generate", GENERATORS)
+def test_a_negative_seed_is_refused(generate):
+    with pytest.raises(InputError, match=r"seed: expected a whole number from 0 up, got -1"):
+        generate(SPEC, 8, seed=-1)

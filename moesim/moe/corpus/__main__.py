@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moesim.base.errors import MoesimError
+from moesim.base.files import write_text
 from moesim.moe.corpus import clean
 from moesim.moe.corpus.fetch import fetch_all, sha256_of
 from moesim.moe.corpus.pack import DOMAINS, PARTS, SHARES, Document, gather, split, write_corpus
@@ -96,7 +97,7 @@ def build(
         "packages": packages,
         "domains": sizes,
     }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 

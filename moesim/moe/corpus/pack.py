@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moesim.base.errors import MoesimError
+from moesim.base.files import atomic_path
 
 DOMAINS: tuple[str, ...] = ("math", "code", "lexicon", "narrative", "german", "russian", "japanese", "chinese")
 PARTS: tuple[str, ...] = ("train", "fit", "eval", "validation")
@@ -93,9 +94,8 @@ def write_corpus(documents: Sequence[Document], path: Path) -> None:
             "text": [d.text for d in documents],
         }
     )
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd", compression_level=12)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=12)
 
 
 def read_corpus(path: str | Path, *, part: str | None = None, domain: str | None = None) -> list[Document]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FRESH = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Context:
     """What a router may look at beside the hidden states.
 

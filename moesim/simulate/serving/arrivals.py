@@ -17,6 +17,7 @@ import numpy as np
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.base.units import count
+from moesim.trace.checks import check_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +103,7 @@ def gamma(
     """
     if not (rate > 0 and cv > 0 and requests >= 1):
         raise InputError(f"arrivals: expected rate, cv above 0 and at least 1 request, got {rate}, {cv}, {requests}")
-    if seed < 0:
-        raise InputError(f"arrivals: expected a seed of 0 or more, got {seed}")
+    check_seed(seed)
     shape = 1 / cv**2
     gaps = np.random.default_rng(seed).gamma(shape, 1 / (rate * shape), requests)
     name = "Poisson" if cv == 1 else f"Gamma (cv {cv:g})"

@@ -33,7 +33,7 @@ _FINE: Final = 12
 """Bins for a doubling of tokens: steps that differ by 6 % share prices."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepBatch:
     """The tokens of one step, as runs of consecutive tokens of a request.
 

@@ -27,7 +27,7 @@ _ONE_RUN_S: Final = 60.0
 MAP_NOTE: Final = "physical ids were mapped back through the last map of the file, taken to hold for all of it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RankRecords:
     """Records of one rank, and the map of its slots.
 
