@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import dash_jobs
@@ -12,24 +13,41 @@ import dash_work as work
 import plotly.graph_objects as go
 import streamlit as st
 
+from moesim import figures
 from moesim.base.errors import MoesimError
 from moesim.base.units import count, show
 from moesim.solve import Plan
 from moesim.study import Judged
 
+MOST_DOMAINS = 16
+"""Domains that are shown: of more, the largest."""
 _PATIENCE_S = 1.2
 """Seconds that a page waits for work before it shows a progress line instead; most work here is done by then."""
 _STYLE = """<style>
-.stMainBlockContainer { padding: 3.9rem 1.6rem 2rem; max-width: 1560px; }
+.stMainBlockContainer { padding: 3.9rem 1.6rem 2rem; max-width: 1820px; }
 [data-testid="stMetric"] { padding: 8px 10px 8px 12px; height: 100%; min-height: 92px; }
 [data-testid="stMetric"] > div { padding: 0; }
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] > div { font-size: 1.22rem; line-height: 1.4;
   overflow: visible; white-space: normal; text-overflow: clip; }
-[data-testid="stMetricLabel"] p { font-size: 0.78rem; }
+[data-testid="stMetricLabel"] p { font-size: 0.78rem; white-space: normal; overflow: visible; text-overflow: clip; }
 [data-testid="stMetricDelta"], [data-testid="stMetricDelta"] > div { font-size: 0.75rem; white-space: normal;
   overflow: visible; text-overflow: clip; }
 [data-testid="stMetricDelta"] { padding: 0 4px; }
 .stMainBlockContainer [data-testid="stVerticalBlock"] { gap: 0.6rem; }
+/* in a narrow window key figures take two rows rather than be cut, and controls keep a width that can be read */
+@media (max-width: 1240px) {
+  [data-testid="stHorizontalBlock"]:has(> [data-testid="stColumn"] [data-testid="stMetric"]):not(:has(
+    [data-testid="stHorizontalBlock"])) { flex-wrap: wrap; }
+  [data-testid="stHorizontalBlock"]:not(:has([data-testid="stHorizontalBlock"])) > [data-testid="stColumn"]:has(
+    [data-testid="stMetric"]) { min-width: 10rem; }
+}
+@media (min-width: 800px) and (max-width: 1240px) {
+  [data-testid="stHorizontalBlock"]:has(.controls) { flex-wrap: nowrap; }
+  [data-testid="stColumn"]:has(.controls) { min-width: 15.5rem; }
+  [data-testid="stHorizontalBlock"]:has(.controls) > [data-testid="stColumn"]:last-child { min-width: 0; }
+}
+.figure-title { margin: 0.3rem 0 0; } .figure-title b { display: block; font-size: 1rem; }
+.figure-title span { font-size: 0.8rem; }
 h1 { font-size: 1.45rem !important; padding: 0 !important; }
 [data-testid="stHeaderActionElements"] { display: none; }
 </style>"""
@@ -45,7 +63,13 @@ def header(title: str, sentence: str) -> tuple[Any, Any]:
     """Write the head of a page and return its two columns: controls, results."""
     st.title(title)
     st.caption(sentence)
+    return columns()
+
+
+def columns() -> tuple[Any, Any]:
+    """Return the two columns of a page: controls, results."""
     left, right = st.columns([1, 3.3], gap="medium")
+    left.html('<span class="controls"></span>')
     return left, right
 
 
@@ -156,10 +180,10 @@ def plan_cards(one: Judged, before: Judged | None, moved: tuple[int, float] | No
 
 
 def draw(figure: go.Figure, key: str) -> None:
-    """Show a figure of moesim.figures as it is; those who cannot see it hear its title and subtitle."""
-    title = figure.layout.title
-    alt = f"{title.text}: {title.subtitle.text}".replace("<b>", "").replace("</b>", "")
-    st.plotly_chart(figure, key=key, theme=None, width="stretch", config=_CONFIG, alt=alt)
+    """Show a figure, its title as text of the page; those who cannot see it hear title and subtitle."""
+    title, subtitle, bare = figures.untitled(figure)
+    st.html(f'<p class="figure-title"><b>{escape(title)}</b><span>{escape(subtitle)}</span></p>')
+    st.plotly_chart(bare, key=key, theme=None, width="stretch", config=_CONFIG, alt=f"{title}: {subtitle}")
 
 
 def notes(lines: Sequence[str]) -> None:

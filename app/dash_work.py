@@ -129,11 +129,11 @@ def priced(
 
 
 def simulated_fully(given: Inputs, wanted: Scenario, plan: Plan | None) -> Callable[[Job], dict[str, Report]]:
-    """Return the work that runs every step of a scenario through the event engine, with a searched placement."""
+    """Return the work that runs a scenario's held-out steps through the event engine, with a searched placement."""
 
     def work(job: Job) -> dict[str, Report]:
         job.say("all steps, placed on the spot", 0.1)
-        spot = priced(given, wanted, plan, engine="events", steps=None)
+        spot = priced(given, wanted, plan, engine="events", steps=given.steps)
         if spot.kept:
             return {"the plan": spot.report}
         job.say("searching a placement for the new sizes", 0.3)

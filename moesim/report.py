@@ -33,6 +33,7 @@ _PAGE: Final = Template("""<!DOCTYPE html>
 body { margin: 0 auto; max-width: 1180px; padding: 24px 28px 64px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 26px; margin: 8px 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
+h3 { font-size: 16px; margin: 20px 0 0; }
 p { margin: 6px 0; } .quiet { color: var(--quiet); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 20px 0; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
@@ -190,14 +191,15 @@ def _figures(found: Comparison, dark: bool) -> list[str]:
 
     def draw(figure: Any) -> str:
         config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-        text: str = figure.to_html(
+        title, subtitle, bare = figures.untitled(figure)
+        text: str = bare.to_html(
             full_html=False,
             include_plotlyjs=False,
             include_mathjax=False,
             config=config,
             div_id=f"figure-{next(count)}",
         )
-        return text
+        return f'<h3>{escape(title)}</h3>\n<p class="quiet">{escape(subtitle)}</p>\n{text}'
 
     out = ["<h2>How much faster</h2>", draw(figures.comparison(splits, bound_s=found.bound_s, dark=dark))]
     out += ["<h2>Who is overloaded</h2>"]

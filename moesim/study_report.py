@@ -67,14 +67,17 @@ def study_figures(found: Swept, dark: bool = False) -> list[Any]:
 
 
 def _fronts(found: Swept, dark: bool) -> list[str]:
+    from moesim import figures
+
     config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
     out = []
     for number, figure in enumerate(study_figures(found, dark), 1):
         wanted = found.study.pareto[number - 1]
-        text: str = figure.to_html(
+        title, subtitle, bare = figures.untitled(figure)
+        text: str = bare.to_html(
             full_html=False, include_plotlyjs=False, include_mathjax=False, config=config, div_id=f"front-{number}"
         )
-        out.append(f"<h2>{escape(wanted.title or f'{wanted.y} against {wanted.x}')}</h2>{text}")
+        out.append(f'<h2>{escape(title)}</h2>\n<p class="quiet">{escape(subtitle)}</p>\n{text}')
         x, y = ([_number(row.get(column)) for row in found.rows] for column in (wanted.x, wanted.y))
         rows = [found.rows[i] for i in front(x, y, wanted.x_goal, wanted.y_goal)]
         out.append(_rows(rows, [*found.study.varied, wanted.x, wanted.y]))

@@ -26,6 +26,8 @@ from moesim.study import facts_of, gather
 from moesim.study.spread import by_domain
 
 NOTHING = "no plan"
+LEAST_TOKENS = 16
+"""Tokens of a GPU in a step below which a domain says more about chance than about a plan."""
 SUFFIX = {"trtllm": "yaml", "eplb": "npy", "csv": "csv", "vllm-41141": "jsonl"}
 
 left, right = ui.header("Compare", "All plans on the same held-out steps: which is faster, by how much, what it costs, "
@@ -122,21 +124,30 @@ with right:
         ui.draw(figures.spread(steps, [str(i) for i in range(number)], title="Step time, batch by batch", item="step",
                                value_label="step time (ms)", reading=f" ms; {count(number, 'held-out step')}",
                                dark=dark), "cmp_batches")  # fmt: skip
-        if len(np.unique(given.judged.trace.domain)) < 2:
+        held = given.judged.trace
+        sizes = np.bincount(held.domain[held.phase == given.judged.phase[0]], minlength=len(held.domains))
+        least = min(LEAST_TOKENS, given.judged.tokens_per_rank or LEAST_TOKENS)
+        large, labelled = int((sizes >= least * given.cluster.ranks).sum()), int((sizes > 0).sum())
+        if labelled < 2:
             st.info("This traffic labels no domains, so there is no spread by domain.")
+        elif large < 2:
+            st.info(f"{count(large, 'domain')} of {labelled} fill a step of {least} tokens a GPU, too few for a spread "
+                    "by domain: record more, or choose a smaller group.")  # fmt: skip
         else:
             found = {
                 n: ui.ready(digest("domains", plan.digest, given.digest), f"{n}, domain by domain",
                             lambda job, plan=plan: by_domain(plan, given.judged, given.cluster, given.costs,
-                                                             dims=given.dims))
+                                                             dims=given.dims, least_tokens=least))
                 for n, plan in shown.items()
             }  # fmt: skip
             first = next(iter(found.values()))
             ui.draw(figures.spread({n: [one.step_s * 1e3 for one in each] for n, each in found.items()},
                                    [one.domain for one in first], title="Step time if all traffic were of one domain",
                                    item="domain", value_label="step time (ms)",
-                                   reading=f" ms; steps of {first[0].tokens_per_rank} tokens a GPU", dark=dark),
-                    "cmp_domains")  # fmt: skip
+                                   reading=f" ms; steps of {count(first[0].tokens_per_rank, 'token')} a GPU",
+                                   dark=dark), "cmp_domains")  # fmt: skip
+            if large < labelled:
+                st.caption(f"{large} of {labelled} domains: the others do not fill a step of {least} tokens a GPU.")
     elif view == "Expert diff":
         a, b, c = st.columns(3)
         with a:

@@ -95,7 +95,7 @@ with right:
     fastest: dict[str, float] = {}
     for tier, rate in zip(cluster.link_tier, cluster.link_bandwidth.tolist(), strict=True):
         fastest[tier] = max(rate, fastest.get(tier, 0.0))
-    nic = next((fastest[tier] for tier in ("rail", "leaf") if tier in fastest), None)
+    nic = next((fastest[tier] for tier in ("rail", "leaf") if tier in fastest and cluster.nodes > 1), None)
     inside = fastest.get("node")
     ui.context(given)
     ui.kpis([
@@ -117,15 +117,15 @@ with right:
     detail = ui.tabs("inputs_detail", ["Skew", "Drift", "Picked together", "Domains", "Cluster"])
     if detail == "Skew":
         ui.draw(figures.expert_loads(trace.loads, layer_ids=ids, dark=dark), "skew")
-        st.caption("Red experts are hot. If the left end of a row is deep red, one GPU would do the work of several: "
-                   "hot experts want copies.")  # fmt: skip
+        st.caption("Red experts are hot. Where the left end of a row is far above 1, one GPU would do the work of "
+                   "several: hot experts want copies.")  # fmt: skip
     elif detail == "Drift":
         names = [f"{i + 1}/{WINDOWS}" for i in range(WINDOWS)]
         bits = window_divergence(trace, WINDOWS)
         ui.draw(figures.divergence(bits, names, title="Drift: expert loads of one part of the trace against another",
                                    dark=dark), "drift")  # fmt: skip
-        st.caption("Each row and column is an eighth of the trace in time. Light everywhere: a plan made today still "
-                   "fits tomorrow. Darker away from the diagonal: traffic drifts, re-plan more often.")  # fmt: skip
+        st.caption("Each row and column is an eighth of the trace in time. Near 0 everywhere: a plan made today still "
+                   "fits tomorrow. Larger away from the diagonal: traffic drifts, re-plan more often.")  # fmt: skip
     elif detail == "Picked together":
         with st.columns([1, 2])[0]:
             layer = ui.pick("Layer", "layer_together", {i: f"decoder layer {name}" for i, name in enumerate(ids)})
@@ -134,17 +134,24 @@ with right:
         st.caption("Experts that tokens pick together belong on one node: the token then crosses the network once.")
     elif detail == "Domains":
         tokens = np.bincount(trace.domain, minlength=len(trace.domains))
-        held = np.flatnonzero(tokens)
-        if len(held) < 2:
+        labelled = np.count_nonzero(tokens)
+        held = np.sort(np.argsort(-tokens, kind="stable")[: min(labelled, ui.MOST_DOMAINS)])
+        if labelled < 2:
             st.info("This trace labels no domains: record them to see how a plan fares for each.")
         else:
             with st.columns([1, 2])[0]:
                 layer = ui.pick("Layer", "layer_domain", {i: f"decoder layer {name}" for i, name in enumerate(ids)})
-            loads = trace.domain_loads()[held][:, layer]
-            names = [trace.domains[i] for i in held]
-            ui.draw(figures.domain_experts(loads, names, tokens[held], layer=ids[layer], dark=dark), "domains")
+            loads, names = trace.domain_loads()[:, layer], [trace.domains[i] for i in held]
+            rest = np.setdiff1d(np.flatnonzero(tokens), held)
+            rows, sizes, labels = loads[held], tokens[held], list(names)
+            if len(rest):
+                rows, sizes = np.vstack([rows, loads[rest].sum(axis=0)]), np.append(sizes, tokens[rest].sum())
+                labels.append(f"{len(rest)} others")
+            ui.draw(figures.domain_experts(rows, labels, sizes, layer=ids[layer], dark=dark), "domains")
             ui.draw(figures.divergence(domain_divergence(trace)[np.ix_(held, held)], names,
                                        title="How different the domains are", dark=dark), "domain_bits")  # fmt: skip
+            if len(held) < labelled:
+                st.caption(f"The {len(held)} largest of {labelled} domains.")
     else:
         ui.draw(figures.topology(cluster, dark=dark), "wiring")
         st.caption("From bottom to top: NVLink switch, GPUs, NICs, leaf or rail switches, spines. Hover a link for its "

@@ -130,8 +130,8 @@ with left:
 
 
 @st.fragment(run_every=1.0)
-def progress(key: str) -> None:
-    """Show the anytime curve of a running job, and the button that ends it."""
+def progress(key: str, unplanned_s: float) -> None:
+    """Show the anytime curve of a running job against what runs without a plan, and the button that ends it."""
     job = dash_jobs.find(key)
     if job is None or not job.running:
         st.rerun()
@@ -151,7 +151,8 @@ def progress(key: str) -> None:
         )
         if st.button("Stop, keep the best so far", key="stop", width="stretch", disabled=job.stopped()):
             job.stop()
-    ui.draw(figures.anytime(curves, dark=state.dark()), "anytime_live")
+    until = job.elapsed_s if len(curves) < 2 else None
+    ui.draw(figures.anytime(curves, baselines={NOTHING: unplanned_s}, until_s=until, dark=state.dark()), "anytime_live")
     st.caption("You can leave this page: the search goes on, and other pages say so.")
 
 
@@ -168,7 +169,7 @@ def details(name: str, old_name: str, after: Any, before: Any) -> None:
                 ui.draw(figures.load_heatmap(report.tokens, report.rank_node, layer_ids=ids, title=title, limit=limit,
                                              dark=dark), key)  # fmt: skip
         st.caption("Both on one colour scale. Red GPUs do more than their share and the others wait for them: "
-                   "the paler side is the better balanced one.")  # fmt: skip
+                   "the side with less colour is the better balanced one.")  # fmt: skip
     elif view == "Where the time goes":
         splits = {old_name: work.split(before.report), name: work.split(after.report)}
         ui.draw(figures.comparison(splits, bound_s=after.row.bound_s, dark=dark), "split")
@@ -177,7 +178,8 @@ def details(name: str, old_name: str, after: Any, before: Any) -> None:
         curves = {key: list(points) for key, points in job.curves.items()} if job is not None else {}
         if any(curves.values()):
             lines = {old_name: before.row.fit_step_s}
-            ui.draw(figures.anytime(curves, bound_s=plan.bound_s, baselines=lines, dark=dark), "anytime")
+            until = job.seconds if job is not None and len(curves) == 1 else None
+            ui.draw(figures.anytime(curves, bound_s=plan.bound_s, baselines=lines, until_s=until, dark=dark), "anytime")
             st.caption("Each step down is a better plan found. Where the curve is flat, more time buys nothing.")
         else:
             st.info("Only plans that were searched here have a curve.")
@@ -195,15 +197,16 @@ def details(name: str, old_name: str, after: Any, before: Any) -> None:
 
 with right:
     ui.context(given)
-    if busy:
-        progress(busy[0].key)
-        st.stop()
     base = ui.unplanned(given)
+    if busy:
+        progress(busy[0].key, base.score_s)
+        st.stop()
     plans = state.fitting(given)
     if not plans:
         before = ui.judged(NOTHING, base, given)
         ui.plan_cards(before, None, None)
-        st.info("This is what runs without a plan: experts in order, no copies. Press **Plan** to search a better one.")
+        st.info("This is what runs without a plan: experts in order, in as few slots as hold them. Press **Plan** to "
+                "search a better one.")  # fmt: skip
         title = "Load of every GPU in every layer, without a plan"
         report, ids = before.report, given.trace.spec.layer_ids
         heat = figures.load_heatmap(report.tokens, report.rank_node, title=title, layer_ids=ids, dark=state.dark())

@@ -32,7 +32,8 @@ per_node = whole.ranks // whole.nodes
 can_grow = whole.description.nodes is not None
 size_now = given.judged.tokens_per_rank or max(1, len(given.judged.token) // (len(given.judged) * given.cluster.ranks))
 counts = np.bincount(given.judged.trace.domain, minlength=len(given.judged.trace.domains))
-domains = [name for name, count in zip(given.judged.trace.domains, counts, strict=True) if count]
+largest = np.argsort(-counts, kind="stable")[: ui.MOST_DOMAINS]
+domains = [given.judged.trace.domains[i] for i in sorted(largest) if counts[i]]
 
 
 def natural(plan: Plan | None) -> dict[str, Any]:
@@ -111,6 +112,8 @@ def controls() -> tuple[str, Scenario]:
         if len(domains) > 1:
             with st.expander("Mix of domains"):
                 state.put("w_mix", domain_sliders())
+                if len(domains) < np.count_nonzero(counts):
+                    st.caption(f"The {len(domains)} largest of {np.count_nonzero(counts)}; others stay as recorded.")
         st.button("Put all back", key="w_reset", on_click=reset, width="stretch")
     mix = {one.rpartition("=")[0]: float(one.rpartition("=")[2]) for one in state.get("w_mix")}
     scenario = Scenario(
@@ -190,7 +193,8 @@ def results(name: str, wanted: Scenario) -> None:
         ("Experts", show(b.compute_s, "time"), against("compute_s"), "Critical path in experts."),
         ("Load imbalance", f"{b.batch_imbalance:.2f}×", against("batch_imbalance"), "Busiest GPU over the mean."),
         ("Tokens/s of a GPU", f"{earned[0]:,.0f}", f"now {earned[1]:,.0f}", "What a GPU earns; more is better."),
-        ("GPUs", f"{then.cluster.ranks} in {then.cluster.nodes}", f"{then.placement.slots_per_rank} slots each",
+        ("GPUs", f"{then.cluster.ranks} in {count(then.cluster.nodes, 'node')}",
+         f"{count(then.placement.slots_per_rank, 'slot')} each",
          "GPUs of the group and nodes that are left, and expert slots of a GPU and layer."),
     ])  # fmt: skip
     if plan is not None and not then.kept:
@@ -217,7 +221,8 @@ def results(name: str, wanted: Scenario) -> None:
 
 def simulate_fully(wanted: Scenario, plan: Plan | None) -> None:
     """Offer the event engine over all steps, in the background."""
-    st.caption("All held-out steps through the event engine; where sizes change, with a search of 20 s for them.")
+    steps = count(len(given.judged), "held-out step")
+    st.caption(f"{steps} through the event engine; where sizes change, with a search of 20 s for them.")
     key = work.scenario_key(given, wanted, plan.placement if plan is not None else None, engine="events")
     if st.button("Simulate in full", type="primary", key="w_full"):
         state.put("w_full_of", key)
@@ -232,7 +237,7 @@ def simulate_fully(wanted: Scenario, plan: Plan | None) -> None:
 @st.fragment
 def page() -> None:
     """Everything below the head: a turn of a knob runs this part alone."""
-    left, right = st.columns([1, 3.3], gap="medium")
+    left, right = ui.columns()
     with left:
         name, scenario = controls()
     with right:

@@ -6,6 +6,7 @@ from moesim.figures.heatmaps import expert_loads, largest_ratio, load_heatmap, n
 from moesim.figures.lines import lines
 from moesim.figures.placements import placement_diff, stragglers
 from moesim.figures.routing import coactivation, divergence, domain_experts
+from moesim.figures.theme import untitled
 from moesim.figures.timeline import timeline
 from moesim.figures.topology import topology, topology_layout
 from moesim.figures.tradeoffs import sensitivity, spread, tradeoff
@@ -30,4 +31,5 @@ __all__ = [
     "topology",
     "topology_layout",
     "tradeoff",
+    "untitled",
 ]

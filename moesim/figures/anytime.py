@@ -14,6 +14,7 @@ def anytime(
     *,
     bound_s: float | None = None,
     baselines: Mapping[str, float] | None = None,
+    until_s: float | None = None,
     dark: bool = False,
 ) -> go.Figure:
     """Draw the best score so far of solvers against their seconds.
@@ -26,6 +27,8 @@ def anytime(
         Seconds that no placement can beat, drawn as a line.
     baselines
         Name to step time of plans that took no search, drawn as dotted lines.
+    until_s
+        Seconds until which the best so far held, where that is longer than the last point.
     dark
         Whether the figure stands on dark paper.
     """
@@ -48,12 +51,15 @@ def anytime(
         if not points:
             continue
         colour = theme.SERIES[number % len(theme.SERIES)]
+        reached = list(points)
+        if until_s is not None and until_s > reached[-1][0]:
+            reached.append((until_s, reached[-1][1]))
         trace = go.Scatter(
-            x=[seconds for seconds, _ in points],
-            y=[score * 1e3 for _, score in points],
+            x=[seconds for seconds, _ in reached],
+            y=[score * 1e3 for _, score in reached],
             mode="lines+markers",
             line={"shape": "hv", "width": 2.5, "color": colour},
-            marker={"size": 6, "color": colour},
+            marker={"size": [6] * len(points) + [0] * (len(reached) - len(points)), "color": colour},
             name=name,
             showlegend=True,
             hovertemplate=f"{name}<br>after %{{x:.1f}} s: %{{y:.4g}} ms a step<extra></extra>",
@@ -62,6 +68,12 @@ def anytime(
     lines = [(f"{name}", value, "dot") for name, value in (baselines or {}).items()]
     if bound_s is not None:
         lines.append(("bound: no placement is faster", bound_s, "dash"))
+    if not best:
+        # without a point plotly would invent axes
+        high = max((value for _, value, _ in lines), default=None)
+        result.update_xaxes(range=[0, until_s or 1])
+        result.update_yaxes(range=[0, high * 1.2e3] if high else None, showticklabels=high is not None)
+        result.add_trace(go.Scatter(x=[None], y=[None], showlegend=False))
     result.update_layout(
         shapes=[
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value * 1e3, "y1": value * 1e3,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from moesim.figures import theme
+
+_ALIKE: Final = 5e-4
+"""Part of a step time that is not called a difference."""
 
 
 def comparison(
@@ -28,12 +32,14 @@ def comparison(
     totals = {name: sum(split.values()) for name, split in splits.items()}
     ordered = sorted(splits, key=lambda name: totals[name])
     best = ordered[0]
+    level = totals[ordered[-1]] <= totals[best] * (1 + _ALIKE)
+    first = best if len(ordered) == 1 else "all alike" if level else f"fastest: {best}"
     below = f", {totals[best] / bound_s - 1:.1%} above the bound" if bound_s else ""
     result = theme.figure(
         "Step time on held-out steps",
-        f"fastest: {best}, {totals[best] * 1e3:.4g} ms{below}; split by the phase on the critical path",
+        f"{first}, {totals[best] * 1e3:.4g} ms{below}; split by the phase on the critical path",
         dark=dark,
-        height=max(320, 190 + 34 * len(ordered)),
+        height=200 + 36 * len(ordered),
         barmode="stack",
         bargap=0.3,
         xaxis={"title": {"text": "mean time of a step (ms)"}, "rangemode": "tozero"},
@@ -68,7 +74,7 @@ def comparison(
         at = {"x0": bound_s * 1e3, "x1": bound_s * 1e3, "y0": 0, "y1": 1, "yref": "paper"}
         result.update_layout(shapes=[{"type": "line", "line": line, **at}])
         # shapes have no legend of their own
-        entry = go.Scatter(x=[None], y=[ordered[0]], mode="lines", line=line, name="bound: no placement is faster")
+        entry = go.Scatter(x=[None], y=[ordered[0]], mode="lines", line=line, name="bound")
         result.add_trace(entry)
     return result
 
@@ -88,6 +94,7 @@ def layer_split(
         Whether the figure stands on dark paper.
     """
     arrays = {phase: np.asarray(split_s[phase], dtype=np.float64) for phase in theme.ORDER if phase in split_s}
+    arrays = {phase: seconds for phase, seconds in arrays.items() if seconds.any()} or arrays
     layers = len(next(iter(arrays.values())))
     names = [str(i) for i in (layer_ids if layer_ids is not None else range(layers))]
     total = sum(float(values.sum()) for values in arrays.values())

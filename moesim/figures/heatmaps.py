@@ -52,7 +52,7 @@ def load_heatmap(
     names = [str(i) for i in (layer_ids if layer_ids is not None else range(layers))]
     result = theme.figure(
         title,
-        f"rank load / layer mean; 1 is balance, the busiest here has {ratio.max():.2f}",
+        f"busiest: {ratio.max():.2f} × the layer's mean; 1 is balance",
         dark=dark,
         height=max(300, min(900, 190 + 22 * layers)),
         xaxis={"title": {"text": "rank (lines: node borders)"}, "showgrid": False},
@@ -126,7 +126,7 @@ def node_traffic(node_bytes: ArrayLike, *, steps: int = 1, dark: bool = False) -
             y=names,
             mode="text",
             text=[_amount(mean[i, i] / factor) for i in range(nodes)],
-            textfont={"color": theme.PHASE_COLOURS["wait"]},
+            textfont={"color": theme.quiet(dark)},
             hovertemplate=f"inside %{{y}} (NVLink)<br>%{{text}} {unit} a step<extra></extra>",
             showlegend=False,
         )

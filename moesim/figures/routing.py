@@ -12,11 +12,14 @@ from numpy.typing import ArrayLike
 from moesim.base.arrays import Array
 from moesim.figures import theme
 
-_MOST_NUMBERED: Final = 16
+_MOST_NUMBERED: Final = 10
 _LEAST_BITS: Final = 0.02
 """Least divergence at the end of a colour scale: noise shall not look like drift."""
 _MOST_LIFT: Final = 3.0
 """End of the colour scale of co-activation, in doublings."""
+
+_FACTORS: Final = {-3: "1/8", -2: "1/4", -1: "1/2", 0: "1", 1: "2", 2: "4", 3: "8"}
+"""Doublings as factors."""
 
 
 def divergence(
@@ -92,8 +95,8 @@ def coactivation(lift: ArrayLike, *, layer: int | str, loads: ArrayLike | None =
     often = float((above >= 2).mean()) if above.size else 0.0
     result = theme.figure(
         f"Experts picked together in layer {layer}",
-        f"darker pairs meet more often than popularity alone would give; {often:.0%} of pairs twice as often or more, "
-        f"the strongest {strongest:.1f} times",
+        f"{often:.0%} of pairs meet twice as often as popularity alone would give, or more; the strongest "
+        f"{strongest:.1f} times as often",
         dark=dark,
         height=560,
         xaxis={"title": {"text": "experts, those picked together side by side"}, "showgrid": False,
@@ -154,9 +157,11 @@ def domain_experts(
         dark=dark,
         height=max(300, 170 + 30 * len(names)),
         xaxis={"title": {"text": f"the {picks.shape[1]} experts, grouped by the domain that favours them"},
-               "showgrid": False, "showticklabels": False},
+               "showgrid": False, "showticklabels": False, "ticks": ""},
         yaxis={"autorange": "reversed", "showgrid": False, "type": "category"},
     )  # fmt: skip
+    # a low figure has a short colour bar
+    ticks = list(_FACTORS) if len(names) > 4 else [-3, 0, 3]
     heat = go.Heatmap(
         z=doublings[:, order].astype(np.float32),
         y=names,
@@ -164,8 +169,7 @@ def domain_experts(
         colorscale=theme.around_zero(dark),
         zmin=-_MOST_LIFT,
         zmax=_MOST_LIFT,
-        colorbar={"title": {"text": "× all"}, "tickvals": [-3, -2, -1, 0, 1, 2, 3],
-                  "ticktext": ["1/8", "1/4", "1/2", "1", "2", "4", "8"]},
+        colorbar={"title": {"text": "× all"}, "tickvals": ticks, "ticktext": [_FACTORS[tick] for tick in ticks]},
         hovertemplate="%{y}, expert %{customdata[0]}<br>%{customdata[1]:.2f} × its share of all traffic<extra></extra>",
     )  # fmt: skip
     return result.add_trace(heat)

@@ -42,9 +42,13 @@ SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 BUSY_STEPS: Final = (0.05, 0.2, 0.4, 0.7)
 """Bounds of the five classes of link utilisation."""
 
+_TOP: Final = 92
+_BARE_TOP: Final = 34
+"""Pixels above a figure: with its title; without, where one row of a legend has room."""
 _FONT: Final = "Source Sans, system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 _INK: Final = {False: "#1f2430", True: "#e8eaed"}
 _PAPER: Final = {False: "#ffffff", True: "#0e1117"}
+_QUIET: Final = {False: "#626a76", True: "#9aa3af"}
 _GRID: Final = {False: "#e3e6ea", True: "#2b303a"}
 _BUSY: Final = {
     False: ("#d3d7dd", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000"),
@@ -66,6 +70,11 @@ def ink(dark: bool) -> str:
     return _INK[dark]
 
 
+def quiet(dark: bool) -> str:
+    """Return the colour of text that is read second."""
+    return _QUIET[dark]
+
+
 def paper(dark: bool) -> str:
     """Return the colour behind a figure."""
     return _PAPER[dark]
@@ -81,7 +90,8 @@ def diverging(dark: bool, largest: float) -> list[tuple[float, str]]:
     colours = _DIVERGING[dark]
     middle = (len(colours) - 1) // 2
     below = [(i / middle / largest, colour) for i, colour in enumerate(colours[:middle])]
-    above = [1 / largest + (1 - 1 / largest) * i / middle for i in range(middle + 1)]
+    above = [1 / largest + (1 - 1 / largest) * i / middle for i in range(middle)]
+    above.append(1.0)  # not a rounding error beside it: plotly would take a scale of its own
     return [*below, *zip(above, colours[middle:], strict=True)]
 
 
@@ -107,7 +117,8 @@ def node_borders(node: Array, top: float, *, dark: bool, bottom: float = -0.5, *
 
 def template(dark: bool = False) -> go.layout.Template:
     """Return the common look as a plotly template, for figures made elsewhere too."""
-    axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True}
+    axis = {"gridcolor": _GRID[dark], "zerolinecolor": _GRID[dark], "linecolor": _GRID[dark], "automargin": True,
+            "title": {"standoff": 10}}  # fmt: skip
     layout = {
         "colorway": list(PHASE_COLOURS.values()),
         "font": {
@@ -126,7 +137,7 @@ def template(dark: bool = False) -> go.layout.Template:
         },
         "paper_bgcolor": _PAPER[dark],
         "plot_bgcolor": _PAPER[dark],
-        "margin": {"l": 64, "r": 24, "t": 92, "b": 56},
+        "margin": {"l": 64, "r": 24, "t": _TOP, "b": 56},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
         "hoverlabel": {"bgcolor": _PAPER[dark], "font": {"color": _INK[dark]}},
         "xaxis": axis,
@@ -151,6 +162,18 @@ def figure(title: str, subtitle: str = "", *, dark: bool = False, height: int = 
     """
     text = {"text": f"<b>{title}</b>", "subtitle": {"text": subtitle, "font": {"size": 12.5}}}
     return go.Figure(layout={"template": template(dark), "title": text, "height": height, **layout})
+
+
+def untitled(figure: go.Figure) -> tuple[str, str, go.Figure]:
+    """Return title, subtitle and the figure without them, for pages that write both as text, which wraps.
+
+    Without a title above it, a legend may take as many rows as a narrow window asks for.
+    """
+    title = figure.layout.title
+    words = str(title.text or "").removeprefix("<b>").removesuffix("</b>")
+    bare = go.Figure(figure)
+    bare.update_layout(title=None, margin={"t": _BARE_TOP}, height=figure.layout.height - _TOP + _BARE_TOP)
+    return words, str(title.subtitle.text or ""), bare
 
 
 def _scale(colours: tuple[str, ...]) -> list[tuple[float, str]]:

@@ -14,8 +14,6 @@ from moesim.figures import theme
 from moesim.study.sweep.pareto import front
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-_GAP: Final = "\u00a0" * 4
-"""Keeps a name off its mark; plain spaces would be dropped."""
 _NEAR: Final = 0.04
 """Part of an axis within which two points lie on one another."""
 
@@ -93,12 +91,15 @@ def tradeoff(
         )  # fmt: skip
     if names and usable.any():
         written = _together(a, b, usable, names)
-        result.add_trace(
-            go.Scatter(
-                x=a[list(written)], y=b[list(written)], mode="text", cliponaxis=False, hoverinfo="skip",
-                text=[f"{_GAP}{text}{_GAP}" for text in written.values()], showlegend=False, name="names",
-                textposition=_beside(a[list(written)], float(a[usable].max())),
-            )
+        middle = (float(a[usable].min()) + float(a[usable].max())) / 2
+        result.update_layout(
+            annotations=[
+                # above the line, towards the middle, where there is room; on paper of its own, where a line crosses it
+                {"x": a[i], "y": b[i], "text": text, "showarrow": False, "yshift": 9, "yanchor": "bottom",
+                 "xanchor": "left" if a[i] <= middle else "right", "bgcolor": theme.paper(dark), "borderpad": 1,
+                 "font": {"size": 12}}
+                for i, text in written.items()
+            ]
         )  # fmt: skip
     return result
 
@@ -129,9 +130,11 @@ def spread(
     arrays = {name: np.asarray(array, dtype=np.float64) for name, array in values.items()}
     ordered = sorted(arrays, key=lambda name: float(arrays[name].max()))
     steady = ordered[0]
+    few = len(labels) <= len(theme.SERIES)
+    where = "" if few else f"; worst: {labels[int(arrays[steady].argmax())]}"
     result = theme.figure(
         title,
-        f"left is better; the least bad worst {item} has {steady}: {arrays[steady].max():.4g}{reading}",
+        f"left is better; the least bad worst {item} has {steady}: {arrays[steady].max():.4g}{reading}{where}",
         dark=dark,
         height=max(300, 190 + 38 * len(ordered)),
         xaxis={"title": {"text": value_label}},
@@ -146,7 +149,6 @@ def spread(
         showlegend=False,
     )
     result.add_trace(bars)
-    few = len(labels) <= len(theme.SERIES)
     for number, label in enumerate(labels):
         trace = go.Scatter(
             x=[arrays[name][number] for name in ordered],
@@ -242,9 +244,3 @@ def _together(x: Array, y: Array, usable: Array, names: Sequence[str]) -> dict[i
         )
         shared.setdefault(near, []).append(names[i])
     return {first: ", ".join(found) for first, found in shared.items()}
-
-
-def _beside(x: Array, largest: float) -> list[str]:
-    """Return on which side of each point its name stands: above the line, towards the middle, where there is room."""
-    middle = (float(x.min()) + largest) / 2
-    return ["top right" if value <= middle else "top left" for value in x]

@@ -48,27 +48,29 @@ def by_domain(
     *,
     dims: ModelSpec | None = None,
     most_steps: int = 4,
+    least_tokens: int = 1,
     seed: int = 0,
 ) -> tuple[DomainSpread, ...]:
     """Return how a plan fares on each domain of the held-out traffic alone, in the order of the trace.
 
     Steps of one domain are as large as the smallest domain fills, at most those of ``judged``, so that domains can be
-    compared with one another, not with the mixed steps.
+    compared with one another, not with the mixed steps. Domains that do not fill a step of ``least_tokens`` tokens a
+    rank are left out.
 
     Raises
     ------
     InputError
-        If fewer than two domains fill a step of one token a rank.
+        If that leaves fewer than two domains.
     """
     trace = judged.trace
     phase = int(judged.phase[0])
     rows = {name: np.flatnonzero((trace.domain == code) & (trace.phase == phase))
             for code, name in enumerate(trace.domains)}  # fmt: skip
-    rows = {name: index for name, index in rows.items() if len(index) >= cluster.ranks}
+    rows = {name: index for name, index in rows.items() if len(index) >= cluster.ranks * least_tokens}
     if len(rows) < 2:
         raise InputError(
-            f"spread by domain: the held-out traffic has {count(len(rows), 'domain')} with a token for each of "
-            f"{count(cluster.ranks, 'rank')}; give a trace that labels at least two"
+            f"spread by domain: the held-out traffic has {count(len(rows), 'domain')} with "
+            f"{count(least_tokens, 'token')} for each of {count(cluster.ranks, 'rank')}; give a trace that labels two"
         )
     whole = judged.tokens_per_rank or len(judged.token) // (len(judged) * cluster.ranks)
     size = max(1, min(whole, *(len(index) // cluster.ranks for index in rows.values())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -100,7 +101,6 @@ def value(session: Any, label: str) -> str:
 
 def titles(session: Any) -> list[str]:
     """The titles of the figures on the page."""
-    import json
-
-    specs = [json.loads(one.proto.spec) for one in session.get("plotly_chart")]
-    return [spec["layout"]["title"]["text"] for spec in specs]
+    texts = re.findall(r'class="figure-title"><b>(.*?)</b>', " ".join(one.proto.body for one in session.get("html")))
+    assert len(texts) == len(session.get("plotly_chart"))
+    return texts

@@ -65,7 +65,7 @@ def every_figure(dark: bool) -> dict[str, go.Figure]:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout"}))
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "untitled"}))
 def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark: bool):
     figure = every_figure(dark)[name]
     assert figure.layout.title.text
@@ -76,7 +76,7 @@ def test_every_figure_has_a_title_a_subtitle_and_the_common_look(name: str, dark
 
 @pytest.mark.parametrize(
     "name",
-    sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "topology", "divergence"}),
+    sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "untitled", "topology", "divergence"}),
 )
 def test_axes_say_what_they_are(name: str):
     figure = every_figure(False)[name]
@@ -91,12 +91,46 @@ def test_the_load_heatmap_shows_load_over_the_mean_of_the_layer():
 
 
 def test_the_colour_of_balance_stands_at_one():
-    for largest in (1.25, 2.0, 7.0):
+    # plotly.js takes another scale altogether where the ends are not 0 and 1 to the bit
+    for largest in (1.25, 2.0, 7.0, *np.random.default_rng(0).uniform(1.25, 9, 500)):
         positions, colours = zip(*theme.diverging(False, largest), strict=True)
         assert list(positions) == sorted(positions)
         assert (positions[0], positions[-1]) == (0, 1)
         middle = colours.index("#f7f7f7")
         assert positions[middle] * largest == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"largest_ratio", "topology_layout", "untitled"}))
+def test_a_figure_without_its_title_has_the_same_room_for_its_data(name: str):
+    figure = every_figure(False)[name]
+    before = figure.to_json()
+    title, subtitle, bare = figures.untitled(figure)
+    assert f"<b>{title}</b>" == figure.layout.title.text
+    assert subtitle == figure.layout.title.subtitle.text
+    assert bare.layout.title.text is None
+    above = figure.layout.margin.t or figure.layout.template.layout.margin.t
+    assert bare.layout.height - bare.layout.margin.t == figure.layout.height - above
+    assert figure.to_json() == before
+
+
+def test_phases_that_take_no_time_are_left_out():
+    drawn = figures.layer_split({"experts": [1e-3, 2e-3], "shared": [0, 0], "wait": [0, 1e-3]})
+    assert [bar.name for bar in drawn.data] == ["routed experts", "waiting for others"]
+
+
+def test_one_plan_alone_is_not_the_fastest():
+    subtitle = figures.comparison({"mine": {"experts": 1e-3}}).layout.title.subtitle.text
+    assert subtitle.startswith("mine, 1 ms")
+    twins = figures.comparison({name: {"experts": 1e-3} for name in ("now", "what if")})
+    assert twins.layout.title.subtitle.text.startswith("all alike, 1 ms")
+
+
+def test_the_worst_of_many_items_is_named():
+    names = [f"subject {i}" for i in range(20)]
+    text = figures.spread(
+        {"a": np.arange(20.0)}, names, title="Spread", item="domain", value_label="ms"
+    ).layout.title.subtitle.text  # fmt: skip
+    assert text.endswith("worst: subject 19")
 
 
 def test_two_heatmaps_with_one_limit_share_a_scale():
@@ -230,12 +264,22 @@ def test_the_anytime_curve_holds_until_something_better_is_found():
     assert list(figure.data[0].y) == pytest.approx([2, 1.5, 1])
     assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([2, 0.5])
     assert "1 ms a step, at most 100% from the optimum" in figure.layout.title.subtitle.text
-    assert "waiting" in figures.anytime({"ours": []}).layout.title.subtitle.text
+    held = figures.anytime({"ours": CURVE}, until_s=9.0).data[0]
+    assert (held.x[-1], held.y[-1]) == (9, 1)
+    assert len(figures.anytime({"ours": CURVE}, until_s=1.0).data[0].x) == len(CURVE)
+
+
+def test_before_the_first_plan_the_axes_are_those_of_what_it_will_be_compared_with():
+    waiting = figures.anytime({"ours": []}, baselines={"eplb": 2e-3}, until_s=4.0)
+    assert "waiting" in waiting.layout.title.subtitle.text
+    assert waiting.layout.yaxis.range == (0, pytest.approx(2.4))
+    assert waiting.layout.xaxis.range == (0, 4)
+    assert figures.anytime({}).layout.yaxis.showticklabels is False
 
 
 def test_the_front_is_what_nothing_beats_in_both():
     figure = figures.tradeoff(COST, STEP, names=PLANS, x_title="weights (GB)", y_title="step (ms)")
-    line, points, _ = figure.data
+    line, points = figure.data
     assert list(line.y) == [3, 2, 1]
     assert line.line.shape == "hv"
     assert list(points.marker.symbol) == ["circle", "circle", "circle", "circle-open"]
@@ -255,10 +299,13 @@ def test_a_front_may_lead_upwards_and_points_without_a_value_are_left_out():
 
 
 def test_plans_that_lie_on_one_another_share_a_label():
-    words = figures.tradeoff(
-        [*COST, 3.001], [*STEP, 1.001], names=[*PLANS, "twin"], x_title="GB", y_title="ms"
-    ).data[2]  # fmt: skip
-    assert {text.strip() for text in words.text} == {"small", "middle", "large, twin", "bad"}
+    figure = figures.tradeoff(
+        [*COST, 3.001], [*STEP, 1.001], names=[*PLANS, "twin"], x_title="GB", y_title="ms", dark=True
+    )  # fmt: skip
+    words = figure.layout.annotations
+    assert {one.text for one in words} == {"small", "middle", "large, twin", "bad"}
+    # no line runs through a name
+    assert {one.bgcolor for one in words} == {theme.paper(True)}
 
 
 def test_pairs_picked_together_stand_side_by_side_in_doublings():

@@ -117,6 +117,8 @@ def test_the_spread_over_domains_judges_each_alone_in_steps_of_one_size():
     only = TRACE.select(TRACE.domain == 1)
     steps = steps_of(only, CLUSTER, tokens_per_rank=found[1].tokens_per_rank, max_steps=4)
     assert judge(plan, steps, steps, CLUSTER, costs).row.step_s == pytest.approx(found[1].step_s, rel=1e-12)
+    with pytest.raises(InputError, match="0 domains with 5,000 tokens"):
+        by_domain(plan, batches, CLUSTER, costs, least_tokens=5000)
     unlabelled = Trace(SPEC, routes=TRACE.routes, request=TRACE.request)
     with pytest.raises(InputError, match="1 domain"):
         by_domain(plan, steps_of(unlabelled, CLUSTER, tokens_per_rank=32), CLUSTER, costs)
