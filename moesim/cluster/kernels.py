@@ -7,20 +7,10 @@ of its own node that sits on the target's rail.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 
 from moesim.base.arrays import Array
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(function: F) -> F:
-    """Compile on first use, keep the machine code on disk."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+from moesim.base.compiled import compiled
 
 
 @compiled

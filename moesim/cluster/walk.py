@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.base.compiled import compiled
 from moesim.base.errors import InputError
-from moesim.cluster.kernels import compiled
 from moesim.cluster.wiring import Wiring
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.cluster.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.costs.types import Timing
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled, splitmix64
 
 
 @compiled
@@ -121,7 +121,7 @@ def hash_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, out:
 def random_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, key: int, out: Array) -> None:
     """Choose every copy at random; the same key, home rank, row and expert give the same copy.
 
-    The generator is SplitMix64's output function (Steele, Lea, Flood, OOPSLA 2014) on a counter.
+    The generator is SplitMix64 on a counter.
     """
     for home in range(len(group_ptr) - 1):
         for token in range(group_ptr[home], group_ptr[home + 1]):
@@ -131,14 +131,6 @@ def random_picks(routes: Array, group_ptr: Array, indptr: Array, slot: Array, ke
                 if expert < 0:
                     out[token, pick] = -1
                 else:
-                    drawn = _mix(np.uint64(key) ^ _mix(place * np.uint64(65536) + np.uint64(expert)))
+                    drawn = splitmix64(np.uint64(key) ^ splitmix64(place * np.uint64(65536) + np.uint64(expert)))
                     copies = np.uint64(indptr[expert + 1] - indptr[expert])
                     out[token, pick] = slot[indptr[expert] + np.int64(drawn % copies)]
-
-
-@compiled
-def _mix(value: np.uint64) -> np.uint64:
-    state = value + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 
 def fewest_active(routes: Array, indptr: Array, rank: Array, slot: Array, ranks: int) -> Array:

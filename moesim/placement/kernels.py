@@ -12,21 +12,10 @@ callers may run layers in threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numba
 import numpy as np
 
 from moesim.base.arrays import Array
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile at first call, keep the machine code on disk and release the GIL."""
-    result: Function = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
-    return result
+from moesim.base.compiled import compiled as compiled  # noqa: PLC0414 (solve takes it from here)
 
 
 @compiled

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.placement.placement import Placement
 
 _SEED: Final = 42

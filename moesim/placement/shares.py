@@ -7,8 +7,8 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.base.compiled import compiled
 from moesim.base.errors import InputError
-from moesim.placement.kernels import compiled
 from moesim.placement.token_aware import covered
 
 TRAFFIC: Final = 2.0

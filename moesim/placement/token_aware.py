@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 SLACK: Final = 1.03
 """Load cap over the mean load of a rank. The tighter, the more traffic it costs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.cluster.kernels import compiled
+from moesim.base.compiled import compiled
 
 
 @compiled

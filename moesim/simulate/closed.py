@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.base.compiled import compiled
 from moesim.base.errors import InputError
-from moesim.cluster.kernels import compiled
 from moesim.simulate.clocks import exchange_end
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule

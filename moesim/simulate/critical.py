@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.cluster.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.simulate.clocks import held_up
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
 from moesim.simulate.schedules import Schedule

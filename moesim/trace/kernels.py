@@ -5,16 +5,13 @@ Every loop takes routes `[tokens, layers, top_k]` in which -1 means "no expert".
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from moesim.base.arrays import Array
+from moesim.base.compiled import compiled, splitmix64
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def first_fault(routes: Array, experts: int) -> tuple[int, int, int, bool]:
     """Return (token, layer, value, is_duplicate) of the first bad pick, or (-1, -1, -1, False)."""
     tokens, layers, picks = routes.shape
@@ -32,7 +29,7 @@ def first_fault(routes: Array, experts: int) -> tuple[int, int, int, bool]:
     return -1, -1, -1, False
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def count_picks(routes: Array, group: Array, groups: int, experts: int) -> Array:
     """Return how often each expert was picked, int64 [groups, layers, experts], tokens grouped by ``group``."""
     tokens, layers, picks = routes.shape
@@ -46,7 +43,7 @@ def count_picks(routes: Array, group: Array, groups: int, experts: int) -> Array
     return counts
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def count_pairs(first: Array, second: Array, experts: int) -> Array:
     """Return how often a token picks e in ``first`` and f in ``second`` [tokens, top_k], int64 [experts, experts]."""
     tokens, picks = first.shape
@@ -63,7 +60,7 @@ def count_pairs(first: Array, second: Array, experts: int) -> Array:
     return pairs
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def count_reuse(routes: Array, before: Array, after: Array) -> Array:
     """Return how many picks of rows ``after`` also occur in rows ``before``, int64 [layers]."""
     layers, picks = routes.shape[1], routes.shape[2]
@@ -80,7 +77,7 @@ def count_reuse(routes: Array, before: Array, after: Array) -> Array:
     return again
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def mix_picks(picks: Array, swaps: int, state: Array) -> None:
     """Exchange picks of tokens at random, no expert twice in one; ``picks`` int16 [layers, tokens, top_k], in place.
 
@@ -100,11 +97,9 @@ def mix_picks(picks: Array, swaps: int, state: Array) -> None:
                 picks[layer, first, here], picks[layer, second, there] = new, old
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def draw_below(state: Array, many: int) -> int:
-    """Return a whole number below ``many``; SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    """Return a whole number below ``many`` and move ``state`` uint64 [1] on (SplitMix64)."""
+    drawn = splitmix64(state[0])
     state[0] += np.uint64(0x9E3779B97F4A7C15)
-    mixed = state[0]
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return int((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(33)) % many
+    return int(drawn >> np.uint64(33)) % many

@@ -6,13 +6,11 @@ Requests are given by their lengths, in the order in which they are served; rows
 from __future__ import annotations
 
 import heapq
-from typing import Any
 
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from moesim.base.arrays import Array
+from moesim.base.compiled import compiled
 
 
 def chunks(
@@ -45,7 +43,7 @@ def chunks(
     return ragged_range(start, count), np.repeat(home[order], count), np.repeat(step[order], count), steps
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _chunks(
     lengths: Array, ranks: int, size: int, least_loaded: bool, most_steps: int
 ) -> tuple[Array, Array, Array, Array, Array, int]:

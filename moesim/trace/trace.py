@@ -222,10 +222,10 @@ class Trace(Sealed):
         index = np.asarray(group, np.int64)
         if index.shape != (self.rows,) or (index.size and (index.min() < 0 or index.max() >= groups)):
             raise InputError(f"Trace.loads_by: expected a group in 0..{groups - 1} for each row ({self.rows})")
+        loads = np.zeros((groups, self.layers, self.spec.experts), np.int64)
         if self.given_counts is not None:
-            loads = np.zeros((groups, self.layers, self.spec.experts), np.int64)
             np.add.at(loads, index, self.given_counts)
-        else:
+        elif self.routes is not None:
             from moesim.trace.kernels import count_picks
 
             loads = count_picks(self.routes, index, groups, self.spec.experts)

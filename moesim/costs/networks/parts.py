@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.cluster.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.costs.ports import ports
 from moesim.costs.transports.parts import frozen
 from moesim.costs.types import Timing, Transfer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.cluster.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.costs.constants import FLOOR_PATH_S, SMS, Constant, family
 
 if TYPE_CHECKING:
