@@ -32,8 +32,6 @@ _DENSE_WIDTH: Final = ("intermediate_size_mlp", "ffn_hidden_size", "intermediate
 _SHARED: Final = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 _SHARED_WIDTH: Final = ("shared_expert_intermediate_size", "shared_intermediate_size")
 _GROUPS: Final = ("n_group", "num_expert_group")
-_NO_GATE: Final = ("nllb-moe", "nllb_moe", "switch_transformers")
-"""Families whose experts are two matrices, not three."""
 _MOST_LAYERS: Final = 10_000
 _DTYPES: Final = {"bfloat16": BF16, "float16": 2.0, "float32": 4.0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Sequence
 from html import escape
@@ -57,11 +58,9 @@ $body
 """)
 
 _COLOURS: Final = {
-    False: {"scheme": "light", "ink": "#1f2430", "paper": "#ffffff", "line": "#e3e6ea", "soft": "#f4f6f8",
-            "quiet": "#626a76"},
-    True: {"scheme": "dark", "ink": "#e8eaed", "paper": "#0e1117", "line": "#2b303a", "soft": "#181c24",
-           "quiet": "#9aa3af"},
-}  # fmt: skip
+    False: {"scheme": "light", "soft": "#f4f6f8", "quiet": "#626a76"},
+    True: {"scheme": "dark", "soft": "#181c24", "quiet": "#9aa3af"},
+}
 
 
 def write_report(found: Comparison, path: str | Path, *, commands: Sequence[str] = (), dark: bool = False) -> None:
@@ -103,7 +102,10 @@ def page(title: str, body: str, *, dark: bool = False) -> str:
     """Return a whole HTML page that loads nothing from elsewhere; ``body`` is HTML, ``title`` is text."""
     from plotly.offline import get_plotlyjs
 
-    return _PAGE.substitute(_COLOURS[dark], title=escape(title), plotly=get_plotlyjs(), body=body)
+    from moesim.figures import theme
+
+    colours = _COLOURS[dark] | {"ink": theme.ink(dark), "paper": theme.paper(dark), "line": theme.grid(dark)}
+    return _PAGE.substitute(colours, title=escape(title), plotly=get_plotlyjs(), body=body)
 
 
 def _head(found: Comparison) -> str:
@@ -187,7 +189,7 @@ def _figures(found: Comparison, dark: bool) -> list[str]:
         name: {phase: float(seconds.sum()) / report.steps for phase, seconds in report.critical_s.items()}
         for name, report in found.reports.items()
     }
-    count = iter(range(1, 99))
+    number = itertools.count(1)
 
     def draw(figure: Any) -> str:
         config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
@@ -197,7 +199,7 @@ def _figures(found: Comparison, dark: bool) -> list[str]:
             include_plotlyjs=False,
             include_mathjax=False,
             config=config,
-            div_id=f"figure-{next(count)}",
+            div_id=f"figure-{next(number)}",
         )
         return f'<h3>{escape(title)}</h3>\n<p class="quiet">{escape(subtitle)}</p>\n{text}'
 

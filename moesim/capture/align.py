@@ -51,7 +51,7 @@ class Rows(NamedTuple):
     weights: NDArray[np.float16] | None
 
 
-def rows_of(seen: Seen, taken: Sequence[Taken], layers: int) -> Rows:
+def rows_of(seen: Seen, taken: Sequence[Taken]) -> Rows:
     """Return the rows of a batch that are tokens, in order.
 
     Parameters

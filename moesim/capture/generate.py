@@ -191,7 +191,7 @@ def run(
 
 
 def _chunk(recorder: Any, seen: Seen, prompts: Sequence[Prompt], domains: tuple[str, ...]) -> Trace:
-    parts = rows_of(seen, recorder.drain(), recorder.layers)
+    parts = rows_of(seen, recorder.drain())
     codes = np.array([domains.index(prompt.domain) for prompt in prompts])
     numbers = np.array([prompt.number for prompt in prompts])
     return Trace(

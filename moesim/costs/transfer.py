@@ -55,7 +55,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Transfer:
+class FittedRoofline:
     """A fitted roofline and the rows it was fitted to."""
 
     constants: Array
@@ -75,7 +75,7 @@ class Transfer:
         return np.asarray(np.exp(trend + correction).reshape(m.shape))
 
 
-def fit(rows: Rows, weight_bytes: float, processors: float) -> Transfer:
+def fit(rows: Rows, weight_bytes: float, processors: float) -> FittedRoofline:
     """Fit the constants by least squares of the logarithms, robust against single rows.
 
     Parameters
@@ -101,7 +101,7 @@ def fit(rows: Rows, weight_bytes: float, processors: float) -> Transfer:
         return held
 
     found = least_squares(wrong, _START, loss="soft_l1", f_scale=0.1).x
-    return Transfer(found, rows, log - _trend(found, rows, weight_bytes, processors), weight_bytes, processors)
+    return FittedRoofline(found, rows, log - _trend(found, rows, weight_bytes, processors), weight_bytes, processors)
 
 
 def leave_out(rows: Rows, weight_bytes: float, processors: float) -> dict[tuple[int, int], tuple[int, float, float]]:
@@ -144,9 +144,9 @@ def _trend(constants: Array, rows: Rows, weight_bytes: float, processors: float)
 
 @dataclass(frozen=True, eq=False)
 class TransferCompute:
-    """Transfer as a compute model; slots of one rank are treated as those of a table."""
+    """A fitted roofline as a compute model; slots of one rank are treated as those of a table."""
 
-    model: Transfer
+    model: FittedRoofline
     most_tokens: float
     most_active: float
     sources: Mapping[str, str]

@@ -80,6 +80,11 @@ def paper(dark: bool) -> str:
     return _PAPER[dark]
 
 
+def grid(dark: bool) -> str:
+    """Return the colour of grid lines and rules."""
+    return _GRID[dark]
+
+
 def busy_colours(dark: bool) -> tuple[str, ...]:
     """Return one colour for each class of link utilisation, idle first."""
     return _BUSY[dark]

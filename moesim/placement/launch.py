@@ -301,13 +301,6 @@ def launch(
     return make(case)
 
 
-def launch_flags(
-    placement: Placement, spec: ModelSpec | None, policy: str | None, format: str, path: str = "experts.json"
-) -> list[str]:
-    """Return the arguments that start an engine with a map; see :func:`launch`."""
-    return list(launch(placement, path, format, spec=spec, policy=policy).flags)
-
-
 def _node_flags(case: _Case) -> tuple[str, ...]:
     if case.node is None:
         return ()

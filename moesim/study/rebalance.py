@@ -290,10 +290,3 @@ def _steps_of_move(world: World, how: Rebalancing, old: Placement, new: Placemen
     before, after = world.price(old, step), world.price(new, step)
     idle = np.maximum(before[0] - np.maximum(before[2], after[2]), 1e-9)
     return world.move_s(old, new, how.share * idle / before[0]) / before[0]
-
-
-def break_even(interval: Sequence[float], total_s: Sequence[float], never_s: float) -> float | None:
-    """Return the shortest interval from which planning anew is faster than never doing so; None if it never is."""
-    order = np.argsort(interval)
-    worth = [float(interval[i]) for i in order if total_s[i] < never_s]
-    return min(worth) if worth else None

@@ -26,8 +26,6 @@ from moesim.trace.checks import check_seed
 
 IN_NODE: Final = "node"
 """Tier inside a node (NVLink); all others carry traffic between nodes."""
-BALANCED: Final = "balanced by load"
-"""Name of the placement that is made on the spot where the plan does not fit."""
 
 
 @dataclass(frozen=True)

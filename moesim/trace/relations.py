@@ -6,7 +6,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
-from moesim.trace.stats import jensen_shannon
+from moesim.trace.stats import jensen_shannon, window_loads
 from moesim.trace.trace import Trace
 
 
@@ -43,10 +43,7 @@ def window_divergence(trace: Trace, windows: int, layer: int | None = None) -> A
 
     Windows go in the order of recorded steps, else of rows. A single layer, or the mean over all.
     """
-    order = np.argsort(trace.step, kind="stable") if trace.has_steps else np.arange(trace.rows)
-    window = np.empty(trace.rows, np.int64)
-    window[order] = np.arange(trace.rows) * windows // max(trace.rows, 1)
-    return _divergence(trace.loads_by(window, windows), layer)
+    return _divergence(window_loads(trace, windows), layer)
 
 
 def domain_divergence(trace: Trace, layer: int | None = None) -> Array:

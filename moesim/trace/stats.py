@@ -148,6 +148,17 @@ def describe(trace: Trace) -> dict[str, Any]:
     }
 
 
+def window_loads(trace: Trace, windows: int) -> Array:
+    """Return the picks of each expert in windows of equal length, int64 [windows, layers, experts].
+
+    Windows go in the order of recorded steps, else of rows.
+    """
+    order = np.argsort(trace.step, kind="stable") if trace.has_steps else np.arange(trace.rows)
+    window = np.empty(trace.rows, np.int64)
+    window[order] = np.arange(trace.rows) * windows // max(trace.rows, 1)
+    return trace.loads_by(window, windows)
+
+
 def jensen_shannon(first: Array, second: Array) -> Array:
     """Return the Jensen-Shannon divergence, in bits, of two sets of loads [..., experts]; NaN where one is empty."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -227,10 +238,7 @@ def _domain_bits(trace: Trace) -> Array:
 
 
 def _drift_bits(trace: Trace) -> Array:
-    order = np.argsort(trace.step, kind="stable") if trace.has_steps else np.arange(trace.rows)
-    window = np.empty(trace.rows, np.int64)
-    window[order] = np.arange(trace.rows) * WINDOWS // max(trace.rows, 1)
-    loads = trace.loads_by(window, WINDOWS).astype(np.float64)
+    loads = window_loads(trace, WINDOWS).astype(np.float64)
     if loads.sum(axis=-1).min() < _PICKS_PER_EXPERT * trace.spec.experts:
         return np.full(trace.layers, np.nan)
     return np.asarray(jensen_shannon(loads[:-1], loads[1:]).mean(axis=0))

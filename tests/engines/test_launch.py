@@ -15,7 +15,7 @@ from moesim.placement import EMPTY, PLACEMENT_FORMATS, POLICIES, Placement
 from moesim.placement import export as exporting
 from moesim.placement.architectures import SGLANG, TRTLLM, architecture_of
 from moesim.placement.export import export
-from moesim.placement.launch import RULES, engine_formats, launch, launch_flags
+from moesim.placement.launch import RULES, engine_formats, launch
 from moesim.spec import ModelSpec
 
 SPEC = ModelSpec("deepseek-v3-short", (1, 3), 4, experts=6, top_k=2, hidden=8, intermediate=8)
@@ -27,20 +27,24 @@ RUNS = {
 }  # fmt: skip
 
 
+def flags_of(placement: Placement, policy: str, format: str) -> list[str]:
+    return list(launch(placement, "experts.json", format, spec=SPEC, policy=policy).flags)
+
+
 def option(flags: list[str], name: str) -> Any:
     return json.loads(flags[flags.index(name) + 1])
 
 
 def test_sglang() -> None:
-    assert launch_flags(PLACEMENT, SPEC, "nearest", "sglang") == shlex.split(
+    assert flags_of(PLACEMENT, "nearest", "sglang") == shlex.split(
         "--init-expert-location experts.json --tp-size 4 --ep-size 4 --ep-num-redundant-experts 2 "
         "--moe-a2a-backend deepep --ep-dispatch-algorithm static"
     )
     # even use of all copies takes a backend without all-to-all, and that refuses the static table
-    assert launch_flags(PLACEMENT, SPEC, "uniform", "sglang")[-4:] == shlex.split(
+    assert flags_of(PLACEMENT, "uniform", "sglang")[-4:] == shlex.split(
         "--moe-a2a-backend none --ep-dispatch-algorithm dynamic"
     )
-    assert launch_flags(PLAIN, SPEC, "uniform", "sglang")[-5:] == shlex.split(
+    assert flags_of(PLAIN, "uniform", "sglang")[-5:] == shlex.split(
         "0 --moe-a2a-backend deepep --ep-dispatch-algorithm static"
     )
 
@@ -91,7 +95,7 @@ def test_vllm_proposals_are_marked() -> None:
 
 
 def test_ascend() -> None:
-    flags = launch_flags(PLACEMENT, SPEC, "uniform", "vllm-ascend")
+    flags = flags_of(PLACEMENT, "uniform", "vllm-ascend")
     assert option(flags, "--additional-config") == {"eplb_config": {"expert_map_path": "experts.json"}}
     assert flags[:3] == ["--enable-expert-parallel", "--data-parallel-size", "4"]
 
@@ -105,12 +109,12 @@ def test_policies_that_an_engine_cannot_run_are_refused(format: str, policy: str
         "vllm-ascend": {"uniform"},
     }.get(format, {"hash", "uniform", "random"})
     if policy in runs:
-        assert launch_flags(PLACEMENT, SPEC, policy, format)
+        assert flags_of(PLACEMENT, policy, format)
     else:
         with pytest.raises(InputError, match=f"rule 'policy': it does not dispatch by '{policy}'.*plan with policy"):
-            launch_flags(PLACEMENT, SPEC, policy, format)
+            flags_of(PLACEMENT, policy, format)
     # without copies there is nothing to choose
-    assert launch_flags(PLAIN, SPEC, policy, format)
+    assert flags_of(PLAIN, policy, format)
 
 
 @pytest.mark.parametrize("format", engine_formats())

@@ -23,7 +23,7 @@ from placement.worlds import random_placement
 from moesim.base.errors import FormatError
 from moesim.placement import Placement, architectures, fill_empty, nearest_table, table_of
 from moesim.placement.export import export
-from moesim.placement.launch import launch_flags
+from moesim.placement.launch import launch
 from moesim.spec import ModelSpec
 
 VERSION = "0.5.23"
@@ -59,7 +59,8 @@ def ask(sglang: Path) -> Ask:
 
 def a_case(placement: Placement, spec: ModelSpec, location: str, policy: str, nodes: int) -> dict[str, Any]:
     """The case that our launch flags make."""
-    flags = dict(zip(*[iter(launch_flags(placement, spec, policy, "sglang", location))] * 2, strict=True))
+    given = launch(placement, location, "sglang", spec=spec, policy=policy).flags
+    flags = dict(zip(*[iter(given)] * 2, strict=True))
     assert flags["--ep-size"] == flags["--tp-size"] == str(placement.ranks)
     return {
         "location": flags["--init-expert-location"],
@@ -219,5 +220,5 @@ def test_the_architectures_it_can_place(sglang: Path) -> None:
 def test_its_command_line_has_our_flags(sglang: Path) -> None:
     fields = "".join(file.read_text() for file in (sglang / "sglang/srt/arg_groups/fields").glob("*.py"))
     placement = Placement.from_physical([GOOD, GOOD], 2, 4).for_model(FOUR)
-    for flag in launch_flags(placement, FOUR, "nearest", "sglang")[::2]:
+    for flag in launch(placement, "experts.json", "sglang", spec=FOUR, policy="nearest").flags[::2]:
         assert re.search(rf"^    {flag[2:].replace('-', '_')}: A\[", fields, re.MULTILINE), flag

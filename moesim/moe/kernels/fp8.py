@@ -9,19 +9,14 @@ import triton
 from torch import Tensor
 
 from moesim.moe.kernels import gemm, interpreted
-from moesim.moe.kernels.grouping import SMALLEST, Grouping
+from moesim.moe.kernels.grouping import Grouping
 from moesim.moe.kernels.jit import fp8 as jit
 from moesim.moe.kernels.move import permute, quantise_rows, quantise_weights, unpermute
 from moesim.moe.kernels.tiles import FP8_TILES, Tile, bench, candidates, prune
 
-_HEURISTICS: Final = {
-    "EVEN_D": lambda a: a["D"] % a["BLOCK_D"] == 0,
-    "EVEN_N": lambda a: a["N"] % a["BLOCK_N"] == 0,
-    "LEVEL": lambda a: (a["BLOCK_M"] // SMALLEST).bit_length() - 1,
-}
 _NAMES: Final = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "GROUP", "PERSISTENT")
 INTERPRETED: Final = Tile(16, 32, 128)
-plain = triton.heuristics(_HEURISTICS)(jit.grouped_fp8)
+plain = triton.heuristics(gemm.HEURISTICS)(jit.grouped_fp8)
 tuned = triton.autotune(
     [INTERPRETED.config(_NAMES)] if interpreted() else candidates(FP8_TILES, _NAMES),
     key=["D", "N", "ROWS", "SPREAD", "SWIGLU"], prune_configs_by={"early_config_prune": prune}, do_bench=bench,

@@ -13,14 +13,15 @@ from moesim.moe.kernels.grouping import SMALLEST, Grouping
 from moesim.moe.kernels.jit import gemm as jit
 from moesim.moe.kernels.tiles import EXACT, FEW, GRADIENT, MANY, Tile, bench, candidates, prune, prune_gradient
 
-_HEURISTICS: Final = {
+HEURISTICS: Final = {
     "EVEN_D": lambda a: a["D"] % a["BLOCK_D"] == 0,
     "EVEN_N": lambda a: a["N"] % a["BLOCK_N"] == 0,
     "LEVEL": lambda a: (a["BLOCK_M"] // SMALLEST).bit_length() - 1,
 }
+"""Flags of grouped kernels that follow from their shapes and tile: whole blocks, and which table of blocks."""
 _NAMES: Final = ("BLOCK_M", "BLOCK_N", "BLOCK_D", "GROUP", "BOX", "PERSISTENT")
 _KEY: Final = ["D", "N", "ROWS", "SPREAD", "SWIGLU", "KEEP", "GATHER", "DEEP"]
-plain = triton.heuristics(_HEURISTICS)(jit.grouped)
+plain = triton.heuristics(HEURISTICS)(jit.grouped)
 tuned = triton.autotune(
     candidates((*FEW, *MANY, *EXACT), _NAMES), key=_KEY, prune_configs_by={"early_config_prune": prune}, do_bench=bench
 )(plain)

@@ -69,7 +69,7 @@ def group(chosen: Tensor, experts: int) -> Grouping:
     picks, device = chosen.numel(), chosen.device
     chunks = max(1, -(-picks // _PICKS))
     flat = chosen.contiguous().view(-1)
-    padded = _power(experts)
+    padded = next_power(experts)
     counts = torch.empty((experts, chunks), dtype=torch.int32, device=device)
     jit.histogram[(chunks,)](flat, counts, picks, chunks, PICKS=_PICKS, EXPERTS=padded, E=experts)
     ends = torch.cumsum(counts.view(-1), 0, dtype=torch.int32)
@@ -88,5 +88,6 @@ def group(chosen: Tensor, experts: int) -> Grouping:
     return Grouping(order, place, offsets, expert_of, row_of, totals, chosen.shape[-1])
 
 
-def _power(number: int) -> int:
+def next_power(number: int) -> int:
+    """Return the smallest power of two that is at least a number."""
     return 1 << max(0, number - 1).bit_length()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moesim.moe.kernels.grouping import next_power
 from moesim.moe.kernels.jit import topk as jit
 
 
@@ -23,7 +24,7 @@ class _Pick(torch.autograd.Function):
             jit.pick[(tokens,)](
                 logits, bias if bias is not None else logits, chosen, weights, experts, logits.stride(0), scale,
                 SIGMOID=sigmoid, BIASED=bias is not None, NORMALISE=normalise, GROUPS=groups, LIMIT=limit,
-                TOP_K=top_k, SLOTS=_power(top_k), EXPERTS=_power(experts), num_warps=1,
+                TOP_K=top_k, SLOTS=next_power(top_k), EXPERTS=next_power(experts), num_warps=1,
             )  # fmt: skip
         ctx.save_for_backward(logits, chosen)
         ctx.how = sigmoid, normalise, scale
@@ -39,7 +40,7 @@ class _Pick(torch.autograd.Function):
         if tokens:
             jit.pick_backward[(tokens,)](
                 logits, chosen, grads[1].contiguous(), out, experts, logits.stride(0), scale,
-                SIGMOID=sigmoid, NORMALISE=normalise, TOP_K=chosen.shape[1], EXPERTS=_power(experts), num_warps=1,
+                SIGMOID=sigmoid, NORMALISE=normalise, TOP_K=chosen.shape[1], EXPERTS=next_power(experts), num_warps=1,
             )  # fmt: skip
         return out, *(None,) * 7
 
@@ -53,7 +54,3 @@ def pick(
         logits.contiguous(), bias, top_k, sigmoid, normalise, groups, limit, scale
     )
     return chosen, weights
-
-
-def _power(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()

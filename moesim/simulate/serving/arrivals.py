@@ -60,11 +60,6 @@ class Arrivals(Sealed):
         """16 hex digits that name the requests."""
         return digest(self.at_s, self.prompt, self.output)
 
-    @property
-    def per_s(self) -> float:
-        """Mean requests a second."""
-        return len(self) / float(self.at_s[-1]) if len(self) and self.at_s[-1] > 0 else math.inf
-
     def first(self, requests: int | None = None, seconds: float | None = None) -> Arrivals:
         """Return only the first requests, or those of the first seconds."""
         keep = np.ones(len(self), bool)

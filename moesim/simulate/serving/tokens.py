@@ -7,6 +7,7 @@ import numpy as np
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.trace import DECODE, Trace
+from moesim.trace.packing import ragged_range
 
 
 class TokenSource:
@@ -57,9 +58,8 @@ class TokenSource:
         """
         drawn, which = self.drawn[request], answer.astype(np.int64)
         first, length = self.first[which, drawn], self.count[which, drawn]
-        before = np.cumsum(count) - count
-        place = np.arange(int(count.sum())) + np.repeat(start - before, count)
-        rows: Array = self.order[np.repeat(first, count) + place % np.repeat(length, count)]
+        place = ragged_range(start, count) % np.repeat(length, count)
+        rows: Array = self.order[np.repeat(first, count) + place]
         return rows
 
     def prompt_rows(self, request: int) -> Array:
