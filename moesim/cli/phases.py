@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.base.errors import InputError
+from moesim.base.errors import InputError, UnknownName
 from moesim.base.units import count, show
 from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
@@ -48,7 +48,7 @@ def phases(
     load.folder(save_plans)
     runs = _by_phase("--policy", policy) if "=" in policy else None
     size = None if tokens_per_rank is None else _by_phase("--tokens-per-rank", tokens_per_rank)
-    if size is not None and not all(value.isdigit() for value in size.values()):
+    if size is not None and not all(value.isdecimal() for value in size.values()):
         raise InputError(f"--tokens-per-rank: expected PHASE=N such as decode=64, got {tokens_per_rank!r}")
     from moesim.study.phases import side_by_side
     from moesim.trace import PHASES
@@ -76,7 +76,6 @@ def phases(
 
 
 def _by_phase(option: str, text: str) -> dict[str, str]:
-    from moesim.base.errors import UnknownName
     from moesim.trace import PHASES
 
     found = {}

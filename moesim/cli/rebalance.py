@@ -96,12 +96,12 @@ def rebalance(
     if slots_per_rank is not None:
         given["slots"] = slots_per_rank
     chosen = parse(RebalanceSettings, given)
-    shared = {key: read() for key, read in chosen.needs(Path.cwd()).items()}
     how: dict[str, Any] = {"window": window, "migrate": migrate, "stall_s": stall, "repeat": repeat}
     rules = [Rebalancing("never", **how)]
     rules += [Rebalancing("interval", interval=one, **how) for one in load.numbers("--intervals", intervals)]
     rules += [Rebalancing("threshold", threshold=one, **how) for one in load.numbers("--thresholds", thresholds, float)]
     rules += [Rebalancing("oracle", **how), Rebalancing("oracle", **{**how, "migrate": "free"})]
+    shared = {key: read() for key, read in chosen.needs(Path.cwd()).items()}
     rows = []
     with screen.progress() as say:
         say("packing and planning")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from moesim.base.errors import FormatError, InputError
+from moesim.base.errors import FormatError, InputError, UnknownName
 
 T = TypeVar("T")
 
@@ -29,15 +28,13 @@ def checked(kind: type[T], values: Any, path: str | Path, place: str) -> T:
     where = f"{place}." if place else ""
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise FormatError(path, f"{where}{key}", f"unknown key: {hint}known ones are {', '.join(known)}")
+            raise FormatError(path, f"{where}{key}", str(UnknownName("key", str(key), known)))
     try:
         return TypeAdapter(kind).validate_python(values, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise FormatError(path, f"{where}{key}", f"{first['msg']}, found {first['input']!r}") from None
+        raise FormatError(path, f"{where}{key}", f"{first['msg']}, found {first['input']!r:.60}") from None
     except InputError as error:
         raise FormatError(path, place, str(error)) from None
 

@@ -27,6 +27,7 @@ from moesim.simulate.serving import (
     TokenSource,
     serve,
 )
+from moesim.simulate.serving.model import PRICED_LAYERS
 from moesim.spec import BF16, ModelSpec
 from moesim.trace import Trace
 
@@ -172,7 +173,7 @@ def serve_plan(
         def transfer(tokens: int) -> float:
             return latency_s + tokens * per_token / bandwidth
 
-    prices = "every step" if exact else "steps of one make-up share prices of 8 layers"
+    prices = "every step" if exact else f"steps of one make-up share prices of {PRICED_LAYERS} layers"
     facts: dict[str, Any] = {
         "model": model.name,
         "topology": serving.cluster.name,

@@ -197,7 +197,7 @@ def test_settings_in_toml_fill_both_tables(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[model]\nrouter = "switch"\nexpert = 16\n', r"model.expert: unknown key: did you mean 'experts'"),
+        ('[model]\nrouter = "switch"\nexpert = 16\n', r"model.expert: unknown key 'expert': did you mean 'experts'"),
         ("[training]\ntokens = 'many'\n", r"training.tokens: Input should be a valid integer.*found 'many'"),
         ("[model]\ntop_k = 65\n", r"top_k 65 must lie between 1 and experts 64"),
         ("[model\n", "expected settings in TOML"),

@@ -201,6 +201,7 @@ def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
         (("steps = 1", "steps = 0"), FormatError, "steps: expected at least 1, got 0"),
         (("tokens_per_rank = [16", "tokens_per_rank = [0"), FormatError, "tokens_per_rank: expected at least 1, got 0"),
         (('"+0", "+1"', "0, 1"), FormatError, "slots: expected 1 or more"),
+        (('"+1"', '"+²"'), FormatError, "slots: expected 1 or more"),
         (("steps = 1", "steps = 1.5"), FormatError, "steps: expected a whole number, found 1.5"),
         (("steps = 1", "fit = 1.0"), FormatError, "fit: expected a fraction between 0 and 1, got 1.0"),
         (("steps = 1", "fit_phase = 'prefil'"), FormatError, "did you mean 'prefill'"),

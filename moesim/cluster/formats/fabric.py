@@ -251,4 +251,4 @@ def _cable_links(fabric: Fabric, like: Like, vertex: dict[str, str], switches: d
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key in which host2 comes before host10."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d{1,18})", name))
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,18})", name))

@@ -117,7 +117,7 @@ def _numbers(ranges: str, path: Path, place: str) -> list[str]:
     out: list[str] = []
     for part in ranges.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or len(first) > 9 or len(last) > 9:
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 9 or len(last) > 9:
             raise FormatError(path, place, f"expected numbers such as 01-16 in brackets, got {part[:80]!r}")
         low, high = int(first), int(last or first)
         if not 0 <= high - low < MOST_HOSTS:

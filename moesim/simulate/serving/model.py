@@ -27,7 +27,7 @@ from moesim.spec import ModelSpec
 
 _SAMPLES: Final = 6
 """Prices that steps of one make-up share."""
-_LAYERS: Final = 8
+PRICED_LAYERS: Final = 8
 """Layers on which a step is priced."""
 _FINE: Final = 12
 """Bins for a doubling of tokens: steps that differ by 6 % share prices."""
@@ -134,7 +134,7 @@ class ClosedForm:
         self.overhead_s, self.exact, self.seed, self.rank_of = overhead_s, exact, seed, rank_of
         self.pool_ranks = cluster.ranks if rank_of is None else len(rank_of)
         self.schedule = get_schedule("shared-overlap" if costs.shared_expert == "overlap" else "sequential")
-        parts = 1 if exact else -(-recorded // _LAYERS)
+        parts = 1 if exact else -(-recorded // PRICED_LAYERS)
         # interleaved, so that every part has early and late layers
         groups = [np.arange(recorded)[part::parts] for part in range(parts)]
         routes = source.trace.routes

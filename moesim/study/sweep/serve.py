@@ -15,7 +15,7 @@ from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, at_least, check_fit, check_load, parse
 from moesim.study.sweep.step import planned
 from moesim.study.windows import costs_of, part_of, steps_of
-from moesim.trace import DECODE, PREFILL, Trace
+from moesim.trace import DECODE, PHASES, PREFILL, Trace
 
 COLUMNS: Final = ("mean_ttft_s", "p99_ttft_s", "mean_tpot_s", "out_tokens_per_s_per_gpu", "good_share", "stepping")
 
@@ -111,7 +111,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
 
 def _part(chosen: ServeSettings, trace: Trace, group: Cluster, decode: bool) -> Serving:
     wanted = DECODE if decode else PREFILL
-    phase = ("prefill", "decode")[wanted] if (trace.phase == wanted).any() else None
+    phase = PHASES[wanted] if (trace.phase == wanted).any() else None
     fit = part_of(trace, "fit", fit=chosen.fit, seed=chosen.seed)
     fitted = steps_of(
         fit, group, phase=phase, tokens_per_rank=chosen.tokens_per_rank, max_steps=chosen.steps, seed=chosen.seed

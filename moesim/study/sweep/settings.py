@@ -65,7 +65,7 @@ class Common(BaseModel):
         if self.phase is not None and self.phase not in PHASES:
             raise UnknownName("phase", self.phase, PHASES)
         spare = self.slots.removeprefix("+") if isinstance(self.slots, str) else str(self.slots)
-        if not spare.isdigit() or self.slots in (0, "0"):
+        if not spare.isdecimal() or self.slots in (0, "0"):
             raise InputError(f'slots: expected 1 or more, or "+1" for one more than the fewest, got {self.slots!r}')
         for name in ("dispatch", "combine"):
             value = getattr(self, name)
@@ -92,7 +92,7 @@ class Common(BaseModel):
         from moesim.trace.formats import read_any
 
         options = self.format_options | ({} if self.model is None else {"model": self.model})
-        return draw_tokens(read_any(_found(folder, self.trace), self.format, **options))
+        return draw_tokens(read_any(folder / self.trace, self.format, **options))
 
     def read_cluster(self, folder: Path) -> Cluster:
         """Read the cluster: a preset by name, or a file."""
@@ -202,8 +202,3 @@ def parse(model: type[Settings], given: Mapping[str, Any]) -> Settings:
 
 def _key(kind: str, *parts: object) -> str:
     return f"{kind}:" + "|".join("" if part is None else str(part) for part in parts)
-
-
-def _found(folder: Path, name: str) -> Path:
-    """Return a file named in a study: its paths count from the study's own folder."""
-    return folder / name

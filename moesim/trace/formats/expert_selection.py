@@ -103,7 +103,7 @@ def read(
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _request(path: Path, spec: ModelSpec, numbering: str | None) -> tuple[ModelSpec, Array, int]:

@@ -13,7 +13,7 @@ from moesim.trace.trace import Trace
 
 def part_files(folder: str | Path) -> list[Path]:
     """Return the parts in a folder, in order; files that are no parts are left out."""
-    return sorted(file for file in Path(folder).glob("*.parquet") if file.stem.isdigit())
+    return sorted(file for file in Path(folder).glob("*.parquet") if file.stem.isdecimal())
 
 
 def sniff(path: str | Path) -> bool:
