@@ -53,17 +53,36 @@ def study_figures(found: Swept, dark: bool = False) -> list[Any]:
 
     drawn = []
     for wanted in found.study.pareto:
-        x, y = ([_number(row.get(column)) for row in found.rows] for column in (wanted.x, wanted.y))
+        (x, x_title), (y, y_title) = (
+            _axis(column, [_number(row.get(column)) for row in found.rows]) for column in (wanted.x, wanted.y)
+        )
         by = wanted.by
-        groups = None if by is None else [f"{by} = {row.get(by)}" for row in found.rows]
+        groups = None if by is None else [str(row.get(by)) for row in found.rows]
         labels = [", ".join(f"{key} = {row.get(key)}" for key in found.study.varied) for row in found.rows]
         drawn.append(
             figures.tradeoff(
-                x, y, x_title=wanted.x, y_title=wanted.y, x_goal=wanted.x_goal, y_goal=wanted.y_goal,
-                title=wanted.title, groups=groups, labels=labels, dark=dark,
+                x, y, x_title=x_title, y_title=y_title, x_goal=wanted.x_goal, y_goal=wanted.y_goal, title=wanted.title,
+                groups=groups, group_title=(by or "").removeprefix("set."), labels=labels, dark=dark,
             )
         )  # fmt: skip
     return drawn
+
+
+def _axis(column: str, values: list[float]) -> tuple[list[float], str]:
+    """Return a column as an axis shows it: in a unit that suits its largest value, and in words."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    words = column.replace("_per_gpu", "_a_GPU")
+    units: tuple[tuple[float, str], ...] = ((1.0, ""),)
+    if "_per_s" in column:
+        words, units = words.replace("_per_s", ""), ((1.0, "1/s"),)
+    elif column.endswith("_s"):
+        words, units = words.removesuffix("_s"), ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+    elif "_bytes" in column:
+        units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+    elif column.endswith("_share"):
+        words, units = words.removesuffix("_share"), ((0.01, "%"),)
+    factor, unit = next((one for one in units if largest >= one[0]), units[-1])
+    return [value / factor for value in values], f"{words.replace('_', ' ')}{f' ({unit})' if unit else ''}"
 
 
 def _fronts(found: Swept, dark: bool) -> list[str]:

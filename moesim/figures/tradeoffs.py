@@ -28,6 +28,7 @@ def tradeoff(
     y_goal: str = "min",
     title: str = "",
     groups: Sequence[str] | None = None,
+    group_title: str = "",
     labels: Sequence[str] = (),
     names: Sequence[str] = (),
     dark: bool = False,
@@ -46,6 +47,8 @@ def tradeoff(
         Title; default: what stands against what.
     groups
         What colours each point ``[points]``.
+    group_title
+        What tells groups apart, before their names.
     labels
         What hovering shows ``[points]``; default: the names.
     names
@@ -65,10 +68,12 @@ def tradeoff(
         height=460,
         xaxis={"title": {"text": x_title}},
         yaxis={"title": {"text": y_title}},
+        legend={"title": {"text": group_title, "font": {"size": 13}}},
     )
     # from best x to best y, the better y of the next point is had from its x on, whichever way is better
     line = {"color": theme.ink(dark), "width": 1.5, "dash": "dot", "shape": "hv"}
-    result.add_trace(go.Scatter(x=a[best], y=b[best], mode="lines", line=line, hoverinfo="skip", name="Pareto front"))
+    result.add_trace(go.Scatter(x=a[best], y=b[best], mode="lines", line=line, hoverinfo="skip", name="Pareto front",
+                                legendrank=2000))  # fmt: skip
     of = list(groups) if groups is not None else [""] * len(a)
     texts = list(labels) or list(names) or [""] * len(a)
     for number, name in enumerate(dict.fromkeys(of)):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from moesim.spec import ModelSpec
 from moesim.study.sweep import front, read_study, step, sweep
 from moesim.study.sweep.runners import local
 from moesim.study.sweep.store import Store
-from moesim.study_report import study_html
+from moesim.study_report import _axis, study_html
 from moesim.trace import formats
 from moesim.trace.formats import read_any
 from moesim.trace.synthetic import lognormal
@@ -85,6 +86,26 @@ def test_rows_hold_what_was_asked_and_the_front_is_in_the_report(study: Path, tm
     text = study_html(found, commands=["moesim sweep study.toml"])
     assert "Pareto front" in text
     assert "moesim sweep study.toml" in text
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "shown", "title"),
+    [
+        ("step_s", [0.002, math.nan], [2.0, math.nan], "step (ms)"),
+        ("mean_tpot_s", [4e-6], [4.0], "mean tpot (us)"),
+        ("all_to_all_s", [0.0, 0.0], [0e0, 0e0], "all to all (us)"),
+        ("tokens_per_s_per_gpu", [8000.0], [8000.0], "tokens a GPU (1/s)"),
+        ("expert_bytes_per_gpu", [1e9, 5e8], [1.0, 0.5], "expert bytes a GPU (GB)"),
+        ("saved_share", [-0.25], [-25.0], "saved (%)"),
+        ("batch_imbalance", [1.2], [1.2], "batch imbalance"),
+    ],
+)
+def test_axes_of_a_study_have_units_that_suit_their_values(
+    column: str, values: list[float], shown: list[float], title: str
+):
+    numbers, words = _axis(column, values)
+    assert numbers == pytest.approx(shown, nan_ok=True)
+    assert words == title
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(study: Path, tmp_path: Path):
