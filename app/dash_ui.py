@@ -17,6 +17,7 @@ from moesim import figures
 from moesim.base.errors import MoesimError
 from moesim.base.units import count, show
 from moesim.solve import Plan
+from moesim.solve.moving import Move
 from moesim.study import Judged
 
 MOST_DOMAINS = 16
@@ -151,7 +152,16 @@ def change(value: float, before: float) -> str:
     return "same" if abs(part) < 5e-4 else f"{part:+.1%}"
 
 
-def plan_cards(one: Judged, before: Judged | None, moved: tuple[int, float] | None) -> None:
+def move(before: Judged, after: Judged, given: state.Inputs) -> Move | None:
+    """Return what it takes to go from one plan to another, priced once, in the background; None: they are the same."""
+    if before.plan.placement.digest == after.plan.placement.digest:
+        return None
+    key = work.move_key(before.plan, after.plan, given)
+    found: Move = ready(key, "Pricing the move", work.moving(before.plan, after.plan, given))
+    return found
+
+
+def plan_cards(one: Judged, before: Judged | None, moved: Move | None) -> None:
     """Draw the key figures of a judged plan, against the plan before it."""
     row, report = one.row, one.report
     old = before.row if before is not None and before.plan is not one.plan else None
@@ -172,10 +182,14 @@ def plan_cards(one: Judged, before: Judged | None, moved: tuple[int, float] | No
         ("Above the bound", f"{row.gap:.0%}", None if old is None else f"bound {show(row.bound_s, 'time')}",
          "How far the step is above a time that provably no placement beats; the true optimum lies between."),
     ]  # fmt: skip
-    if moved is not None:
-        copies, size = moved
-        cards.append(("Experts to move", f"{copies:,}", f"{size / 1e9:.1f} GB to copy",
-                      "Expert copies that GPUs must receive to go from the plan before to this one."))  # fmt: skip
+    if moved is not None and before is not None:
+        even = work.paid_after(moved, before, one)
+        paid = "never pays off" if even is None else f"paid off after {show(even, 'time', 2)}"
+        cards.append(("Experts to move", f"{moved.moves:,}", paid,
+                      "Expert copies that GPUs must receive to go from the plan before to this one: "
+                      f"{show(moved.bytes, 'bytes', 3)} in {show(moved.seconds, 'time', 3)}, as `moesim migrate` "
+                      "schedules them. Serving is taken to stop meanwhile; after so long faster steps have made up "
+                      "for it."))  # fmt: skip
     kpis(cards)
 
 

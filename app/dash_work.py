@@ -15,10 +15,13 @@ from dash_state import Inputs
 from moesim.base.arrays import digest
 from moesim.base.errors import MoesimError
 from moesim.base.units import count
-from moesim.placement import Placement, migration
+from moesim.placement import Placement
+from moesim.placement.rounds import schedule
 from moesim.simulate import Report, simulate
 from moesim.solve import SOLVERS, Plan, solve
 from moesim.solve.constraints import Constraints
+from moesim.solve.moving import Move, break_even_s
+from moesim.solve.moving import price as price_move
 from moesim.solve.objective import Objective
 from moesim.study import Judged, judge
 from moesim.study.whatif import Outcome, Scenario, price
@@ -149,13 +152,35 @@ def simulated_fully(given: Inputs, wanted: Scenario, plan: Plan | None) -> Calla
     return work
 
 
-def moves(before: Plan, after: Plan, given: Inputs) -> tuple[int, float] | None:
-    """Return copies and bytes to move from one plan to another; None where the sizes differ."""
-    old, new = before.placement, after.placement
-    if (old.layers, old.ranks, old.num_experts) != (new.layers, new.ranks, new.num_experts) or before is after:
-        return None
-    found = migration(old, new, given.cluster.node)
-    return len(found), found.bytes(given.costs.spec.expert_bytes)
+def move_key(before: Plan, after: Plan, given: Inputs) -> str:
+    """Return the name of a priced move."""
+    size = given.costs.spec.expert_bytes
+    return digest("move", before.placement.digest, after.placement.digest, given.cluster.digest, size)
+
+
+def moving(before: Plan, after: Plan, given: Inputs) -> Callable[[Job], Move]:
+    """Return the work that prices the move from one plan to another, as `moesim migrate` does."""
+
+    def work(job: Job) -> Move:
+        job.say("scheduling the copies")
+        slots = max(before.placement.slots_per_rank, after.placement.slots_per_rank)
+        old, new = (_with_slots(plan.placement, slots) for plan in (before, after))
+        return price_move(schedule(old.experts, new, node=given.cluster.node), given.cluster,
+                          given.costs.spec.expert_bytes)  # fmt: skip
+
+    return work
+
+
+def _with_slots(placement: Placement, slots: int) -> Placement:
+    """Return a placement with so many slots a rank, the further ones empty: copies may be new where there were none."""
+    more = slots - placement.slots_per_rank
+    wider = np.pad(placement.experts, ((0, 0), (0, 0), (0, more)), constant_values=-1)
+    return Placement(wider, placement.num_experts) if more else placement
+
+
+def paid_after(move: Move, before: Judged, after: Judged) -> float | None:
+    """Return the seconds of serving after which faster steps have made up for a move; None: never."""
+    return break_even_s(move.seconds, before.row.step_s, after.row.step_s)
 
 
 def weights_bytes(plan: Plan, given: Inputs) -> float:

@@ -16,15 +16,17 @@ from tests.app.serving import Visitor, served, visit  # noqa: E402
 
 OUT = ROOT / "docs" / "screenshots"
 PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
+LEAST_HEIGHT = 700
 DEADLINE_S = 90
-SEARCHING_S = 7
-"""How long a search runs when its picture is taken."""
+SEARCHING_S = 2
+"""How long a search goes on after its first plan until its picture is taken."""
 
 
 def shoot(visitor: Visitor, name: str) -> None:
     """Write what the browser shows."""
     if name != "plan-search":
         idle(visitor)
+        tall(visitor)
     visitor.page.screenshot(path=OUT / f"{name}.png")
     print(f"wrote {name}.png, {(OUT / f'{name}.png').stat().st_size / 1e3:.0f} kB")
 
@@ -36,10 +38,13 @@ def idle(visitor: Visitor) -> None:
     visitor.settle()
 
 
-def tall(visitor: Visitor, height: int) -> None:
+def tall(visitor: Visitor) -> None:
     """Make the window as tall as the page."""
+    visitor.page.set_viewport_size({"width": 1366, "height": LEAST_HEIGHT})
+    visitor.page.wait_for_timeout(300)
+    height = visitor.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
     visitor.page.set_viewport_size({"width": 1366, "height": height})
-    visitor.page.wait_for_timeout(400)
+    visitor.page.wait_for_timeout(600)
 
 
 def plan(visitor: Visitor) -> None:
@@ -48,8 +53,10 @@ def plan(visitor: Visitor) -> None:
     visitor.page.get_by_role("spinbutton", name="Deadline (s)").fill(str(DEADLINE_S))
     visitor.page.get_by_role("spinbutton", name="Deadline (s)").press("Enter")
     visitor.settle()
+    visitor.page.set_viewport_size({"width": 1366, "height": 760})
     visitor.press("Plan")
     visitor.page.wait_for_selector("text=Stop, keep the best so far")
+    visitor.page.wait_for_selector("text=best so far: moesim")
     visitor.page.wait_for_timeout(SEARCHING_S * 1000)
     shoot(visitor, "plan-search")
     visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 10_000)
@@ -65,13 +72,11 @@ def main() -> None:
         visitor.metric("Model")
         visitor.settle()
         print(f"first page after {time.monotonic() - began:.1f} s, server and browser started")
-        tall(visitor, 900)
         shoot(visitor, "inputs")
         visitor.choose("Domains")
         shoot(visitor, "inputs-domains")
         visitor.choose("Skew")
         plan(visitor)
-        tall(visitor, 860)
         shoot(visitor, "plan")
         visitor.go("Compare")
         visitor.press("Add the fast baselines")
@@ -79,26 +84,21 @@ def main() -> None:
         visitor.page.wait_for_selector("text=It goes on while you look around", state="detached", timeout=300_000)
         visitor.settle()
         visitor.choose("Step time")
-        tall(visitor, 1180)
         shoot(visitor, "compare")
         visitor.choose("Pareto")
         shoot(visitor, "compare-pareto")
         visitor.choose("Spread")
-        tall(visitor, 1400)
         shoot(visitor, "compare-spread")
-        tall(visitor, 1180)
         visitor.choose("Expert diff")
         shoot(visitor, "compare-diff")
         visitor.choose("Take away")
         shoot(visitor, "compare-take-away")
         visitor.go("Simulation")
         visitor.choose("Links")
-        tall(visitor, 1000)
         shoot(visitor, "simulation")
         visitor.choose("Timeline")
         shoot(visitor, "simulation-timeline")
         visitor.go("What if")
-        tall(visitor, 1180)
         slider = visitor.page.get_by_role("slider", name="Bandwidth between nodes (×)")
         slider.focus()
         for _ in range(2):
@@ -117,7 +117,6 @@ def main() -> None:
         assert not visitor.complaints, visitor.complaints
     with served() as address, visit(address, dark=True) as visitor:
         visitor.open("simulation")
-        tall(visitor, 900)
         visitor.choose("Load")
         shoot(visitor, "simulation-dark")
     total = sum(path.stat().st_size for path in OUT.glob("*.png"))

@@ -68,8 +68,10 @@ with right:
     rows = {name: judged[name].row for name in shown}
     best = min(rows, key=lambda name: rows[name].step_s)
     old = judged[reference]
-    ui.plan_cards(judged[best], old, work.moves(plans[reference], plans[best], given))
-    moved = {name: work.moves(plans[reference], plan, given) or (0, 0.0) for name, plan in shown.items()}
+    moved = {name: ui.move(old, judged[name], given) for name in shown}
+    ui.plan_cards(judged[best], old, moved[best])
+    moved_bytes = {name: 0.0 if one is None else one.bytes for name, one in moved.items()}
+    paid = {name: 0.0 if one is None else work.paid_after(one, old, judged[name]) for name, one in moved.items()}
     memory = {name: work.weights_bytes(plan, given) for name, plan in shown.items()}
     order = sorted(shown, key=lambda name: rows[name].step_s)
     faster = old.row.step_s / rows[best].step_s - 1
@@ -87,18 +89,19 @@ with right:
         "imbalance": [rows[n].batch_imbalance for n in order],
         "x-node (GB)": [rows[n].cross_node_bytes / 1e9 for n in order],
         "slots": [shown[n].placement.slots_per_rank for n in order],
-        "GB/GPU": [memory[n] / 1e9 for n in order],
-        "move (GB)": [moved[n][1] / 1e9 for n in order],
+        "move (GB)": [moved_bytes[n] / 1e9 for n in order],
+        "paid after (s)": [paid[n] for n in order],
         "policy": [shown[n].policy for n in order],
     }
     formats = {key: st.column_config.NumberColumn(format=fmt) for key, fmt in (
         ("step (ms)", "%.3f"), ("bound (ms)", "%.3f"), ("gap", "percent"),
         ("a2a (ms)", "%.3f"), ("experts (ms)", "%.3f"), ("imbalance", "%.3f"), ("x-node (GB)", "%.2f"),
-        ("GB/GPU", "%.2f"), ("move (GB)", "%.1f"))}  # fmt: skip
+        ("move (GB)", "%.1f"), ("paid after (s)", "%.2f"))}  # fmt: skip
     st.dataframe(table, hide_index=True, column_config=formats)
     st.caption(
         "Held-out steps. bound: no placement is faster; gap: above it; a2a: all-to-all on the critical path; x-node: "
-        f"bytes between nodes in a step; GB/GPU: expert weights; move: copied when coming from {reference}."
+        f"bytes between nodes in a step; move: copied when coming from {reference}; paid after: seconds of serving "
+        "until faster steps have made up for the move, in which serving is taken to stop (None: never)."
     )
     view = ui.tabs("cmp_detail", ["Step time", "Pareto", "Spread", "Expert diff", "Take away"])
     dark = state.dark()
@@ -111,7 +114,7 @@ with right:
         if against == "memory":
             cost, label = {n: memory[n] / 1e9 for n in shown}, "expert weights (GB a GPU)"
         else:
-            cost, label = {n: moved[n][1] / 1e9 for n in shown}, f"migration from {reference} (GB)"
+            cost, label = {n: moved_bytes[n] / 1e9 for n in shown}, f"migration from {reference} (GB)"
         drawn = figures.tradeoff(
             [cost[n] for n in shown], [rows[n].step_s * 1e3 for n in shown], names=list(shown), x_title=label,
             y_title="step time on held-out steps (ms)", title=f"Step time against {label.split(' (')[0]}", dark=dark,

@@ -220,6 +220,6 @@ with right:
         other = ui.pick("Compared with", "before_name", [NOTHING, *[n for n in plans if n != name]])
     before = ui.judged(other, plans.get(other, base), given)
     after = ui.judged(name, plans[name], given)
-    ui.plan_cards(after, before, work.moves(before.plan, after.plan, given))
+    ui.plan_cards(after, before, ui.move(before, after, given))
     details(name, other, after, before)
     ui.notes([*after.plan.notes, *after.report.notes])

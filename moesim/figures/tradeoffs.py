@@ -101,8 +101,8 @@ def tradeoff(
             annotations=[
                 # above the line, towards the middle, where there is room; on paper of its own, where a line crosses it
                 {"x": a[i], "y": b[i], "text": text, "showarrow": False, "yshift": 9, "yanchor": "bottom",
-                 "xanchor": "left" if a[i] <= middle else "right", "bgcolor": theme.paper(dark), "borderpad": 1,
-                 "font": {"size": 12}}
+                 **({"xanchor": "left", "xshift": 6} if a[i] <= middle else {"xanchor": "right", "xshift": -6}),
+                 "bgcolor": theme.paper(dark), "borderpad": 1, "font": {"size": 12}}
                 for i, text in written.items()
             ]
         )  # fmt: skip

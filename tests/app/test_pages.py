@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from moesim.cluster import Cluster
+from moesim.placement import Placement
 from moesim.trace import Trace
 
 from .conftest import Start, clean, finish, make_trace, titles, value
@@ -323,3 +326,27 @@ def test_domains_too_small_for_a_step_are_not_compared(start: Start, folder: Pat
     session.segmented_control(key="cmp_detail").set_value("Spread").run()
     assert len(titles(clean(session))) == 1
     assert "fill a step of 16 tokens a GPU" in session.info[-1].value
+
+
+def test_a_move_is_priced_as_migrate_prices_it_and_never_pays_where_steps_get_longer(compared):
+    table = compared.dataframe[0].value.set_index("plan")
+    assert table.loc["no plan", "move (GB)"] == table.loc["no plan", "paid after (s)"] == 0
+    better = table["step (ms)"] < table.loc["no plan", "step (ms)"]
+    moved = table["move (GB)"] > 0
+    assert (table.loc[better & moved, "paid after (s)"] > 0).all()
+    assert table.loc[~better & moved, "paid after (s)"].isna().all()
+
+
+def test_a_move_into_further_slots_is_of_the_copies_that_are_new(start: Start):
+    import dash_work
+
+    one = np.arange(16).reshape(1, 8, 2)
+    before = SimpleNamespace(placement=Placement(one, 16))
+    after = SimpleNamespace(placement=Placement(np.concatenate([one, (one[..., :1] + 2) % 16], axis=2), 16))
+    cluster = Cluster.preset("h100-1x8")
+    given = SimpleNamespace(cluster=cluster, costs=SimpleNamespace(spec=SimpleNamespace(expert_bytes=1e9)))
+    move = dash_work.moving(before, after, given)(SimpleNamespace(say=lambda text: None))
+    assert (move.moves, move.bytes) == (8, 8e9)
+    assert move.seconds >= 1e9 / 320e9
+    back = dash_work.moving(after, before, given)(SimpleNamespace(say=lambda text: None))
+    assert back.moves == 0
