@@ -318,6 +318,13 @@ def test_what_cannot_be_is_refused(world: dict[str, Any]):
         poisson(1, 3, seed=-1)
     with pytest.raises(InputError, match="pool 'decode'"):
         serve(arrivals, pool, changes=[Change(1.0, pool="decode")])
+    for rank in (1, -1):
+        with pytest.raises(InputError, match=f"rank {rank} cannot be lost; pool all has ranks 0 to 0"):
+            serve(arrivals, pool, changes=[Change(0.1, lost=[rank])])
+    with pytest.raises(InputError, match=r"Change\.at_s: expected seconds from 0 up, got -1"):
+        Change(-1.0)
+    with pytest.raises(InputError, match="until_s: expected seconds above 0"):
+        serve(arrivals, pool, until_s=0.0)
     with pytest.raises(InputError, match="no rank of pool all is left"):
         serve(arrivals, pool, changes=[Change(0.1, lost=[0])])
     with pytest.raises(InputError, match="at least 1"):

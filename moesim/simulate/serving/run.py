@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,12 @@ class Change:
     lost: Sequence[int] = ()
     pool: str = "all"
 
+    def __post_init__(self) -> None:
+        for name in ("at_s", "pause_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"Change.{name}: expected seconds from 0 up, got {value}")
+
 
 def serve(
     arrivals: Arrivals,
@@ -103,11 +110,13 @@ def serve(
     UnknownName
         If there is no such scheduler.
     InputError
-        If there is no request, or a change names no pool.
+        If there is no request, no time to serve them, or a change names no pool or no rank of it.
     """
     choose = SCHEDULERS.get(scheduler)
     if not len(arrivals):
         raise InputError("serve: there is no request; give arrivals")
+    if until_s is not None and not until_s > 0:
+        raise InputError(f"serve: until_s: expected seconds above 0, got {until_s}")
     env, ledger = simpy.Environment(), Ledger(arrivals)
     names = ("all",) if decode is None else ("prefill", "decode")
     pools: dict[str, Pool] = {}
@@ -158,6 +167,9 @@ def serve(
     for change in changes:
         if change.pool not in pools:
             raise InputError(f"serve: a change names pool {change.pool!r}; there are {', '.join(pools)}")
+        ranks = pools[change.pool].ranks
+        if wrong := [rank for rank in change.lost if not 0 <= rank < ranks]:
+            raise InputError(f"serve: rank {wrong[0]} cannot be lost; pool {change.pool} has ranks 0 to {ranks - 1}")
         env.process(happen(change))
     env.run(until=until_s)
     busy = {name: pools[name].busy_s for name in names}
