@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from moesim.moe.kernels.grouping import Grouping
+from moesim.moe.kernels.grouping import Grouping, next_power
 from moesim.moe.kernels.jit import move as jit
 
 FP8: Final = torch.float8_e4m3fn
@@ -108,4 +108,4 @@ def quantise_weights(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block(width: int) -> int:
-    return min(_WIDEST, 1 << max(0, width - 1).bit_length())
+    return min(_WIDEST, next_power(width))
