@@ -66,7 +66,7 @@ def test_a_shard_that_the_index_forgot_is_missed(saved):
 
 def test_a_configuration_with_unknown_keys_is_refused(saved):
     (saved / "config.json").write_text('{"layrs": 2}')
-    with pytest.raises(FormatError, match=r"config.json: layrs: unknown key: did you mean 'layers'"):
+    with pytest.raises(FormatError, match=r"config.json: layrs: unknown key 'layrs': did you mean 'layers'"):
         load_model(saved)
 
 
