@@ -10,7 +10,7 @@ from typing import Any, Final
 from moesim.base.errors import FormatError, InputError
 from moesim.base.units import count
 from moesim.presets import ALIASES, PRESETS, preset
-from moesim.spec import BF16, FP8_BLOCK, MXFP4, Attention, ModelSpec
+from moesim.spec import BF16, FP8_BLOCK, MXFP4, NVFP4, Attention, ModelSpec
 
 _EXPERTS: Final = (
     "n_routed_experts",
@@ -33,7 +33,7 @@ _SHARED: Final = ("n_shared_experts", "num_shared_experts", "moe_num_shared_expe
 _SHARED_WIDTH: Final = ("shared_expert_intermediate_size", "shared_intermediate_size")
 _GROUPS: Final = ("n_group", "num_expert_group")
 _MOST_LAYERS: Final = 10_000
-_DTYPES: Final = {"bfloat16": BF16, "float16": 2.0, "float32": 4.0}
+_DTYPES: Final = {"bfloat16": BF16, "float16": 2.0, "float32": 4.0, "float8_e4m3fn": 1.0}
 
 
 def find(model: str | Path) -> ModelSpec:
@@ -121,7 +121,7 @@ def from_config(config: Mapping[str, Any], *, name: str, path: str | Path = "con
         shared, shared_width = shared or 1, own
     groups = facts.get(_GROUPS) or 1
     dense = facts.get(_DENSE_WIDTH) if len(layer_ids) < layers else 0
-    weight_bytes, dispatch_bytes = _bytes(facts, config)
+    weight_bytes, dispatch_bytes = _bytes(facts, config, path)
     try:
         return ModelSpec(
             name=str(name),
@@ -255,20 +255,54 @@ def _attention(facts: _Facts) -> Attention | None:
     return Attention(heads=heads, kv_heads=kv_heads, head_dim=width)
 
 
-def _bytes(facts: _Facts, config: Mapping[str, Any]) -> tuple[float, float]:
+def _bytes(facts: _Facts, config: Mapping[str, Any], path: str | Path) -> tuple[float, float]:
     """Return the bytes per element of expert weights and of dispatched tokens."""
     quantized = facts.raw("quantization_config") or config.get("quantization_config")
     if isinstance(quantized, Mapping):
-        method = quantized.get("quant_method")
-        if method == "fp8":
-            return 1.0, FP8_BLOCK
-        if method == "mxfp4":
-            return MXFP4, BF16
-        bits = quantized.get("bits")
-        if isinstance(bits, int) and 1 <= bits <= 16:
-            return bits / 8, BF16
+        found = _quantized(quantized)
+        if found is None:
+            raise FormatError(
+                path, "quantization_config",
+                f"how wide weights are under {quantized.get('quant_method')!r} is not known; put the bits of a routed "
+                "expert's weight there ({\"bits\": 4}), or leave the table out for the width of torch_dtype",
+            )  # fmt: skip
+        return found
     dtype = facts.word("torch_dtype") or facts.word("dtype") or str(config.get("torch_dtype", ""))
     return _DTYPES.get(dtype, BF16), BF16
+
+
+def _quantized(table: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the bytes per element of expert weights and of dispatched tokens, None where the table does not tell."""
+    method, algorithm = str(table.get("quant_method")), str(table.get("quant_algo", "")).upper()
+    if method in ("fp8", "fbgemm_fp8") or algorithm.startswith("FP8"):
+        return 1.0, FP8_BLOCK
+    if method == "mxfp4":
+        return MXFP4, BF16
+    if algorithm == "NVFP4":  # of four-bit tokens too
+        return NVFP4, NVFP4
+    if method == "compressed-tensors":
+        return _compressed(table.get("config_groups"))
+    if method == "bitsandbytes" and True in (table.get("load_in_4bit"), table.get("load_in_8bit")):
+        return (0.5 if table.get("load_in_4bit") else 1.0), BF16
+    bits = table.get("bits")
+    return (bits / 8, BF16) if isinstance(bits, int) and 1 <= bits <= 16 else None
+
+
+def _compressed(groups: Any) -> tuple[float, float] | None:
+    """Return the same of compressed-tensors, whose groups say what is done to which layers."""
+    kinds = set()
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        parts = [group.get(name) if isinstance(group, Mapping) else None for name in ("weights", "input_activations")]
+        weights, tokens = (part if isinstance(part, Mapping) else {} for part in parts)
+        kinds.add((weights.get("num_bits"), weights.get("type"), tokens.get("num_bits")))
+    if len(kinds) != 1:
+        return None  # some layers are narrower than others, and patterns of names tell which
+    bits, kind, of_tokens = kinds.pop()
+    if kind == "float" and bits == 8:
+        return 1.0, FP8_BLOCK if of_tokens == 8 else BF16
+    if kind == "float" and bits == 4:
+        return NVFP4, NVFP4 if of_tokens == 4 else BF16
+    return (bits / 8, BF16) if isinstance(bits, int) and 1 <= bits <= 16 else None
 
 
 def _switch(facts: _Facts, name: str, path: str | Path) -> ModelSpec:

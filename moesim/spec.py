@@ -19,6 +19,8 @@ FP8_BLOCK: Final = 1.0 + 4 / 128
 BF16: Final = 2.0
 MXFP4: Final = 0.5 + 1 / 32
 """Bytes per element of MXFP4: half a byte and one shared exponent byte per 32 elements (OCP MX specification)."""
+NVFP4: Final = 0.5 + 1 / 16
+"""Bytes per element of NVFP4: half a byte and one fp8 scale per 16 elements."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import FormatError, MoesimError, UnknownName
 from moesim.hf_config import find, from_config
-from moesim.spec import PRESETS, ModelSpec
+from moesim.spec import BF16, FP8_BLOCK, NVFP4, PRESETS, ModelSpec
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 DEEPSEEK = {
@@ -177,8 +178,49 @@ def test_shared_experts_groups_and_bytes():
     # a router that is plain top-k ignores its groups
     assert tiny(n_group=4, topk_group=2, topk_method="greedy").groups == 1
     assert tiny(quantization_config={"bits": 4}).weight_bytes == 0.5
+    assert tiny(torch_dtype="float8_e4m3fn").weight_bytes == 1
     assert tiny(torch_dtype="float32").weight_bytes == 4
     assert tiny(tie_word_embeddings=True).tied_embeddings
+
+
+def _compressed(bits: int, kind: str, tokens: int | None) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": {"num_bits": bits, "type": kind}}
+    return group | {"input_activations": None if tokens is None else {"num_bits": tokens, "type": kind}}
+
+
+@pytest.mark.parametrize(
+    ("table", "weights", "tokens"),
+    [
+        ({"quant_method": "fbgemm_fp8"}, 1.0, FP8_BLOCK),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 1.0, FP8_BLOCK),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, NVFP4, NVFP4),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": _compressed(8, "float", 8)}}, 1.0, FP8_BLOCK),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": _compressed(4, "int", None)}}, 0.5, BF16),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": _compressed(4, "float", 4)}}, NVFP4, NVFP4),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 0.5, BF16),
+        ({"quant_method": "awq", "bits": 4}, 0.5, BF16),
+    ],
+)
+def test_how_wide_quantised_weights_are(table: dict[str, Any], weights: float, tokens: float):
+    spec = tiny(quantization_config=table)
+    assert (spec.weight_bytes, spec.dispatch_bytes) == (weights, tokens)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"quant_method": "quark"},
+        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
+        {"quant_method": "compressed-tensors", "config_groups": {"group": "Linear"}},
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"a": _compressed(8, "float", 8), "b": _compressed(4, "int", None)},
+        },
+    ],
+)
+def test_a_quantisation_that_is_not_known_is_not_taken_for_bf16(table: dict[str, Any]):
+    with pytest.raises(FormatError, match=r"quantization_config.*is not known; put the bits"):
+        tiny(quantization_config=table)
 
 
 def test_an_encoder_and_a_decoder_have_one_row_of_layers():

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moesim.base.errors import InputError, UnknownName
+from moesim.base.errors import Infeasible, InputError, UnknownName
 from moesim.cluster import Cluster
 from moesim.presets import ALIASES, NOTES, PRESETS
-from moesim.solve.memory import check_memory, slots_that_fit
+from moesim.solve.memory import check_memory, other_weights, slots_that_fit
 from moesim.spec import ModelSpec
 from moesim.trace.trace import layer_subset
 
@@ -138,3 +138,24 @@ def test_some_layers_of_a_model_need_the_memory_of_the_whole_and_no_more() -> No
     part = layer_subset(whole, [0, 7, 20])
     check_memory(part, cluster, 9)
     assert np.array_equal(slots_that_fit(part, cluster), slots_that_fit(whole, cluster))
+
+
+def test_an_fp8_model_keeps_only_embeddings_head_and_gates_in_bf16() -> None:
+    spec = ModelSpec.preset("deepseek-r1")
+    # 11.4 B weights of attention, 2.6 B of shared experts and 1.2 B of dense layers in fp8; 1.9 B of embeddings in bf16
+    assert other_weights(spec) / 1e9 == pytest.approx(15.2 + 2 * 1.96, abs=0.2)
+    check_memory(spec, Cluster.preset("h100-4x8-rail").restrict(range(16)), 16)  # two nodes of H100 serve it
+    four_bits = dataclasses.replace(spec, weight_bytes=0.5)
+    assert other_weights(four_bits) == other_weights(dataclasses.replace(spec, weight_bytes=2.0))
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    spec, node = ModelSpec.preset("qwen3-235b-a22b"), Cluster.preset("h100-1x8")
+    with pytest.raises(Infeasible, match=r"16 slots of rank 0 .* 15 fit there, where 8 ranks need 16 each to hold 128"):
+        check_memory(spec, node, 16)
+    with pytest.raises(Infeasible, match="use at most 15 slots there"):
+        check_memory(spec, Cluster.preset("h100-4x8-rail"), 16)
+    uneven = dataclasses.replace(node, memory_bytes=np.array([80e9] * 7 + [40e9]))
+    with pytest.raises(Infeasible, match=r"14 slots of rank 7 .* 5 fit there"):
+        check_memory(spec, uneven, 14)
+    check_memory(spec, uneven, np.tile([14] * 7 + [5], (94, 1)))

@@ -117,16 +117,18 @@ def price(plan: Schedule, cluster: Cluster, expert_bytes: float, spare: Array | 
 
 
 def staging_room(
-    cluster: Cluster, slots_per_rank: int, layers: int, expert_bytes: float, other_bytes: float, reserve: float
+    cluster: Cluster, slots: int | Array, layers: int, expert_bytes: float, other_bytes: float, reserve: float
 ) -> int:
     """Return how many experts a rank can hold beside its slots: what weights and reserve leave of its memory.
+
+    ``slots`` are those of a layer, of all ranks or of each [ranks].
 
     Raises
     ------
     Infeasible
         If a rank has no room for a single one.
     """
-    left = cluster.memory_bytes * (1 - reserve) - other_bytes - layers * slots_per_rank * expert_bytes
+    left = cluster.memory_bytes * (1 - reserve) - other_bytes - layers * np.asarray(slots) * expert_bytes
     room = int(left.min() // expert_bytes)
     if room < 1:
         raise Infeasible(

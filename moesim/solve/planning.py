@@ -122,7 +122,6 @@ def solve(
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {dims.name}")
     costs = _costs(costs, spec, group, transport)
     _check_slots(slots_per_rank, spec, group)
-    check_memory(spec, group, slots_per_rank)
     running = None if previous is None else running_experts(previous, spec, group, slots_per_rank)
     if horizon_s is not None and running is None:
         raise InputError("solve: a horizon needs the placement that runs; give the previous placement")
@@ -153,6 +152,7 @@ def solve(
         stop=stop,
     )
     problem = with_budget(problem)
+    check_memory(spec, group, problem.limits.room)
     if problem.limits.strict:
         _ = problem.start  # what cannot be is told before the solver runs
     answer = function(problem)

@@ -15,7 +15,7 @@ from moesim.placement import Placement
 from moesim.placement.rounds import Schedule, keep_slots, schedule
 from moesim.solve.budget import share_slots
 from moesim.solve.conform import conform
-from moesim.solve.memory import RESERVED_MEMORY, other_weights
+from moesim.solve.memory import RESERVED_MEMORY, other_weights, slots_in_use
 from moesim.solve.moving import break_even_s, price, staging_room
 from moesim.solve.objective import Score, score
 from moesim.solve.problem import Problem
@@ -120,8 +120,8 @@ def steps_of_move(
     if not len(steps):
         return steps
     room = staging_room(
-        cluster, planned.slots_per_rank, layers or spec.moe_layers, spec.expert_bytes, other_weights(spec),
-        RESERVED_MEMORY,
+        cluster, slots_in_use(running, planned.experts), layers or spec.moe_layers, spec.expert_bytes,
+        other_weights(spec), RESERVED_MEMORY,
     )  # fmt: skip
     return steps if steps.staging <= room else schedule(running, planned, cluster.node, room)
 

@@ -28,6 +28,7 @@ from moesim.simulate.serving import (
     serve,
 )
 from moesim.simulate.serving.model import PRICED_LAYERS
+from moesim.solve.memory import other_weights
 from moesim.spec import BF16, ModelSpec
 from moesim.trace import Trace
 
@@ -84,7 +85,7 @@ def cache_tokens(model: ModelSpec, cluster: Cluster, slots_per_rank: int, memory
     if not 0 < memory_fraction <= 1:
         raise InputError(f"serving: memory fraction: expected a part above 0 and at most 1, got {memory_fraction}")
     experts = model.moe_layers * slots_per_rank * model.expert_bytes
-    others = (model.parameters() - model.moe_layers * model.experts * model.expert_parameters) * BF16
+    others = other_weights(model)
     room = float(cluster.memory_bytes.min()) * memory_fraction - experts - others
     tokens = int(room // (model.attention.cache_elements() * BF16 * model.num_hidden_layers))
     if tokens < 1:

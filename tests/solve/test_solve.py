@@ -159,7 +159,7 @@ def test_what_cannot_be_is_said_and_why(trace: Trace, cluster: Cluster) -> None:
     with pytest.raises(InputError, match="deadline: expected more than 0 s, got 0"):
         plan_of(trace, cluster, deadline_s=0)
     heavy = dataclasses.replace(ModelSpec.preset("mixtral-8x22b"), name="heavy", hidden=200_000)
-    with pytest.raises(Infeasible, match=r"memory: the experts of 3 slots per rank in 2 layers need .* GB"):
+    with pytest.raises(Infeasible, match=r"memory: the experts of 3 slots of rank 0 in 2 layers need .* GB"):
         plan_of(trace, cluster, dims=heavy)
     other = Costs.default(trace.spec, tiny_cluster(1, 4))
     with pytest.raises(InputError, match="costs are for cluster"):

@@ -17,6 +17,7 @@ from moesim.placement import EMPTY, Placement
 from moesim.solve import SOLVERS, Constraints, Objective, Plan, Problem, solve
 from moesim.solve.conform import conform
 from moesim.solve.limits import holders, limits_of
+from moesim.solve.memory import RESERVED_MEMORY, other_weights, slots_that_fit
 from moesim.solve.objective import Score, score
 from moesim.solve.windows import domain_windows, joined, time_windows
 from moesim.trace import Trace
@@ -327,3 +328,33 @@ def test_rules_hold_for_third_party_solvers_too(
     assert ((plan.placement.experts != EMPTY).sum(axis=2) <= np.array([4, 4, 3, 2])).all()
     assert any("had to change to respect the constraints" in note for note in plan.notes)
     assert isinstance(plan.placement, Placement)
+
+
+def with_room(*slots: float) -> Cluster:
+    """The cluster with memory for so many slots in each layer of each rank, beside other weights and the reserve."""
+    needed = other_weights(SPEC) + np.array(slots) * SPEC.layers * SPEC.expert_bytes
+    return dataclasses.replace(CLUSTER, memory_bytes=needed / (1 - RESERVED_MEMORY))
+
+
+@pytest.mark.parametrize("solver", ["eplb", "moesim"])
+def test_memory_holds_the_slots_that_a_rank_may_fill(trace: Trace, solver: str):
+    uneven = with_room(4.5, 4.5, 2.5, 2.5)
+    with pytest.raises(Infeasible, match=r"4 slots of rank 2 .* use at most 2 slots there"):
+        plan_of(trace, uneven, solver=solver)
+    asked = Constraints(rank_slots=tuple(np.minimum(slots_that_fit(SPEC, uneven), 4).tolist()))
+    plan = plan_of(trace, uneven, solver=solver, constraints=asked)
+    filled = (plan.placement.experts != EMPTY).sum(axis=2)
+    assert filled.max(axis=0).tolist() == [4, 4, 2, 2]
+    # half an expert more in each of two layers is room to receive one, as slots that stay empty take no memory
+    other = plan_of(trace, uneven, solver="random", constraints=asked)
+    moved = plan_of(trace, uneven, solver=solver, constraints=asked, previous=other.placement)
+    assert moved.terms["migration"]["moves"] > 0
+    assert moved.terms["migration"]["staging_bytes"] <= SPEC.expert_bytes
+
+
+def test_memory_holds_the_slots_of_a_budget(trace: Trace):
+    room = with_room(*[3.0] * 4)  # 3 slots a layer on average, of 4
+    with pytest.raises(Infeasible, match="use at most 3 slots there"):
+        plan_of(trace, room, solver="eplb")
+    plan = plan_of(trace, room, solver="eplb", constraints=Constraints(slot_budget=6))
+    assert (plan.placement.experts != EMPTY).sum(axis=(0, 2)).max() <= 6
