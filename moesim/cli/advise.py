@@ -51,7 +51,10 @@ def advise(
     model: opt.Model = None,
     format_option: opt.FormatOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the re-planned placement here.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the plan that is advised here; where nothing is, the re-plan."
+        ),
     ] = None,
     json: opt.Json = False,
 ) -> None:
@@ -82,7 +85,7 @@ def advise(
         )  # fmt: skip
     if output is not None:
         found.plan.write(output)
-        screen.say(f"wrote {output}")
+        screen.say(f"wrote {output} ({found.advised or 're-plan, though nothing is advised'})")
     if json:
         screen.print_json(found.to_dict())
     else:

@@ -17,8 +17,10 @@ for the whole step, with ranks that run ahead in one layer and lag in the next.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -64,10 +66,17 @@ class BoundReport(Sealed):
         return float(self.steps_s.mean())
 
 
+_KNOWN: Final[weakref.WeakKeyDictionary[Costs, dict[tuple[tuple[str, ...], int], BoundReport]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 def step_bound(
     batches: Batches | Sequence[Batches], cluster: Cluster, costs: Costs, slots_per_rank: int
 ) -> BoundReport:
     """Return seconds that no placement with so many slots can beat on these steps.
+
+    It is remembered as long as the costs live: every solver of a comparison has the same bound.
 
     Raises
     ------
@@ -76,9 +85,18 @@ def step_bound(
     """
     if costs.cluster.digest != cluster.digest:
         raise InputError(f"bound: the costs are for cluster {costs.cluster.name!r}, not for {cluster.name!r}")
+    windows = (batches,) if isinstance(batches, Batches) else tuple(batches)
+    known = _KNOWN.setdefault(costs, {})
+    key = (tuple(window.digest for window in windows), slots_per_rank)
+    if key not in known:
+        known[key] = _bound(windows, costs, slots_per_rank)
+    return known[key]
+
+
+def _bound(windows: Sequence[Batches], costs: Costs, slots_per_rank: int) -> BoundReport:
     ways = Way.of(costs, "dispatch"), Way.of(costs, "combine")
     steps, alone, load, traffic = [], [], [], []
-    for window, step in every_step(batches):
+    for window, step in every_step(windows):
         part = _step(window, step, costs, slots_per_rank, ways)
         steps.append(part[0])
         alone.append(part[1])

@@ -163,6 +163,7 @@ def solve(
         reason = why if isinstance(why, str) else "stopped on request"
         problem.note(f"{reason} after {time.monotonic() - began:.0f} s: the best placement until then")
     problem.tell("done", scored.mean_s, 1.0)
+    wall_s = time.monotonic() - began  # the bound is none of the solver's time
     bound = step_bound(problem.batches, group, costs, slots_per_rank)
     terms = report(placement, scored, problem)
     return Plan(
@@ -176,7 +177,7 @@ def solve(
         solver=solver,
         options=complete,
         seed=seed,
-        wall_s=time.monotonic() - began,
+        wall_s=wall_s,
         inputs=_inputs(batches, group, costs, problem),
         terms=terms,
         notes=tuple(dict.fromkeys([*problem.notes, *costs.notes])),

@@ -20,15 +20,18 @@ from moesim.solve import Constraints, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.solve.moving import break_even_s
 from moesim.solve.objective import Score, score
+from moesim.solve.solvers.moesim import SLOW
 from moesim.solve.survival import restored_note, standing
 from moesim.spec import ModelSpec
-from moesim.study.answers import LEAST_GAIN, Option, answers
+from moesim.study.answers import LEAST_GAIN, Option, advised, answers
 from moesim.study.budget import Budget
 from moesim.study.windows import costs_of, fewest_slots, part_of, steps_of
 from moesim.trace import PHASES, Batches, Trace
 
 FEW_MOVES: Final = 16
 """Moves a layer of the small answer."""
+SLOW_STEPS: Final = 2
+"""Held-out steps on which policies are judged that take seconds a step, the first."""
 _RUNS: Final = 5
 """Searches that take time, among which the deadline is shared."""
 
@@ -50,7 +53,9 @@ class Advice:
     regret
         How much longer the re-placed step takes than under a plan that had seen the held-out steps.
     plan
-        The re-placement at the present number of slots.
+        The re-placement that is advised, at the present number of slots; where nothing is, the re-plan.
+    advised
+        The name of its option, or None where nothing is advised.
     notes
         What a reader must know.
     """
@@ -61,6 +66,7 @@ class Advice:
     answers: dict[str, str]
     regret: float
     plan: Plan = field(repr=False)
+    advised: str | None
     notes: tuple[str, ...] = ()
 
     def best(self, kind: str) -> Option | None:
@@ -75,6 +81,7 @@ class Advice:
             **self.facts,
             "now": self.now,
             "answers": self.answers,
+            "advised": self.advised,
             "regret": self.regret,
             "options": [dataclasses.asdict(option) for option in self.options],
             "notes": list(self.notes),
@@ -94,15 +101,16 @@ class _Case:
     anyway_s: float = 0.0
     """Seconds of moves without which what runs cannot stay."""
 
-    def judge(self, placement: Placement, policy: str) -> Score:
-        return score(self.judged, placement, self.costs, policy, self.seed)
+    def judge(self, placement: Placement, policy: str, steps: Batches | None = None) -> Score:
+        """Return the score on all judged steps, or on some, the first."""
+        return score(self.judged if steps is None else steps, placement, self.costs, policy, self.seed)
 
     def option(
         self, name: str, kind: str, found: Score, policy: str, slots: int, solver: str, plan: Plan | None = None,
         fit_s: float | None = None,
     ) -> Option:  # fmt: skip
-        saved = self.stay.step_s - found.step_s
-        now = self.stay.mean_s
+        stay_s = self.stay.step_s[: len(found.step_s)]
+        saved, now = stay_s - found.step_s, float(stay_s.mean())
         error = float(saved.std(ddof=1) / np.sqrt(len(saved)) / now) if len(saved) > 1 else None
         gain = float(saved.mean() / now)
         move = None if plan is None else plan.terms.get("migration")
@@ -252,12 +260,15 @@ def advise(
             continue
         found = case.judge(plan.placement, policy)
         options.append(case.option(named, "slots", found, policy, number, "moesim", None, plan.score_s))
+    few, slow = judged.take(slice(0, SLOW_STEPS)), []
     for name in POLICIES.names():
         if name in (policy, "random"):
             continue  # `random` is what `uniform` is the mean of
         say(f"trying policy {name}")
+        steps = few if name in SLOW and len(few) < len(judged) else judged
+        slow += [name] if steps is few else []
         for where, placement in (("stay", stay), (fastest, best)):
-            found = case.judge(placement, name)
+            found = case.judge(placement, name, steps)
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
     say("planning on the held-out steps, to tell the regret")
     # with the re-plan as a candidate, so that it is never worse
@@ -281,17 +292,21 @@ def advise(
         "bound_s": bound_s,
         "bottleneck": report.bottleneck,
     }
+    if slow:
+        notes.append(f"judged on the first {SLOW_STEPS} held-out steps alone, as they take long: {', '.join(slow)}")
     if len(judged) < 2:
         notes.append("one held-out step: how much gains differ between steps is not known; give fewer tokens a rank")
     if budget.cut:
         notes.append(f"the deadline cut {budget.cut} of {_RUNS} searches short: another run may differ; give more time")
     notes += [*(f"held-out steps {note}" for note in judged.notes), *report.notes]
+    choice = advised(options)
     return Advice(
         facts=facts,
         now=now,
         options=tuple(options),
         answers=answers(options, policy, slots),
         regret=replanned.step_s / knowing.score_s - 1,
-        plan=plans["re-plan"],
+        plan=plans["re-plan" if choice is None else choice.name],
+        advised=None if choice is None else choice.name,
         notes=tuple(dict.fromkeys(note for note in notes if note not in judged.notes)),
     )

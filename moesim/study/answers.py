@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,16 +53,20 @@ class Option:
     pays: bool
 
 
+def advised(options: Sequence[Option]) -> Option | None:
+    """Return the re-placement to take: of those that pay and are about as good the one that moves least, or None."""
+    paying = [option for option in options if option.kind == "placement" and option.pays]
+    top = max((option.gain for option in paying), default=0.0)
+    return min((o for o in paying if o.gain > 0.8 * top), key=lambda o: o.move_s or 0.0, default=None)
+
+
 def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
     """Return one line a question: another placement, EPLB, another number of copies, another policy."""
     placed = [option for option in options if option.kind == "placement"]
     eplb = next(option for option in placed if option.solver == "eplb")
     best = min(placed, key=lambda option: option.step_s)
-    paying = [option for option in placed if option.pays]
-    if paying:
-        # of those that are about as good, the one that moves least
-        top = max(option.gain for option in paying)
-        pick = min((o for o in paying if o.gain > 0.8 * top), key=lambda o: o.move_s or 0.0)
+    pick = advised(placed)
+    if pick is not None:
         place = f"re-place ({pick.name}): {_saves(pick)}; {_moving(pick)}"
         if pick is not best:
             place += f"; {best.name} saves {best.gain:.1%}"
@@ -71,20 +76,19 @@ def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
         by_eplb = f"EPLB pays: {_saves(eplb)}; {_moving(eplb)}"
     else:
         by_eplb = f"EPLB will not pay here: it saves {eplb.gain:.1%}{_why(eplb)}"
-    replanned = next(option for option in placed if option.name == "re-plan")
     counts = [option for option in options if option.kind == "slots"]
-    # copies are compared at their best placements
-    better = [o for o in counts if replanned.step_s - o.step_s > LEAST_GAIN * replanned.step_s]
+    # against the best placement of as many slots as there are, whoever found it
+    better = [o for o in counts if best.step_s - o.step_s > LEAST_GAIN * best.step_s]
     if better:
-        pick = min(better, key=lambda option: option.step_s)
-        word = "more" if pick.slots_per_rank > slots else "fewer"
+        least = min(better, key=lambda option: option.step_s)
+        word = "more" if least.slots_per_rank > slots else "fewer"
         by_slots = (
-            f"{word} copies pay: with {count(pick.slots_per_rank, 'slot')} a rank a step takes "
-            f"{1 - pick.step_s / replanned.step_s:.1%} less than with {slots}, both re-planned"
+            f"{word} copies pay: with {count(least.slots_per_rank, 'slot')} a rank a step takes "
+            f"{1 - least.step_s / best.step_s:.1%} less than with {slots} ({best.name})"
         )
     else:
         by_slots = f"keep {count(slots, 'slot')} a rank: " + (
-            ", ".join(f"with {o.slots_per_rank} a step takes {o.step_s / replanned.step_s - 1:+.1%}" for o in counts)
+            ", ".join(f"with {o.slots_per_rank} a step takes {o.step_s / best.step_s - 1:+.1%}" for o in counts)
             or "no other number fits"
         )
     others = [option for option in options if option.kind == "policy"]

@@ -16,7 +16,7 @@ from moesim.base.arrays import Array
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
-from moesim.solve import SOLVERS, Problem, solve
+from moesim.solve import SOLVERS, Problem, bounds, solve
 from moesim.solve.bounds import _longest, step_bound
 from moesim.solve.coverage import _even_pairs, _side, most_served, uncovered_tokens
 from moesim.solve.objective import score
@@ -257,3 +257,24 @@ def test_the_heaviest_partners_of_an_expert_are_those_of_a_plain_sort(seed: int,
     for room in range(1, experts + 1):
         heaviest = -np.sort(-(pairs - np.diag(alone)), axis=1)
         assert np.array_equal(_side(pairs, room), alone + heaviest[:, : room - 1].sum(axis=1) / 2)
+
+
+def test_solvers_of_a_comparison_have_one_bound_between_them(
+    make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem()
+    made = []
+    real = bounds._bound
+    monkeypatch.setattr(bounds, "_bound", lambda *given_: made.append(given_) or real(*given_))
+    for solver in ("lpt", "eplb", "contiguous"):
+        solve(problem.batches, problem.cluster, slots_per_rank=3, solver=solver, costs=problem.costs)
+    assert len(made) == 1
+    # other slots, other steps and other costs have bounds of their own
+    fewer = problem.batches[:1]
+    others = Costs.default(problem.spec, problem.cluster, transport="direct")
+    for steps, costs, slots in (
+        (problem.batches, problem.costs, 4), (fewer, problem.costs, 3), (problem.batches, others, 3),
+    ):  # fmt: skip
+        found = step_bound(steps, problem.cluster, costs, slots)
+        assert found.step_s == real(steps, costs, slots).step_s
+    assert len(made) == 4
