@@ -15,6 +15,7 @@ from moesim.base.files import write_text
 from moesim.base.units import count, show
 from moesim.base.version import VERSION
 from moesim.study import Comparison
+from moesim.study.judge import columns
 
 _MOST_BARS: Final = 6000
 """Bars of the timeline: more make a page that scrolls badly."""
@@ -147,23 +148,17 @@ def _less(value: float, other: float) -> str:
 
 
 def _table(found: Comparison) -> str:
-    head = ("solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap",
-            "fit step", "planned in")  # fmt: skip
+    table = columns(found.rows)
     lines = []
-    for row in found.rows:
-        cells = (
-            escape(row.solver), show(row.step_s, "time"), show(row.all_to_all_s, "time"), show(row.compute_s, "time"),
-            f"{row.imbalance:.3f}", f"{row.batch_imbalance:.3f}", show(row.cross_node_bytes, "bytes"),
-            f"{row.gap:.1%}", show(row.fit_step_s, "time"), f"{row.solve_s:.1f} s",
-        )  # fmt: skip
+    for row, cells in zip(found.rows, zip(*table.values(), strict=True), strict=True):
         mark = ' class="best"' if row.solver == found.best.solver else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     lines += [
-        f'<tr><td>{escape(solver)}</td><td class="reason" colspan="{len(head) - 1}">cannot run here: '
+        f'<tr><td>{escape(solver)}</td><td class="reason" colspan="{len(table) - 1}">cannot run here: '
         f"{escape(reason)}</td></tr>"
         for solver, reason in found.not_run.items()
     ]
-    titles = "".join(f"<th>{title}</th>" for title in head)
+    titles = "".join(f"<th>{title}</th>" for title in table)
     return f"""<h2>All solvers on the same held-out steps</h2>
 <div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>
 <p class="quiet">Plans were fitted on other traffic than they are judged on; only "fit step" is on the

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from moesim.base.files import write_text
-from moesim.base.units import show
+from moesim.base.units import count, show
 from moesim.base.version import VERSION
 from moesim.report import page
 from moesim.study.sweep import Swept, front
@@ -133,16 +134,21 @@ def cell(column: str, value: Any) -> str:
 
 
 def _notes(found: Swept) -> str:
-    counts: dict[str, int] = {}
+    told: dict[str, list[str]] = {}
     for row in found.rows:
-        for note in filter(None, str(row.get("notes") or "").split("; ")):
-            counts[note] = counts.get(note, 0) + 1
-    if not counts:
+        for note in str(row.get("notes") or "").splitlines():
+            # the same was done at many points, with other numbers
+            told.setdefault(re.sub(r"\d[\d,.]*", "#", note), []).append(note)
+    if not told:
         return ""
-    most = sorted(counts, key=lambda note: -counts[note])
-    items = "".join(f"<li>{escape(note)} ({counts[note]} points)</li>" for note in most[:_MOST_NOTES])
+    most = sorted(told.values(), key=lambda notes: -len(notes))
+    items = "".join(f"<li>{escape(notes[0])} ({_of(notes)})</li>" for notes in most[:_MOST_NOTES])
     more = f"<li>and {len(most) - _MOST_NOTES} more: column notes of the table</li>" if len(most) > _MOST_NOTES else ""
     return f"<h2>Before you trust these numbers</h2><ul>{items}{more}</ul>"
+
+
+def _of(notes: Sequence[str]) -> str:
+    return count(len(notes), "point") + ("" if len(set(notes)) == 1 else ", numbers of the first")
 
 
 def _provenance(found: Swept, commands: Sequence[str]) -> str:

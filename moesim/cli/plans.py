@@ -335,6 +335,8 @@ def compare(
 
 def print_comparison(found: Comparison) -> None:
     """Print the table of a comparison, its bound and its notes."""
+    from moesim.study.judge import columns
+
     facts = found.facts
     settings = facts["settings"]
     kind = f"held-out {settings['phase']} step"
@@ -342,25 +344,11 @@ def print_comparison(found: Comparison) -> None:
         f"{settings['model']} on {facts['topology']['name']} ({count(facts['topology']['ranks'], 'GPU')}): mean of "
         f"{count(settings['held_out_steps'], kind)}, {count(settings['slots_per_rank'], 'slot')} a rank"
     )
-    columns: tuple[str, ...] = (
-        "solver", "step", "all-to-all", "experts", "imbalance", "per batch", "cross-node", "gap", "fit step",
-        "planned in",
-    )  # fmt: skip
-    rows: list[list[str]] = [
-        [
-            row.solver, show(row.step_s, "time"), show(row.all_to_all_s, "time"), show(row.compute_s, "time"),
-            f"{row.imbalance:.3f}", f"{row.batch_imbalance:.3f}", show(row.cross_node_bytes, "bytes"),
-            f"{row.gap:.1%}", show(row.fit_step_s, "time"), f"{row.solve_s:.1f} s",
-        ]
-        for row in found.rows
-    ]  # fmt: skip
-    more = terms.more_columns(found.rows)
-    columns += tuple(more)
-    for row, cells in zip(rows, zip(*more.values(), strict=True) if more else (), strict=False):
-        row += cells
+    table = columns(found.rows)
+    rows = [list(cells) for cells in zip(*table.values(), strict=True)]
     console = screen.stdout()
     best = [row.solver for row in found.rows].index(found.best.solver)
-    screen.print_table(columns, rows, title=title, bold=best)
+    screen.print_table(tuple(table), rows, title=title, bold=best)
     for solver, reason in found.not_run.items():
         console.print(f"{solver}: cannot run here: {reason}", markup=False, soft_wrap=True)
     console.print(

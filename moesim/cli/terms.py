@@ -10,12 +10,11 @@ import typer
 from moesim.base.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from moesim.cluster import Cluster
     from moesim.solve import Constraints, Objective, Plan
     from moesim.spec import ModelSpec
-    from moesim.study.judge import Row
 
 _AIM, _KEEP, _MOVE = "What to make small", "What to respect", "What to move"
 
@@ -157,27 +156,6 @@ def write_move(plan: Plan, running: Any, cluster: Cluster, path: Path, spec: Mod
     experts = running.experts if isinstance(running, Placement) else running
     experts = widened(experts, plan.placement.slots_per_rank)
     write_schedule(steps_of_move(experts, plan.placement, spec, cluster), path)
-
-
-def more_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return the columns of a comparison that were asked for: title to cells, one a row."""
-    from moesim.base.units import show
-
-    def cell(value: float | None, kind: str) -> str:
-        if value is None:
-            return "-"
-        return f"{value:.1%}" if kind == "share" else show(value, kind)
-
-    found: dict[str, list[str]] = {}
-    if any(row.worst_domain is not None for row in rows):
-        found["worst domain"] = [f"{row.worst_domain} {cell(row.worst_domain_step_s, 'time')}" for row in rows]
-    if any(row.regret is not None for row in rows):
-        found["regret"] = [cell(row.regret, "share") for row in rows]
-    if any(row.moves is not None for row in rows):
-        found["moves"] = [f"{row.moves or 0:,}" for row in rows]
-        found["move"] = [cell(row.move_s, "time") for row in rows]
-        found["break-even"] = [cell(row.break_even_s, "time") for row in rows]
-    return found
 
 
 def terms_facts(terms: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from moesim.base.units import show
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
@@ -68,6 +70,36 @@ class Row:
     moves: int | None = None
     move_s: float | None = None
     break_even_s: float | None = None
+
+
+def columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the table of a comparison for people: title to cells, one a row; what was not asked for is left out."""
+
+    def cells(name: str, kind: str) -> list[str]:
+        values = [getattr(row, name) for row in rows]
+        return ["-" if value is None else f"{value:.1%}" if kind == "share" else show(value, kind) for value in values]
+
+    found = {
+        "solver": [row.solver for row in rows],
+        "step": cells("step_s", "time"),
+        "all-to-all": cells("all_to_all_s", "time"),
+        "experts": cells("compute_s", "time"),
+        "imbalance": [f"{row.imbalance:.3f}" for row in rows],
+        "per batch": [f"{row.batch_imbalance:.3f}" for row in rows],
+        "cross-node": cells("cross_node_bytes", "bytes"),
+        "gap": cells("gap", "share"),
+        "fit step": cells("fit_step_s", "time"),
+        "planned in": [f"{row.solve_s:.1f} s" for row in rows],
+    }
+    if any(row.worst_domain is not None for row in rows):
+        worst = cells("worst_domain_step_s", "time")
+        found["worst domain"] = [f"{row.worst_domain} {step}" for row, step in zip(rows, worst, strict=True)]
+    if any(row.regret is not None for row in rows):
+        found["regret"] = cells("regret", "share")
+    if any(row.moves is not None for row in rows):
+        found["moves"] = [f"{row.moves or 0:,}" for row in rows]
+        found["move"], found["break-even"] = cells("move_s", "time"), cells("break_even_s", "time")
+    return found
 
 
 @dataclass(frozen=True)

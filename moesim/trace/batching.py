@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from moesim.trace.batches import Batches
 from moesim.trace.checks import check_seed, need_routes
 from moesim.trace.drawn import drawn_note
 from moesim.trace.trace import DECODE, PHASES, PREFILL, TRAIN, Trace
+from moesim.trace.unpicked import unpicked_note
 
 __all__ = ["DEFAULT_TOKENS", "RESAMPLED_STEPS", "Batches", "make_batches"]
 
@@ -79,12 +81,13 @@ def make_batches(
             f"{there}); choose a phase that it holds, or give another trace"
         )
     limit = _NO_LIMIT if max_steps is None else min(max_steps, _NO_LIMIT)
-    notes = [note] if (note := drawn_note(trace)) else []
+    notes = [note for note in (drawn_note(trace), unpicked_note(trace)) if note]
     if tokens_per_rank is None and trace.has_steps:
         source = trace.source[rows]
         why_not = why_not_as_recorded(int(source.min()), int(source.max()), trace.origin, ranks)
         if not why_not:
-            return as_recorded(trace, rows, ranks, limit)
+            found = as_recorded(trace, rows, ranks, limit)
+            return dataclasses.replace(found, notes=(*notes, *found.notes))
         notes.append(f"regrouped: {why_not}, so tokens are packed into steps anew")
     elif trace.has_steps:
         notes.append("regrouped: a number of tokens per rank was given, so recorded steps are packed anew")

@@ -10,6 +10,7 @@ import numpy as np
 
 from moesim.base.arrays import Array, Sealed, seal
 from moesim.trace.trace import PHASES, Trace
+from moesim.trace.unpicked import unpicked_layers
 
 WINDOWS: Final = 4
 """Windows of equal length between which drift is measured."""
@@ -139,6 +140,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "recorded_steps": trace.has_steps,
         "recorded_sources": bool(trace.rows) and bool((trace.source >= 0).all()),
         "empty_picks": 0 if trace.routes is None else int((trace.routes < 0).sum()),
+        "unpicked_layers": unpicked_layers(trace),
         "synthetic": bool(trace.origin.get("synthetic", False)),
         "origin": dict(trace.origin),
         "digest": trace.digest,

@@ -66,7 +66,9 @@ def test_solve_flags_that_cannot_be(
     assert not (tmp_path / "m.json").exists()
 
 
-def test_a_comparison_with_what_runs(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
+def test_a_comparison_with_what_runs(
+    trace_file: Path, setting: list[str], run: Run, running: Path, tmp_path: Path
+) -> None:
     done = run(
         "compare", trace_file, *setting, "--solver", "eplb,lpt", "--previous", running, "--regret", "--deadline", 1,
         "--steps", 2, "--json",
@@ -81,9 +83,14 @@ def test_a_comparison_with_what_runs(trace_file: Path, setting: list[str], run: 
         assert rows[name]["move_s"] > 0
         even = rows[name]["break_even_s"]
         assert (even is None) == (rows[name]["step_s"] >= rows["stay"]["step_s"])
-    table = run("compare", trace_file, *setting, "--solver", "eplb", "--previous", running, "--steps", 2)
-    assert "break-even" in table.out
-    assert "stay" in table.out
+    page = tmp_path / "report.html"
+    asked = ("--solver", "eplb", "--previous", running, "--steps", 2, "--regret", "--deadline", 1, "-o", page)
+    table, html = run("compare", trace_file, *setting, *asked).out, page.read_text(encoding="utf-8")
+    # what was asked for is in the report too
+    for title in ("regret", "moves", "move", "break-even"):
+        assert f" {title} " in table
+        assert f"<th>{title}</th>" in html
+    assert "<td>stay</td>" in html
 
 
 def test_a_move_is_priced_written_and_reached(setting: list[str], run: Run, trace_file: Path, running: Path) -> None:

@@ -88,6 +88,21 @@ def test_rows_hold_what_was_asked_and_the_front_is_in_the_report(study: Path, tm
     assert "moesim sweep study.toml" in text
 
 
+def test_notes_of_points_are_whole_and_told_once(study: Path, tmp_path: Path):
+    found = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
+    rows = [
+        row | {"notes": f"swapped {n} times; nothing lost\nleft out: host time"} for n, row in enumerate(found.rows)
+    ]
+    text = study_html(dataclasses.replace(found, rows=rows))
+    assert "<li>swapped 0 times; nothing lost (8 points, numbers of the first)</li>" in text
+    assert "<li>left out: host time (8 points)</li>" in text
+    assert text.count("<li>") == 2
+    # and rows hold a note a line
+    made = str(found.rows[0]["notes"]).splitlines()
+    assert len(made) > 1
+    assert not any(line.startswith(" ") for line in made)
+
+
 @pytest.mark.parametrize(
     ("column", "values", "shown", "title"),
     [

@@ -14,6 +14,7 @@ from small_traces import law, lengths, random_trace
 from moesim.base.errors import InputError, UnknownName
 from moesim.spec import ModelSpec
 from moesim.trace import DECODE, PREFILL, Batches, Trace, make_batches
+from moesim.trace.unpicked import unpicked_layers
 
 HOMES = st.sampled_from(["round-robin", "least-loaded"])
 
@@ -278,3 +279,20 @@ def test_decode_tokens_that_are_drawn_again_say_in_how_many_steps():
         "resampled: 2 requests cannot keep 16 places busy; in 3 steps 10 decode tokens run as requests of their own, "
         "drawn again and again (seed 0), each 4.8 times on average",
     )
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_layers_without_picks_are_named(recorded: bool):
+    spec = ModelSpec("late", (3, 4, 6), 8, experts=6, top_k=2, hidden=8, intermediate=8)
+    routes = np.tile(np.array([0, 1], np.int16), (3000, 3, 1))
+    routes[:, 1] = -1
+    where = {"step": np.arange(3000) // 100, "source": np.arange(3000) % 2} if recorded else {}
+    trace = Trace(spec, routes=routes, request=np.arange(3000) // 10, **where)
+    (note,) = (note for note in make_batches(trace, 2).notes if note.startswith("unpicked"))
+    assert "in decoder layer 4," in note
+    assert unpicked_layers(trace) == [4]
+    assert unpicked_layers(Trace(spec, given_counts=trace.counts)) == [4]
+    late = routes.copy()
+    late[2999, 1] = [4, 5]  # one pick is enough, wherever it is
+    assert unpicked_layers(Trace(spec, routes=late)) == []
+    assert unpicked_layers(trace.select([])) == []

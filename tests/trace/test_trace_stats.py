@@ -119,6 +119,7 @@ def test_a_description_is_plain_data_with_stable_keys(trace):
         "recorded_steps",
         "recorded_sources",
         "empty_picks",
+        "unpicked_layers",
         "synthetic",
         "origin",
         "digest",

@@ -105,5 +105,5 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "finished": facts["finished"],
         "fewest_copies": int(plan.placement.replicas.min()),
         "fit_step_s": plan.score_s,
-        "notes": "; ".join(dict.fromkeys([*plan.notes, *report.notes])),
+        "notes": "\n".join(dict.fromkeys([*plan.notes, *report.notes])),
     }

@@ -74,7 +74,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     found = replay(world, start, rule)
     # the first plan is not one of the rule's
     notes = (*notes, *cut_note(found.cut + (start.digest in world.cut), found.plans + 1, chosen.deadline_s))
-    return {**row_of(found, never, rule), "notes": "; ".join(notes)}
+    return {**row_of(found, never, rule), "notes": "\n".join(notes)}
 
 
 def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[World, Placement, tuple[str, ...]]:

@@ -105,7 +105,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "stepping": max(pool["stepping"] for pool in facts["pools"].values()),
         "mean_step_s": facts["pools"][next(reversed(facts["pools"]))]["mean_step_s"],
         "most_waiting": max(pool["most_waiting"] for pool in facts["pools"].values()),
-        "notes": "; ".join(report.notes),
+        "notes": "\n".join(report.notes),
     }
 
 

@@ -117,7 +117,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "gap": None if bound_s is None else mean / bound_s - 1,
         "plan_digest": plan.placement.digest,
         "bottleneck": report.bottleneck,
-        "notes": "; ".join(dict.fromkeys(notes)),
+        "notes": "\n".join(dict.fromkeys(notes)),
     }
 
 
