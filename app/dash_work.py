@@ -14,7 +14,7 @@ from dash_state import Inputs
 
 from moesim.base.arrays import digest
 from moesim.base.errors import MoesimError
-from moesim.base.units import count
+from moesim.base.units import count, show
 from moesim.placement import Placement
 from moesim.placement.rounds import schedule
 from moesim.simulate import Report, simulate
@@ -23,6 +23,7 @@ from moesim.solve.constraints import Constraints
 from moesim.solve.moving import Move, break_even_s
 from moesim.solve.moving import price as price_move
 from moesim.solve.objective import Objective
+from moesim.solve.survival import Survival, survival
 from moesim.study import Judged, judge
 from moesim.study.whatif import Outcome, Scenario, price
 
@@ -181,6 +182,41 @@ def _with_slots(placement: Placement, slots: int) -> Placement:
 def paid_after(move: Move, before: Judged, after: Judged) -> float | None:
     """Return the seconds of serving after which faster steps have made up for a move; None: never."""
     return break_even_s(move.seconds, before.row.step_s, after.row.step_s)
+
+
+def survival_key(plan: Plan, given: Inputs) -> str:
+    """Return the name of a plan's losses."""
+    return digest("survive", plan.digest, given.digest)
+
+
+def surviving(plan: Plan, given: Inputs) -> Callable[[Job], Survival]:
+    """Return the work that prices the loss of every GPU and every node under a plan."""
+    costs = given.costs if plan.transport == given.costs.transport else given.costs.with_transport(plan.transport)
+
+    def work(job: Job) -> Survival:
+        return survival(plan.placement, given.judged, costs, policy=plan.policy, progress=job.say)
+
+    return work
+
+
+def survival_table(found: Survival) -> dict[str, list[Any]]:
+    """Return the losses as columns, the worst first."""
+    losses = sorted(found.losses, key=lambda one: (one.step_s is not None, -(one.step_s or 0.0), -one.picks))
+    return {
+        "lost": [one.name for one in losses],
+        "experts gone": [one.experts for one in losses],
+        "picks": [f"{one.picks:.1%}" for one in losses],
+        "whole again": [
+            "never: too few slots"
+            if one.restore_s is None
+            else show(one.restore_s, "time")
+            if one.experts
+            else "at once"
+            for one in losses
+        ],
+        "step then": ["-" if one.step_s is None else show(one.step_s, "time") for one in losses],
+        "to now": ["-" if one.slower is None else f"{one.slower:.2f}x" for one in losses],
+    }
 
 
 def weights_bytes(plan: Plan, given: Inputs) -> float:

@@ -16,6 +16,7 @@ from moesim.base.errors import MoesimError
 from moesim.base.units import show
 from moesim.costs import TRANSPORTS
 from moesim.placement import POLICIES
+from moesim.solve import Plan
 from moesim.solve.constraints import Constraints
 from moesim.solve.objective import AIMS, RISKS, Objective
 
@@ -156,10 +157,28 @@ def progress(key: str, unplanned_s: float) -> None:
     st.caption("You can leave this page: the search goes on, and other pages say so.")
 
 
+def failing(plan: Plan, rank_node: Any, dark: bool) -> None:
+    """Show what each GPU and node would take with it, and price every loss behind a button."""
+    ui.draw(figures.losses(plan.placement, given.judged.trace.loads, rank_node, dark=dark), "losses")
+    st.caption("Experts that no other GPU (no other node) holds must be read from storage before serving goes on. "
+               "*Hot experts with copies on two nodes*, under Constraints, prevents it.")  # fmt: skip
+    key = work.survival_key(plan, given)
+    if st.button("Price every loss", key="survive", help="As `moesim survive`: one simulation for each GPU and node."):
+        state.put("survival_of", key)
+    if st.session_state.get("survival_of") == key:
+        found = ui.ready(key, "Losing GPUs and nodes", work.surviving(plan, given), limit_s=300.0)
+        st.dataframe(work.survival_table(found), hide_index=True)
+        st.caption(f"A step now takes {show(found.step_s, 'time')}. Whole again: missing experts are read from storage "
+                   "in fewest moves; step then: on what is left, lost GPUs' tokens dealt to others.")  # fmt: skip
+
+
 def details(name: str, old_name: str, after: Any, before: Any) -> None:
     """Show the part that was chosen."""
     plan, ids, dark = after.plan, given.trace.spec.layer_ids, state.dark()
-    view = ui.tabs("plan_detail", ["Before and after", "Where the time goes", "Anytime curve", "What it is made of"])
+    view = ui.tabs(
+        "plan_detail",
+        ["Before and after", "Where the time goes", "Anytime curve", "If a part fails", "What it is made of"],
+    )
     if view == "Before and after":
         limit = max(figures.largest_ratio(one.report.tokens) for one in (before, after))
         pair = ((before, f"Before: {old_name}", "load_before"), (after, f"After: {name}", "load_after"))
@@ -183,6 +202,8 @@ def details(name: str, old_name: str, after: Any, before: Any) -> None:
             st.caption("Each step down is a better plan found. Where the curve is flat, more time buys nothing.")
         else:
             st.info("Only plans that were searched here have a curve.")
+    elif view == "If a part fails":
+        failing(plan, after.report.rank_node, dark)
     else:
         facts = {
             "solver": plan.solver, "dispatch policy": plan.policy, "transport": plan.transport,

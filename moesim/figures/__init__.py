@@ -4,7 +4,7 @@ from moesim.figures.anytime import anytime
 from moesim.figures.bars import comparison, layer_split
 from moesim.figures.heatmaps import expert_loads, largest_ratio, load_heatmap, node_traffic
 from moesim.figures.lines import lines
-from moesim.figures.placements import placement_diff, stragglers
+from moesim.figures.placements import losses, placement_diff, stragglers
 from moesim.figures.routing import coactivation, divergence, domain_experts
 from moesim.figures.theme import untitled
 from moesim.figures.timeline import timeline
@@ -22,6 +22,7 @@ __all__ = [
     "layer_split",
     "lines",
     "load_heatmap",
+    "losses",
     "node_traffic",
     "placement_diff",
     "sensitivity",

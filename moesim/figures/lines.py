@@ -12,6 +12,8 @@ from moesim.base.arrays import Array
 from moesim.figures import theme
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_NEAR = 0.06
+"""Part of the height within which two texts would lie on one another."""
 
 
 def lines(
@@ -61,6 +63,19 @@ def lines(
     quiet = {"line_dash": "dot", "line_width": 1, "line_color": theme.ink(dark)}
     for text, at in (marks or {}).items():
         result.add_vline(x=at, annotation_text=text, annotation_position="top", **quiet)
-    for text, at in (levels or {}).items():
-        result.add_hline(y=at, annotation_text=text, annotation_position="bottom right", **quiet)
+    heights = [np.asarray(y, np.float64) for _, y in curves.values()] + [np.array(list((levels or {}).values()))]
+    every = np.concatenate(heights)
+    written = _together(levels or {}, _NEAR * float(np.nanmax(every) - np.nanmin(every)) if every.size else 0.0)
+    for at in (levels or {}).values():
+        label = {"annotation_text": written[at], "annotation_position": "bottom right"} if at in written else {}
+        result.add_hline(y=at, **label, **quiet)
     return result
+
+
+def _together(levels: Mapping[str, float], near: float) -> dict[float, str]:
+    """Return height to what is written there: levels that are near share the place of the lowest of them."""
+    shared: dict[float, list[str]] = {}
+    for text, at in sorted(levels.items(), key=lambda level: level[1]):
+        place = next((one for one in shared if at - one < near), at)
+        shared.setdefault(place, []).append(text)
+    return {place: ", ".join(texts) for place, texts in shared.items()}

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.figures import theme
 from moesim.placement import Placement
 
@@ -88,6 +89,59 @@ def placement_diff(
         entry = go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label)
         result.add_trace(entry)
     return result
+
+
+def losses(placement: Placement, loads: ArrayLike, rank_node: ArrayLike, *, dark: bool = False) -> go.Figure:
+    """Draw what the loss of each GPU and of each node takes away: experts that are nowhere else.
+
+    Parameters
+    ----------
+    placement
+        The placement.
+    loads
+        Picks of each expert [layers, experts].
+    rank_node
+        Node of each rank [ranks].
+    dark
+        Whether the figure stands on dark paper.
+    """
+    has, picks, node = placement.has, np.asarray(loads, dtype=np.float64), np.asarray(rank_node)
+    numbers = np.unique(node)
+    parts = {"GPU": has, "node": np.stack([has[..., node == one].any(axis=2) for one in numbers], axis=2)}
+    labels = {"GPU": [f"rank {i}" for i in range(placement.ranks)], "node": [f"node {i}" for i in numbers]}
+    places = {"GPU": np.arange(placement.ranks), "node": np.array([np.flatnonzero(node == i).mean() for i in numbers])}
+    widths = {"GPU": np.full(placement.ranks, 0.55), "node": np.array([(node == i).sum() - 0.1 for i in numbers])}
+    result = theme.figure(
+        "What a failure takes away",
+        dark=dark,
+        height=380,
+        barmode="overlay",
+        xaxis={"title": {"text": "rank"}, "showgrid": False},
+        yaxis={"title": {"text": "picks that want a lost expert (%)"}, "rangemode": "tozero"},
+    )
+    said = []
+    # nodes first, so that their GPUs stand before them
+    for part in ("node", "GPU") if len(numbers) > 1 else ("GPU",):
+        alone = parts[part] & (parts[part].sum(axis=2, keepdims=True) == 1)
+        gone = alone.sum(axis=(0, 1))
+        share = np.einsum("ler,le->r", alone, picks) / max(picks.sum(), 1e-300)
+        worst = int(share.argmax())
+        said.append(
+            f"{(gone == 0).sum()} of {count(len(gone), part)} take no expert away, the worst ({labels[part][worst]}) "
+            f"{gone[worst]} of {has.shape[0] * placement.num_experts} and {share[worst]:.1%} of the picks"
+        )
+        bars = go.Bar(
+            x=places[part],
+            y=share * 100,
+            width=widths[part],
+            name=f"loss of a {part}",
+            marker={"color": theme.PHASE_COLOURS["wait"] if part == "node" else theme.SERIES[1], "line": {"width": 0}},
+            customdata=np.stack([labels[part], gone], axis=-1),
+            hovertemplate="%{customdata[0]}: %{customdata[1]} experts are nowhere else<br>%{y:.2f}% of the picks"
+            "<extra></extra>",
+        )
+        result.add_trace(bars)
+    return result.update_layout(title_subtitle_text="; ".join(reversed(said)))
 
 
 def stragglers(

@@ -82,11 +82,23 @@ def test_a_plan_is_searched_in_the_background_and_shown_before_and_after(start: 
     assert list(session.session_state["plans"]) == ["moesim"]
     assert [one.split(":")[0] for one in titles(clean(session))] == ["Before", "After"]
     assert value(session, "Experts to move")
-    for detail in ("Where the time goes", "Anytime curve", "What it is made of"):
+    for detail in ("Where the time goes", "Anytime curve", "If a part fails", "What it is made of"):
         session.segmented_control(key="plan_detail").set_value(detail).run()
         clean(session)
     session.segmented_control(key="plan_detail").set_value("Anytime curve").run()
     assert titles(session) == ["Best plan so far"]
+
+
+def test_every_loss_is_priced_behind_its_button(start: Start):
+    session = planned(start, "contiguous", ranks="16", slots="1")
+    session.segmented_control(key="plan_detail").set_value("If a part fails").run()
+    assert titles(clean(session)) == ["What a failure takes away"]
+    assert not session.dataframe
+    session.button(key="survive").click().run()
+    table = clean(session).dataframe[0].value.set_index("lost")
+    assert len(table) == 16 + 2
+    assert (table["experts gone"] >= 3).all()
+    assert (table["whole again"] == "never: too few slots").all()
 
 
 def test_a_stopped_search_keeps_the_best_so_far(start: Start):

@@ -55,6 +55,7 @@ def every_figure(dark: bool) -> dict[str, go.Figure]:
             {"a": [1.0, 2.0], "b": [1.5, 1.6]}, ["0", "1"], title="Spread", item="step", value_label="ms", dark=dark
         ),
         "sensitivity": figures.sensitivity(1e-3, KNOBS, dark=dark),
+        "losses": figures.losses(BEFORE, [[1, 2, 3]], [0, 1], dark=dark),
         "placement_diff": figures.placement_diff(BEFORE, AFTER, 0, [0, 1], dark=dark),
         "stragglers": figures.stragglers([1e-3, 3e-3], [2e-3, 0], [0, 1], dark=dark),
         "tradeoff": figures.tradeoff([1, 2], [4.0, 3.0], x_title="GPUs", y_title="step (ms)", dark=dark),
@@ -277,6 +278,18 @@ def test_before_the_first_plan_the_axes_are_those_of_what_it_will_be_compared_wi
     assert figures.anytime({}).layout.yaxis.showticklabels is False
 
 
+def test_levels_that_are_near_share_their_text():
+    figure = figures.lines(
+        {"a": ([1, 2], [0.0, 10.0])},
+        title="Lines",
+        x_title="s",
+        y_title="%",
+        levels={"high": 9.9, "low": 2.0, "top": 10.1},
+    )
+    assert {(one.text, one.y) for one in figure.layout.annotations} == {("low", 2.0), ("high, top", 9.9)}
+    assert {shape.y0 for shape in figure.layout.shapes} == {2.0, 9.9, 10.1}
+
+
 def test_the_front_is_what_nothing_beats_in_both():
     figure = figures.tradeoff(COST, STEP, names=PLANS, x_title="weights (GB)", y_title="step (ms)")
     line, points = figure.data
@@ -331,6 +344,19 @@ def test_the_diff_tells_what_comes_leaves_and_stays():
     assert figure.layout.title.subtitle.text == "1 copies come, 1 leave, 3 stay"
     with pytest.raises(InputError, match="take two alike"):
         figures.placement_diff(BEFORE, Placement([[[0, 1, 2]]], 3), 0, [0])
+
+
+def test_a_loss_takes_what_is_nowhere_else():
+    # expert 0 on ranks 0 and 1 of one node, 1 on rank 1 alone, 2 on rank 2 and its node alone
+    placement = Placement([[[0, 0 + 3], [0, 1], [2, 3]]], 4)
+    node, gpu = figures.losses(placement, [[10, 20, 30, 40]], [0, 0, 1]).data
+    assert list(gpu.y) == pytest.approx([0, 20, 30])
+    assert list(node.y) == pytest.approx([30, 30])
+    assert [list(one) for one in node.customdata] == [["node 0", "2"], ["node 1", "1"]]
+    assert list(node.x) == [0.5, 2]
+    subtitle = figures.losses(placement, [[10, 20, 30, 40]], [0, 0, 1]).layout.title.subtitle.text
+    assert subtitle.startswith("1 of 3 GPUs take no expert away, the worst (rank 2) 1 of 4 and 30.0% of the picks")
+    assert len(figures.losses(placement, [[10, 20, 30, 40]], [0, 0, 0]).data) == 1
 
 
 def test_stragglers_are_named_and_per_step():
