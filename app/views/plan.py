@@ -177,7 +177,7 @@ def details(name: str, old_name: str, after: Any, before: Any) -> None:
     plan, ids, dark = after.plan, given.trace.spec.layer_ids, state.dark()
     view = ui.tabs(
         "plan_detail",
-        ["Before and after", "Where the time goes", "Anytime curve", "If a part fails", "What it is made of"],
+        ["Before and after", "Time", "Anytime curve", "If a part fails", "Facts"],
     )
     if view == "Before and after":
         limit = max(figures.largest_ratio(one.report.tokens) for one in (before, after))
@@ -189,7 +189,7 @@ def details(name: str, old_name: str, after: Any, before: Any) -> None:
                                              dark=dark), key)  # fmt: skip
         st.caption("Both on one colour scale. Red GPUs do more than their share and the others wait for them: "
                    "the side with less colour is the better balanced one.")  # fmt: skip
-    elif view == "Where the time goes":
+    elif view == "Time":
         splits = {old_name: work.split(before.report), name: work.split(after.report)}
         ui.draw(figures.comparison(splits, bound_s=after.row.bound_s, dark=dark), "split")
     elif view == "Anytime curve":

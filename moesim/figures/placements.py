@@ -127,8 +127,8 @@ def losses(placement: Placement, loads: ArrayLike, rank_node: ArrayLike, *, dark
         share = np.einsum("ler,le->r", alone, picks) / max(picks.sum(), 1e-300)
         worst = int(share.argmax())
         said.append(
-            f"{(gone == 0).sum()} of {count(len(gone), part)} take no expert away, the worst ({labels[part][worst]}) "
-            f"{gone[worst]} of {has.shape[0] * placement.num_experts} and {share[worst]:.1%} of the picks"
+            f"{(gone == 0).sum()} of {count(len(gone), part)} take no expert away; the worst, {labels[part][worst]}, "
+            f"takes {gone[worst]} of {has.shape[0] * placement.num_experts} ({share[worst]:.1%} of the picks)"
         )
         bars = go.Bar(
             x=places[part],
@@ -141,7 +141,7 @@ def losses(placement: Placement, loads: ArrayLike, rank_node: ArrayLike, *, dark
             "<extra></extra>",
         )
         result.add_trace(bars)
-    return result.update_layout(title_subtitle_text="; ".join(reversed(said)))
+    return result.update_layout(title_subtitle_text=". ".join(reversed(said)))
 
 
 def stragglers(

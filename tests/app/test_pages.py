@@ -82,7 +82,7 @@ def test_a_plan_is_searched_in_the_background_and_shown_before_and_after(start: 
     assert list(session.session_state["plans"]) == ["moesim"]
     assert [one.split(":")[0] for one in titles(clean(session))] == ["Before", "After"]
     assert value(session, "Experts to move")
-    for detail in ("Where the time goes", "Anytime curve", "If a part fails", "What it is made of"):
+    for detail in ("Time", "Anytime curve", "If a part fails", "Facts"):
         session.segmented_control(key="plan_detail").set_value(detail).run()
         clean(session)
     session.segmented_control(key="plan_detail").set_value("Anytime curve").run()

@@ -355,7 +355,7 @@ def test_a_loss_takes_what_is_nowhere_else():
     assert [list(one) for one in node.customdata] == [["node 0", "2"], ["node 1", "1"]]
     assert list(node.x) == [0.5, 2]
     subtitle = figures.losses(placement, [[10, 20, 30, 40]], [0, 0, 1]).layout.title.subtitle.text
-    assert subtitle.startswith("1 of 3 GPUs take no expert away, the worst (rank 2) 1 of 4 and 30.0% of the picks")
+    assert subtitle.startswith("1 of 3 GPUs take no expert away; the worst, rank 2, takes 1 of 4 (30.0% of the picks)")
     assert len(figures.losses(placement, [[10, 20, 30, 40]], [0, 0, 0]).data) == 1
 
 
