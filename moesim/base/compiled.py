@@ -17,6 +17,12 @@ def compiled(function: Function) -> Function:
     return result
 
 
+def compiled_as_numpy(function: Function) -> Function:
+    """Compile like :func:`compiled`, but division by zero is as in numpy: loops without that test vectorise."""
+    result: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return result
+
+
 @compiled
 def splitmix64(state: np.uint64) -> np.uint64:
     """Return the number that SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) draws in a state, before it moves on.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.compiled import compiled as compiled  # noqa: PLC0414 (solve takes it from here)
+from moesim.base.compiled import compiled
 
 
 @compiled

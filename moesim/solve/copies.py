@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.coverage import most_served
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 _PASSES = 3
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moesim.base.compiled import compiled
 from moesim.base.errors import InputError
 from moesim.base.units import count
-from moesim.placement.kernels import compiled
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.repair import EMPTY, repair_duplicates
 
 Ints = NDArray[np.int32]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 EMPTY = -1
 

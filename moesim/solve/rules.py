@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 
 class Rules(NamedTuple):

@@ -141,7 +141,7 @@ def survival(
     cases: list[tuple[str, str, Array]] = []
     for kind in kinds:
         if kind == "gpu":
-            cases += [(cluster.vertices[rank], kind, np.array([rank])) for rank in range(cluster.ranks)]
+            cases += [(cluster.rank_names[rank], kind, np.array([rank])) for rank in range(cluster.ranks)]
         elif cluster.nodes > 1:
             cases += [(f"node{node}", kind, cluster.rank_of_node(node)) for node in range(cluster.nodes)]
     losses = []
@@ -287,8 +287,8 @@ def survivors(whole: Cluster, left: Cluster, ranks: int) -> Array:
     InputError
         If what is left is not a part of them.
     """
-    number = {name: rank for rank, name in enumerate(whole.vertices[:ranks])}
-    names = left.vertices[: left.ranks]
+    number = {name: rank for rank, name in enumerate(whole.rank_names[:ranks])}
+    names = left.rank_names
     if ranks > whole.ranks or any(name not in number for name in names):
         raise InputError(
             f"previous placement: is for {count(ranks, 'rank')}, of which {left.ranks} should be left; give the "

@@ -186,7 +186,7 @@ def test_survival_tells_who_is_gone_and_what_a_step_then_costs() -> None:
     placement = Placement([[[0, 3], [1, 4], [2, 5], [0, EMPTY], [1, EMPTY], [2, EMPTY]]], 6)
     found = survival(placement, batches, costs)
     by_name = {loss.name: loss for loss in found.losses}
-    gpus = [cluster.vertices[rank] for rank in range(6)]
+    gpus = [f"node{node}.gpu{gpu}" for node in range(2) for gpu in range(3)]
     assert list(by_name) == [*gpus, "node0", "node1"]
     assert [by_name[name].experts for name in gpus] == [1, 1, 1, 0, 0, 0]
     assert (by_name["node0"].experts, by_name["node1"].experts) == (3, 0)

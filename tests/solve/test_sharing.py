@@ -74,9 +74,9 @@ def test_a_move_is_worked_out_as_from_scratch_and_happens_only_when_kept(seed: i
             keep_shares(sharing, state.load)
             assert compute_s(state.load, scale, 0) == pytest.approx(then)
             # two rounds from where it was are not quite thirty
-            fresh = share_load(state).time.max(axis=1)
-            assert (0.98 * fresh <= sharing.time.max(axis=1)).all()
-            assert (sharing.time.max(axis=1) <= 1.25 * fresh).all()
+            fresh = share_load(state).time.max(axis=0)
+            assert (0.98 * fresh <= sharing.time.max(axis=0)).all()
+            assert (sharing.time.max(axis=0) <= 1.25 * fresh).all()
             keep_shares(sharing, state.load)
         else:
             state.slots[rank, slot] = old

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.base.compiled import compiled
 from moesim.placement.clock import working_s
-from moesim.placement.kernels import compiled
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
 from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
 from moesim.solve.search.reroute import outlook, outlook_cover, outlook_nearest, reroute, take_back

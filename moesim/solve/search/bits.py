@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 WORD: Final = 64
 """Rows of a word."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.search.state import INSIDE_IN, INSIDE_OUT, NIC_IN, NIC_OUT, TOKENS, State
 
 

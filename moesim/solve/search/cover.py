@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 
 NODES: Final = 16
 """Most nodes that fit a word."""

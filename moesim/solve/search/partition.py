@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.packing import greedy_copies
 from moesim.solve.repair import EMPTY
 from moesim.trace.kernels import count_pairs

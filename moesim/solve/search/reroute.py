@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.search.bits import Sets, carry, look
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.state import (

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.search.state import State
 from moesim.trace.kernels import count_pairs
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.search.bits import fill, make_crowd, make_sets
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.reroute import edge, hop

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled, compiled_as_numpy
 from moesim.solve.search.cost import steep_power
 from moesim.solve.search.state import SHARING, State
 
@@ -21,16 +21,19 @@ ROUNDS: Final = 2
 """Rounds of pouring after a move."""
 _FIRST: Final = 30
 """Rounds from scratch."""
-POURING: Final = 12
+POURING: Final = 2
 """Work of an expert that is poured, in one scenario."""
 
 
 class Sharing(NamedTuple):
     """Who does what in every scenario, as it is and as it would be after a move.
 
-    ``unit`` float64 [ranks]: time of a pick; ``time``, ``time_then`` float64 [scenarios, ranks]; ``flow``,
-    ``flow_then`` float64 [scenarios, ranks * slots]: picks that each slot does; ``spots`` int32 [experts, ranks]: slots
-    of an expert, of which there are ``many`` int32 [experts]; ``reference`` float64 [scenarios]: mean time of a rank.
+    Scenarios come last everywhere, so that a processor works on several at a time.
+
+    ``unit`` float64 [ranks]: time of a pick; ``time``, ``time_then`` float64 [ranks, scenarios]; ``flow``,
+    ``flow_then`` float64 [ranks * slots, scenarios]: picks that each slot does; ``spots`` int32 [experts, ranks]: slots
+    of an expert, of which there are ``many`` int32 [experts]; ``reference`` float64 [scenarios]: mean time of a rank;
+    ``level``, ``room``, ``width`` float64 [scenarios]: working space.
     """
 
     unit: Any
@@ -41,6 +44,9 @@ class Sharing(NamedTuple):
     spots: Any
     many: Any
     reference: Any
+    level: Any
+    room: Any
+    width: Any
 
 
 @compiled
@@ -50,22 +56,22 @@ def share_load(state: State) -> Sharing:
     ranks, slots = state.slots.shape
     experts, scenarios = len(state.copies) * on, state.demand.shape[1] * on
     sharing = Sharing(
-        state.unit, np.zeros((scenarios, ranks)), np.zeros((scenarios, ranks)), np.zeros((scenarios, ranks * slots)),
-        np.zeros((scenarios, ranks * slots)), np.zeros((experts, ranks), np.int32), np.zeros(experts, np.int32),
-        np.zeros(scenarios),
+        state.unit, np.zeros((ranks, scenarios)), np.zeros((ranks, scenarios)), np.zeros((ranks * slots, scenarios)),
+        np.zeros((ranks * slots, scenarios)), np.zeros((experts, ranks), np.int32), np.zeros(experts, np.int32),
+        np.zeros(scenarios), np.zeros(scenarios), np.zeros(scenarios), np.zeros(scenarios),
     )  # fmt: skip
     if not on:
         return sharing
     for expert in range(experts):
         find_spots(sharing, state.slots, state.held, expert)
         _pour(
-            sharing.unit, sharing.time_then, sharing.flow_then, sharing.spots, sharing.many[expert], slots, expert,
-            state.demand,
+            sharing.unit, sharing.time_then, sharing.flow_then, sharing.spots, expert, sharing.many[expert], slots,
+            state.demand, sharing.level, sharing.room, sharing.width,
         )  # fmt: skip
     _pour_all(sharing, slots, state.demand, _FIRST)
     for scenario in range(scenarios):
         for rank in range(ranks):
-            sharing.reference[scenario] += sharing.time_then[scenario, rank] / ranks
+            sharing.reference[scenario] += sharing.time_then[rank, scenario] / ranks
     keep_shares(sharing, state.load)
     return sharing
 
@@ -91,22 +97,20 @@ def share_anew(sharing: Sharing, slots: Any, held: Any, demand: Any, pair: Any, 
     Returns the work; ``total`` float64 [scenarios] gets the sum over ranks of time over the reference to the power of
     16, see :func:`moesim.solve.search.cost.powers_s`.
     """
-    each = slots.shape[1]
     unit, time, flow, spots, many = sharing.unit, sharing.time_then, sharing.flow_then, sharing.spots, sharing.many
+    each = slots.shape[1]
     time[:] = sharing.time
     flow[:] = sharing.flow
-    scenarios, ranks = time.shape
     for index in range(several):
-        _draw_off(unit, time, flow, spots, many[pair[index]], each, pair[index])
+        _draw_off(unit, time, flow, spots, pair[index], many[pair[index]], each)
         find_spots(sharing, slots, held, pair[index])
     for index in range(several):
-        _pour(unit, time, flow, spots, many[pair[index]], each, pair[index], demand)
+        _pour(
+            unit, time, flow, spots, pair[index], many[pair[index]], each, demand,
+            sharing.level, sharing.room, sharing.width,
+        )  # fmt: skip
     poured = _pour_all(sharing, each, demand, ROUNDS)
-    for scenario in range(scenarios):
-        total[scenario] = 0.0
-        if sharing.reference[scenario] > 0:
-            for rank in range(ranks):
-                total[scenario] += steep_power(time[scenario, rank] / sharing.reference[scenario])
+    _add_powers(time, sharing.reference, total)
     return POURING * poured
 
 
@@ -115,59 +119,85 @@ def keep_shares(sharing: Sharing, load: Any) -> None:
     """Let what was worked out last happen; ``load`` float64 [ranks, scenarios]."""
     sharing.time[:] = sharing.time_then
     sharing.flow[:] = sharing.flow_then
-    ranks, scenarios = load.shape
-    each = sharing.flow.shape[1] // ranks
-    for rank in range(ranks):
-        for scenario in range(scenarios):
-            load[rank, scenario] = 0.0
-            for slot in range(each):
-                load[rank, scenario] += sharing.flow[scenario, rank * each + slot]
+    each = len(sharing.flow) // len(load)
+    load[:] = 0.0
+    for spot in range(len(sharing.flow)):
+        load[spot // each] += sharing.flow[spot]
+
+
+@compiled_as_numpy
+def _add_powers(time: Any, reference: Any, total: Any) -> None:
+    """Write the sum over ranks of time over the reference to the power of 16."""
+    total[:] = 0.0
+    for rank in range(len(time)):
+        for scenario in range(len(total)):
+            total[scenario] += steep_power(
+                time[rank, scenario] / reference[scenario] if reference[scenario] > 0 else 0.0
+            )
 
 
 @compiled
 def _pour_all(sharing: Sharing, each: int, demand: Any, rounds: int) -> int:
-    """Pour every expert with several copies so many times; return how often that was, over all scenarios."""
+    """Pour every expert with several copies so many times; return how often that was, over scenarios."""
     unit, time, flow, spots, many = sharing.unit, sharing.time_then, sharing.flow_then, sharing.spots, sharing.many
+    level, room, width = sharing.level, sharing.room, sharing.width
     poured = 0
     for _ in range(rounds):
         for expert in range(len(many)):
             if many[expert] > 1:
-                poured += len(time)
-                _draw_off(unit, time, flow, spots, many[expert], each, expert)
-                _pour(unit, time, flow, spots, many[expert], each, expert, demand)
+                poured += time.shape[1]
+                _draw_off(unit, time, flow, spots, expert, many[expert], each)
+                _pour(unit, time, flow, spots, expert, many[expert], each, demand, level, room, width)
     return poured
 
 
 @compiled
-def _draw_off(unit: Any, time: Any, flow: Any, spots: Any, many: int, each: int, expert: int) -> None:
+def _draw_off(
+    unit: Any, time: Any, flow: Any, spots: Any, expert: int, many: int, each: int
+) -> None:  # fmt: skip
     """Take an expert's picks off its ranks, in all scenarios; arrays as in :class:`Sharing`."""
     for copy in range(many):
-        spot = spots[expert, copy]
-        rank = spot // each
-        for scenario in range(len(time)):
-            time[scenario, rank] -= flow[scenario, spot] * unit[rank]
-            flow[scenario, spot] = 0.0
+        spot = np.uint64(spots[expert, copy])
+        rank = np.uint64(spots[expert, copy] // each)
+        for scenario in range(np.uint64(time.shape[1])):
+            time[rank, scenario] -= flow[spot, scenario] * unit[rank]
+            flow[spot, scenario] = 0.0
 
 
-@compiled
-def _pour(unit: Any, time: Any, flow: Any, spots: Any, many: int, each: int, expert: int, demand: Any) -> None:
-    """Give an expert's picks to its ranks so that those that get some end together, and no other would be earlier."""
-    for scenario in range(len(time)):
-        level = np.inf
-        for _ in range(many):
-            # ranks that are busy for longer anyway get nothing
-            room, width = demand[expert, scenario], 0.0
-            for copy in range(many):
-                rank = spots[expert, copy] // each
-                if time[scenario, rank] < level:
-                    room += time[scenario, rank] / unit[rank]
-                    width += 1 / unit[rank]
-            if width == 0.0 or room / width >= level:
-                break
-            level = room / width
+@compiled_as_numpy
+def _pour(
+    unit: Any, time: Any, flow: Any, spots: Any, expert: int, many: int, each: int, demand: Any,
+    level: Any, room: Any, width: Any,
+) -> None:  # fmt: skip
+    """Give an expert's picks to its ranks so that those that get some end together, and no other would be earlier.
+
+    Arrays as in :class:`Sharing`. Indices are unsigned because signed ones cost a test for negative values each.
+    """
+    scenarios = np.uint64(len(level))
+    for scenario in range(scenarios):
+        level[scenario] = np.inf
+    for _ in range(many):
+        # ranks that are busy for longer anyway get nothing
+        for scenario in range(scenarios):
+            room[scenario] = demand[expert, scenario]
+            width[scenario] = 0.0
         for copy in range(many):
-            spot = spots[expert, copy]
-            rank = spot // each
-            if time[scenario, rank] < level:
-                flow[scenario, spot] = (level - time[scenario, rank]) / unit[rank]
-                time[scenario, rank] = level
+            rank = np.uint64(spots[expert, copy] // each)
+            rate = 1 / unit[rank]
+            for scenario in range(scenarios):
+                idle = time[rank, scenario] < level[scenario]
+                room[scenario] += time[rank, scenario] * rate if idle else 0.0
+                width[scenario] += rate if idle else 0.0
+        for scenario in range(scenarios):
+            # where no rank is idle there is nothing to give, and the level stays
+            found = room[scenario] / width[scenario] if width[scenario] > 0 else np.inf
+            level[scenario] = found if found < level[scenario] else level[scenario]
+    for copy in range(many):
+        spot = np.uint64(spots[expert, copy])
+        rank = np.uint64(spots[expert, copy] // each)
+        rate = 1 / unit[rank]
+        for scenario in range(scenarios):
+            more = level[scenario] - time[rank, scenario]
+            more = more if more > 0 else 0.0
+            flow[spot, scenario] = more * rate
+            time[rank, scenario] += more

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moesim.placement.kernels import compiled
+from moesim.base.compiled import compiled
 from moesim.solve.search.cost import fill_powers, reference_s, steep_power
 from moesim.solve.search.state import TOKENS
 

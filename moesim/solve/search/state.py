@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from moesim.base.compiled import compiled
 from moesim.placement.choices import nearest_column
-from moesim.placement.kernels import compiled
 from moesim.solve.search.bits import Crowd, Sets
 from moesim.solve.search.cover import holding_nodes
 
