@@ -59,7 +59,8 @@ def parse(value: object, kind: str, place: str) -> float:
     if match is None or match[2] is None:
         raise InputError(f'{place}: expected a number with a unit such as "{example}", got {value!r}')
     if match[2] not in table:
-        raise InputError(f'{place}: unknown unit {match[2]!r} in {value!r}; expected one such as "{example}"')
+        known = f"one of {', '.join(table)}" if len(table) < 10 else f'one such as in "{example}"'
+        raise InputError(f"{place}: unknown unit {match[2]!r} in {value!r}; expected {known}")
     result = float(match[1]) * table[match[2]]
     if not math.isfinite(result) or result < 0:
         raise InputError(f'{place}: expected a finite value that is not negative, such as "{example}", got {value!r}')

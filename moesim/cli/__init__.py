@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from moesim.base.errors import MoesimError
 from moesim.cli.flags import as_options
 
 __all__ = ["main"]
+
+_INTERRUPTED: Final = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MoesimError as error:
         _fail(as_options(str(error)), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # typer ends so without a word
+            sys.stderr.write("moesim: interrupted\n")
+        raise
     except OSError as error:
         # a broken file system, not a bug of ours; everything else keeps its traceback
         _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)

@@ -65,13 +65,21 @@ def cluster(
 ) -> Cluster:
     """Read a cluster and make the what-if edits that were asked for."""
     from moesim.cluster import Cluster
-    from moesim.cluster.edit import assignment
 
     found = Cluster.read(topology, **({} if like is None else {"like": like}))
-    if sets or without or degrade:
-        parts = dict(_part(text) for text in degrade or ())
-        found = found.edit(dict(assignment(text) for text in sets or ()), tuple(without or ()), parts)
-    return found
+    asked = edits(sets, without, degrade)
+    return found.edit(asked["set"], tuple(asked["without"]), asked["degrade"]) if any(asked.values()) else found
+
+
+def edits(sets: Sequence[str] | None, without: Sequence[str] | None, degrade: Sequence[str] | None) -> dict[str, Any]:
+    """Return the what-if edits that were asked for: ``set`` and ``degrade`` by name, ``without`` as a list."""
+    from moesim.cluster.edit import assignment
+
+    return {
+        "set": dict(assignment(text) for text in sets or ()),
+        "without": list(without or ()),
+        "degrade": dict(_part(text) for text in degrade or ()),
+    }
 
 
 def _part(text: str) -> tuple[str, float]:
@@ -227,6 +235,8 @@ def _key_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise InputError(f"--format-option: expected KEY=VALUE, got {text!r}")
+    if key == "layers" and value.replace(",", "").isdecimal():
+        value = f"[{value}]"
     try:
         return key, json.loads(value)
     except ValueError:

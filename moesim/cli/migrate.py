@@ -27,6 +27,7 @@ def migrate(
     model: Annotated[str, typer.Option(metavar="MODEL", help="Model whose experts move: a preset, or a config.json.")],
     ranks: opt.Ranks = None,
     set: opt.Set = None,
+    degrade: opt.Degrade = None,
     like: opt.Like = None,
     relabel: Annotated[bool, typer.Option(help="Renumber GPUs that are alike so that the fewest experts move.")] = True,
     staging: Annotated[
@@ -52,7 +53,7 @@ def migrate(
     from moesim.solve.terms import steps_of_move
     from moesim.spec import ModelSpec
 
-    group = load.group(topology, ranks, set, None, like, None)
+    group = load.group(topology, ranks, set, None, like, degrade)
     spec = ModelSpec.find(model)
     was, wanted = (_placement(path, group.ranks, spec) for path in (running, planned))
     for path, one in ((running, was), (planned, wanted)):
@@ -80,6 +81,11 @@ def migrate(
         steps = steps_of_move(before, wanted, spec, group)
     else:
         steps = schedule(before, wanted, group.node, staging)
+    if (was.layers, was.num_experts) != (spec.layers, spec.experts):
+        screen.say(
+            f"note: these are placements of {count(was.layers, 'layer')} of {count(was.num_experts, 'expert')}, "
+            f"{spec.name} has {spec.layers} of {spec.experts}: only sizes of weights are its own"
+        )
     if output is not None:
         write_schedule(steps, output)
         screen.say(f"wrote {output}")
@@ -110,6 +116,7 @@ def recover(
     ranks: opt.Ranks = None,
     set: opt.Set = None,
     without: opt.Without = None,
+    degrade: opt.Degrade = None,
     like: opt.Like = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
@@ -127,7 +134,7 @@ def recover(
 
     given = inputs.read(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
-        without=without, like=like, dims=dims,
+        without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
     with screen.progress() as say:
         found = run(

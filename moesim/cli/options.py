@@ -146,7 +146,8 @@ Deadline = Annotated[
     float,
     typer.Option(
         metavar="SECONDS",
-        help="Time that a solver may take. Compiling, once after an installation, is not counted.",
+        help="Time that a solver may search. Compiling, once after an installation, is not counted; pricing its "
+        "candidates comes on top, and matters where many layers meet large steps.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -61,6 +61,9 @@ def rebalance(
     policy: opt.Policy = opt.DEFAULT_POLICY,
     transport: opt.Transport = None,
     ranks: opt.Ranks = None,
+    set: opt.Set = None,
+    without: opt.Without = None,
+    degrade: opt.Degrade = None,
     dims: opt.Dims = None,
     phase: opt.Phase = None,
     tokens_per_rank: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of a rank in a step.")] = 64,
@@ -75,6 +78,7 @@ def rebalance(
     ] = 60.0,
     format: opt.Format = None,
     model: opt.Model = None,
+    format_option: opt.FormatOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the figure here (HTML).")
     ] = None,
@@ -91,7 +95,8 @@ def rebalance(
         "cycles": cycles, "repeat": repeat, "window": window, "migrate": migrate, "stall_s": stall, "start": start,
         "solver": solver, "policy": policy, "transport": transport, "ranks": ranks, "dims": dims, "phase": phase,
         "tokens_per_rank": tokens_per_rank, "seed": seed, "deadline_s": deadline,
-        "domains": load.names(domains or ""),
+        "domains": load.names(domains or ""), "format_options": load.format_options(None, format_option),
+        **load.edits(set, without, degrade),
     }  # fmt: skip
     if slots_per_rank is not None:
         given["slots"] = slots_per_rank

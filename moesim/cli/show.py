@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,8 +44,9 @@ def text(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {text(name, item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
+        runs = [(len(list(run)), item) for item, run in itertools.groupby(text(key, item) for item in value)]
         # the two ends of a range are often the same
-        return ", ".join(dict.fromkeys(text(key, item) for item in value))
+        return ", ".join(item if times == 1 or len(value) == 2 else f"{times} x {item}" for times, item in runs)
     return str(value)
 
 

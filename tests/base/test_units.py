@@ -39,6 +39,7 @@ def test_text_with_a_unit_becomes_si(text: str, kind: str, value: float):
         ("450", "bandwidth", "number with a unit"),
         ("450 GB", "bandwidth", "unknown unit 'GB'"),
         ("80 gb", "bytes", "unknown unit 'gb'"),
+        ("10 sec", "time", "unknown unit 'sec' in '10 sec'; expected one of s, ms, us, µs, ns, min, h"),
         ("-1 us", "time", "not negative"),
         ("1e999 s", "time", "finite"),
         ("", "time", "number with a unit"),

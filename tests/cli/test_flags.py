@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moesim.cli.flags import FORMAT_OPTIONS, OPTIONS, as_options
+from moesim.cli.show import text
 from moesim.trace.formats import TRACE_FORMATS
 
 from .conftest import Run
@@ -76,3 +77,11 @@ def test_plans_are_made_from_counts_and_say_so(run: Run, setting: list[str], tmp
     done = run("compare", whole, *model, *setting, "--solver", "lpt")
     assert done.code == 1
     assert "split: needs at least two steps, the trace has 1; give a longer trace, or one to judge on" in done.err
+
+
+def test_lists_of_equal_numbers_are_counted_and_ranges_are_not_doubled() -> None:
+    assert text("rank_slots", [14, 14, 14, 14, 12, 12, 12, 12]) == "4 x 14, 4 x 12"
+    assert text("rank_slots", [3, 4, 3]) == "3, 4, 3"
+    assert text("latency_s", [1e-6, 1e-6]) == "1 us"
+    assert text("bandwidth", (1e9, 2e9)) == "1 GB/s, 2 GB/s"
+    assert text("domains", []) == ""

@@ -92,4 +92,5 @@ def test_control_c_is_clean(trace_file: Path, tmp_path: Path):
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
+    assert err.endswith("moesim: interrupted\n")
     assert not list(tmp_path.iterdir())

@@ -252,6 +252,19 @@ def test_import_writes_parquet_that_reads_back(shared_data: Path, run: Run, tmp_
     assert trace == read_any(source, model="gpt-oss-20b", phase="decode", domain="category")
 
 
+def test_layers_that_a_file_holds_are_given_by_number(run: Run, tmp_path: Path):
+    np.savez(tmp_path / "some.npz", experts=np.tile(np.arange(4), (50, 3, 1)))
+    out = tmp_path / "trace.parquet"
+    for text in ("layers=0,7,15", "layers=[0, 7, 15]"):
+        assert (
+            run("import", tmp_path / "some.npz", "--model", "gpt-oss-20b", "--format-option", text, "-o", out).code == 0
+        )
+        assert Trace.read(out).spec.layer_ids == (0, 7, 15)
+    bare = run("import", tmp_path / "some.npz", "--model", "gpt-oss-20b", "-o", out)
+    assert bare.code == 1
+    assert "say with --format-option layers=" in bare.err
+
+
 def test_a_plan_shows_how_far_its_layers_are_from_their_bounds(compared: tuple[dict, Path], run: Run):
     path = compared[1] / "plans" / "moesim.json"
     plan = Plan.read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import zipfile
 
@@ -128,6 +129,22 @@ def test_counts(path, trace):
         load(path, counts=trace.counts, options={"model": None, "experts": 8, "dims": "deepseek-v3"})
 
 
+def test_rows_of_dense_layers_are_left_out(path):
+    spec = dataclasses.replace(small_spec(), layer_ids=(1, 3), num_hidden_layers=4, dense_intermediate=32)
+    lone = random_trace(0, [3, 4, 5], spec=spec)
+    routes, weights = np.zeros((12, 4, 2), np.uint8), np.zeros((12, 4, 2))  # as vLLM has them, zeros in dense layers
+    routes[:, [1, 3]], weights[:, [1, 3]] = lone.routes, np.arange(48).reshape(12, 2, 2)
+    trace = load(path, experts=routes, weights=weights, options={"model": spec})
+    assert np.array_equal(trace.routes, lone.routes)
+    assert np.array_equal(trace.weights.ravel(), np.arange(48))
+    assert trace.origin["layers"] == "rows of 2 dense layers were left out"
+    counted = load(path, counts=np.arange(32).reshape(4, 8), options={"model": spec})
+    assert np.array_equal(counted.counts[0], np.arange(32).reshape(4, 8)[[1, 3]])
+    # a model without dense layers, or layers that were named: nothing is left out
+    assert "layers" not in load(path, experts=lone.routes).origin
+    assert load(path, experts=lone.routes[:, :1], options={"model": spec, "layers": [1]}).spec.layer_ids == (3,)
+
+
 def test_some_layers_of_a_model(path, lone):
     spec = small_spec(layers=5)
     trace = load(path, experts=lone.routes, options={"model": spec, "layers": [1, 4]})
@@ -145,10 +162,13 @@ GOOD = random_trace(0, [3, 4, 5]).routes.astype(np.int64)
         ({}, r"expected an array experts \[T, L, K\] or counts .*found no arrays"),
         ({"picture": np.zeros(3)}, "found picture; rename the arrays"),
         ({f"a{i}": [0] for i in range(20)}, "and 12 more"),
-        ({"experts": GOOD.astype(float)}, r"experts: expected integer expert ids \[T, L, K\]"),
-        ({"experts": GOOD[0]}, r"experts: expected integer expert ids \[T, L, K\]"),
-        ({"experts": GOOD + 100_000}, r"expected expert ids from -1 up, found 10\d+"),
-        ({"experts": GOOD - 2}, r"expected expert ids from -1 up, found -2"),
+        ({"experts": GOOD.astype(float)}, r"experts: expected integer expert ids \[tokens, layers, picks\], found"),
+        ({"experts": GOOD[0]}, r"experts: expected integer expert ids \[tokens, layers, picks\], found"),
+        (
+            {"experts": GOOD + 100_000},
+            r"expected expert ids from -1 \(none\) to 32767, found 10\d+ \(token \d+, layer \d\)",
+        ),
+        ({"experts": GOOD - 2}, r"expected expert ids from -1 \(none\) to 32767, found -2 \(token \d+, layer \d\)"),
         ({"experts": GOOD + 1}, r"expert id 8 is not in -1\.\.7; give the spec of the model"),
         ({"experts": GOOD[:, :, :1]}, "expected 2 picks a token as in small, found 1; give another model="),
         ({"experts": GOOD, "weights": GOOD}, r"weights: expected floats \[12, 2, 2\], found int64"),
@@ -272,3 +292,12 @@ def test_published_traces_load(shared_data):
     )
     assert counts.domains == ("arxiv", "book", "c4", "github", "tulu", "wikipedia")
     assert counts.routes is None
+
+
+@pytest.mark.parametrize("name", ["half.npz", "half.pt"])
+def test_an_archive_that_was_cut_is_no_unknown_format(tmp_path, name):
+    np.savez(tmp_path / "whole.npz", experts=np.zeros((50, 2, 2), int))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError, match=rf"{name}: not a complete archive, as .pt and .npz files are; copy it again"):
+        read_any(tmp_path / name, model=small_spec())

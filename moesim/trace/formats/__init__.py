@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from moesim.base.errors import FormatError, UnknownName
 from moesim.base.registry import Registry
+from moesim.trace.formats.common import head
 from moesim.trace.trace import Trace
 
 
@@ -44,6 +46,9 @@ TRACE_FORMATS: Final[Registry[TraceFormat]] = Registry(
     },
     "moesim.trace_formats",
 )
+
+
+_ZIP: Final = b"PK\x03\x04"
 
 
 def read_any(path: str | Path, format: str | None = None, **options: Any) -> Trace:
@@ -114,6 +119,8 @@ def _plugin(path: str | Path, format: str | None, options: Mapping[str, Any]) ->
     if format is None:
         format = next((name for name in TRACE_FORMATS.names() if TRACE_FORMATS.get(name).sniff(path)), None)
     if format is None:
+        if head(path, 4) == _ZIP and not zipfile.is_zipfile(path):
+            raise FormatError(path, "", "not a complete archive, as .pt and .npz files are; copy it again")
         known = ", ".join(TRACE_FORMATS.names())
         raise FormatError(path, "", f"no trace format knows this file (tried {known}); name its format if it is one")
     plugin = TRACE_FORMATS.get(format)

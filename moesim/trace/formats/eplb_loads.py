@@ -74,9 +74,10 @@ def read(
         spec = given_model(model)
         counts = _counts(path, name, array, scale)
         if counts.shape[2] != spec.experts:
-            raise FormatError(
-                path, name, f"expected {count(spec.experts, 'expert')} as in {spec.name}, found {counts.shape[2]}"
-            )
+            found = f"expected {count(spec.experts, 'expert')} as in {spec.name}, found {counts.shape[2]}"
+            if counts.shape[2] == spec.top_k:
+                found += "; are these picks [tokens, layers, picks]? they go into a npz file, as an array named experts"
+            raise FormatError(path, name, found)
         counts = counts[:, moe_rows(path, name, counts.shape[1], spec)]
         return Trace(
             spec,
@@ -116,8 +117,14 @@ def _counts(path: str | Path, name: str, value: Any, scale: float | None) -> Arr
         raise FormatError(path, name, f"expected loads [layers, experts] or [steps, layers, experts], found {shape}")
     array = value if value.ndim == 3 else value[None]
     loads = array.astype(np.float64) * (1.0 if scale is None else scale)
-    if not np.isfinite(loads).all() or loads.min(initial=0) < 0 or loads.max(initial=0) > 2.0**52:
-        raise FormatError(path, name, "expected finite loads from 0 up, found others")
+    broken = np.argwhere(~((loads >= 0) & (loads <= 2.0**52)))  # nan is neither
+    if len(broken):
+        step, layer, expert = broken[0]
+        raise FormatError(
+            path, name,
+            f"expected loads from 0 to 2^52, found {loads[step, layer, expert]:g} (step {step}, layer {layer}, expert "
+            f"{expert})",
+        )  # fmt: skip
     if scale is None and (loads != np.rint(loads)).any():
         raise FormatError(
             path,

@@ -175,13 +175,11 @@ def resolve(
     if layers is not None:
         spec = layer_subset(spec, layers)
     if spec.layers != L:
-        if spec.num_hidden_layers == L:
-            advice = f"it seems to hold dense layers too: keep layers {spec.layer_ids[0]}..{spec.layer_ids[-1]} of it"
-        else:
-            advice = "say with layers= which of its MoE layers these are, or give another model="
         raise FormatError(
-            path, place, f"expected the {count(spec.layers, 'MoE layer')} of {spec.name}, found {L}; {advice}"
-        )
+            path, place,
+            f"expected the {count(spec.layers, 'MoE layer')} of {spec.name}, found {L}; say with layers= which of its "
+            "MoE layers these are, or give another model=",
+        )  # fmt: skip
     wanted, what = (spec.experts, "experts") if counted else (spec.top_k, "picks a token")
     if last != wanted:
         raise FormatError(path, place, f"expected {wanted} {what} as in {spec.name}, found {last}; give another model=")

@@ -33,7 +33,7 @@ from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats.common import BROKEN_NPY
-from moesim.trace.formats.model import check_options, resolve
+from moesim.trace.formats.model import check_options, given_model, resolve
 from moesim.trace.trace import PHASES, PREFILL, Trace
 
 MOST_BYTES: Final = 16 << 30
@@ -113,6 +113,8 @@ def read(
         else:
             parts = _tokens(path, arrays, domain, phase, facts)
         counted = "given_counts" in parts
+        if model is not None and layers is None:
+            _leave_dense_out(parts, given_model(model), facts)
         array = parts["given_counts" if counted else "routes"]
         largest = array.shape[2] - 1 if counted else int(array.max(initial=-1))
         spec = resolve(
@@ -132,6 +134,16 @@ def read(
         raise
     except InputError as error:
         raise FormatError(path, "", str(error)) from None
+
+
+def _leave_dense_out(parts: dict[str, Any], spec: ModelSpec, facts: dict[str, Any]) -> None:
+    """Keep the rows of MoE layers of arrays that have a row for every decoder layer, as engines give them."""
+    name = "given_counts" if "given_counts" in parts else "routes"
+    if parts[name].shape[1] != spec.num_hidden_layers or spec.num_hidden_layers == spec.layers:
+        return
+    for one in {name, "weights"} & set(parts):
+        parts[one] = parts[one][:, list(spec.layer_ids)]
+    facts["layers"] = f"rows of {count(spec.num_hidden_layers - spec.layers, 'dense layer')} were left out"
 
 
 def load_arrays(path: str | Path) -> dict[str, Array]:
@@ -231,9 +243,17 @@ def _group(
 ) -> dict[str, Any]:
     name, routes = _find(arrays, prefix, "experts")
     if routes is None or routes.ndim != 3 or routes.dtype.kind not in "iu":
-        raise FormatError(path, name, "expected integer expert ids [T, L, K]; reshape and save it again")
+        found = "nothing" if routes is None else f"{routes.dtype} {list(routes.shape)}"
+        raise FormatError(
+            path, name, f"expected integer expert ids [tokens, layers, picks], found {found}; convert and save it again"
+        )
     if routes.size and (routes.max() > np.iinfo(np.int16).max or routes.min() < -1):
-        raise FormatError(path, name, f"expected expert ids from -1 up, found {routes.min()}..{routes.max()}")
+        token, layer, pick = np.argwhere((routes > np.iinfo(np.int16).max) | (routes < -1))[0]
+        raise FormatError(
+            path, name,
+            f"expected expert ids from -1 (none) to {np.iinfo(np.int16).max}, found {routes[token, layer, pick]} "
+            f"(token {token}, layer {layer})",
+        )  # fmt: skip
     T = len(routes)
     out: dict[str, Any] = {"routes": routes.astype(np.int16)}
     name, weights = _find(arrays, prefix, "weights")
