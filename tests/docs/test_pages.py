@@ -69,11 +69,14 @@ def test_the_python_example_of_the_readme_runs(tmp_path: Path):
     assert (tmp_path / "experts.json").stat().st_size > 1000
 
 
-def test_the_example_of_a_plug_in_passes_its_judge():
+def test_the_examples_of_plug_ins_pass_their_judges():
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(examples) == 2
+    for example in examples:
+        assert "\ncheck_" in example
+        done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_every_plug_in_group_is_on_the_page():
