@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from moesim.base.errors import InputError, UnknownName
+from moesim.base.units import count
 from moesim.cli import load, screen, topologies
 from moesim.cli import options as opt
 from moesim.cli.show import show_facts
@@ -114,15 +115,27 @@ def export(
             metavar="NAME", help="Dispatch policy of the engine; [cyan]any[/cyan]: what it has. Default: the plan's."
         ),
     ] = None,
+    fill: Annotated[
+        Path | None,
+        typer.Option(metavar="TRACE", help="Fill empty slots with copies of the experts that this trace loads most."),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Write the map of a plan in the format that a serving engine loads, and print how to start the engine."""
     load.writable(output)
+    from moesim.placement import fill_empty
     from moesim.placement.architectures import architecture_of
     from moesim.placement.export import export as run
 
     source = load.plan_or_placement(plan)
     placement = load.placement_of(source)
+    notes = []
+    if fill is not None and placement.empty_slots:
+        notes.append(
+            f"{count(placement.empty_slots, 'empty slot')} filled with further copies: what was predicted holds "
+            "without them"
+        )
+        placement = fill_empty(placement, load.trace(fill, None, None, None).counts.sum(axis=0))
     node = None if topology is None else load.group(topology, placement.ranks).node
     # whatever the engine does is accepted when asked for; its notes then say what no longer holds
     policy = None if policy == "any" else policy or getattr(source, "policy", None)
@@ -130,7 +143,7 @@ def export(
     kind = architecture_of(str(getattr(source, "inputs", {}).get("model", ""))) if model is None else None
     launch = run(placement, output, to, spec=load.dims(model), policy=policy, node=node, architecture=kind)
     screen.say(f"wrote {output}")
-    facts: dict[str, Any] = {"output": str(output), "format": to, **placement.summary()}
+    facts: dict[str, Any] = {"output": str(output), "format": to, **placement.summary(), "notes": notes}
     if launch is not None:
         facts["launch"] = {
             "engine": launch.engine,
@@ -139,7 +152,7 @@ def export(
             "environment": dict(launch.environment),
             "config": launch.config,
         }
-        facts["notes"] = list(launch.notes)
+        facts["notes"] = [*notes, *launch.notes]
     if json:
         screen.print_json(facts)
         return

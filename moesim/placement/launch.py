@@ -293,7 +293,7 @@ def launch(
     case = _Case(engine, numbered, str(path), policy, None if spec is None else spec.name, kind, nodes)
     if numbered.empty_slots:
         case.refuse("full slots", f"the placement has {count(numbered.empty_slots, 'empty slot')}; fill up with "
-                    "moesim.placement.fill_empty(placement, loads)")  # fmt: skip
+                    "moesim.placement.fill_empty(placement, loads), on the command line with --fill TRACE")  # fmt: skip
     if format in NUMBERED and numbered.layer_ids is None:
         case.refuse("layer numbers", "it goes by decoder layer, and this placement does not know them; give the model")
     if nodes is not None and len(nodes) != numbered.ranks:

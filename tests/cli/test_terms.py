@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moesim.placement import EMPTY, Placement
+from moesim.solve import Plan
 from moesim.trace import DECODE, PREFILL, Trace
 
 from .conftest import Run
@@ -110,6 +112,26 @@ def test_a_move_is_priced_written_and_reached(setting: list[str], run: Run, trac
     refused(run("migrate", running, planned, "--topology", "h100-1x8", "--model", "deepseek-v3"), 1, "6 ranks", "8")
     refused(run("migrate", running, planned, *where[:-1], 0), 1, "room to receive one expert")
     refused(run("migrate", running, "nowhere.json", *where), 1, "nowhere.json", "no such file")
+
+
+def test_slots_that_few_moves_leave_empty_are_filled_for_engines(
+    trace_file: Path, setting: list[str], run: Run, running: Path
+) -> None:
+    plan, out = running.with_name("wider.json"), running.with_name("experts.json")
+    given = [*setting, "--slots-per-rank", 4, "--previous", running, "--most-moves", 2, "--deadline", 1, "-o", plan]
+    assert run("solve", trace_file, *given).code == 0
+    to = ["export", plan, "--to", "vllm", "--policy", "any", "-o", out]
+    refused(run(*to), 1, "full slots", "--fill TRACE")
+    assert not out.exists()
+    facts = run(*to, "--fill", trace_file, "--json").json
+    empty = Plan.read(plan).placement.empty_slots
+    assert empty > 0
+    assert facts["notes"][0].startswith(f"{empty} empty slots filled with further copies")
+    assert facts["empty_slots"] == 0
+    kept, filled = Plan.read(plan).placement.experts, Placement.read(out).experts
+    assert ((kept == filled) | (kept == EMPTY)).all()
+    again = run("export", out, "--to", "json", "-o", out.with_name("again.json"), "--fill", trace_file, "--json").json
+    assert again["notes"] == []
 
 
 def test_rebalancing_runs_on_the_cluster_that_is_asked_for(trace_file: Path, setting: list[str], run: Run) -> None:
