@@ -150,6 +150,14 @@ class TestSglangRecorder:
         assert set(trace.source) == {-1}
         assert trace.origin["ranks"] == "some of 4 recorded the same tokens, 2 that differ are kept"
 
+    def test_a_recording_without_a_pass_is_known_for_what_it_is(self, tmp_path):
+        import torch
+
+        path = tmp_path / "idle_1.0_0.pt"
+        experts = torch.from_numpy(np.tile(np.arange(SLOTS) % 8, (HIDDEN, 1)))
+        torch.save({"records": [], "last_physical_to_logical_map": experts}, path)
+        refused(path, "records: expected passes, found none; record while requests run")
+
     def test_mixed_passes_and_a_phase_that_is_given(self, tmp_path, whole):
         path = self.tokens(tmp_path, forward_mode=3, positions=[0, 1, 9], extend_seq_lens=[2, 1])
         assert read_any(path, model=SPEC).phase.tolist() == [PREFILL, PREFILL, DECODE]

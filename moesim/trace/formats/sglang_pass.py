@@ -24,7 +24,8 @@ from moesim.trace.trace import PREFILL, Trace
 def sniff(path: str | Path) -> bool:
     """Return whether the file (or folder of rank files) holds physical counts and no ids of tokens."""
     names = sniff_names(path)
-    return b"global_physical_count" in names and b"topk_ids_of_layer" not in names
+    # where no pass was recorded the map is there alone
+    return b"last_physical_to_logical_map" in names and b"topk_ids_of_layer" not in names
 
 
 def read(
