@@ -46,7 +46,7 @@ def text(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         runs = [(len(list(run)), item) for item, run in itertools.groupby(text(key, item) for item in value)]
         # the two ends of a range are often the same
-        return ", ".join(item if times == 1 or len(value) == 2 else f"{times} x {item}" for times, item in runs)
+        return ", ".join(item if times == 1 or len(value) == 2 else f"{times} x {item}" for times, item in runs) or "-"
     return str(value)
 
 

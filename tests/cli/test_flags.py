@@ -84,4 +84,4 @@ def test_lists_of_equal_numbers_are_counted_and_ranges_are_not_doubled() -> None
     assert text("rank_slots", [3, 4, 3]) == "3, 4, 3"
     assert text("latency_s", [1e-6, 1e-6]) == "1 us"
     assert text("bandwidth", (1e9, 2e9)) == "1 GB/s, 2 GB/s"
-    assert text("domains", []) == ""
+    assert text("unpicked_layers", []) == "-"
