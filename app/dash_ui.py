@@ -193,11 +193,19 @@ def plan_cards(one: Judged, before: Judged | None, moved: Move | None) -> None:
     kpis(cards)
 
 
-def draw(figure: go.Figure, key: str) -> None:
-    """Show a figure, its title as text of the page; those who cannot see it hear title and subtitle."""
+def draw(figure: go.Figure, key: str, *, select: bool = False) -> list[Any]:
+    """Show a figure, its title as text of the page; those who cannot see it hear title and subtitle.
+
+    With ``select`` a click on a point runs the page again; returned is the custom data of what is selected.
+    """
     title, subtitle, bare = figures.untitled(figure)
     st.html(f'<p class="figure-title"><b>{escape(title)}</b><span>{escape(subtitle)}</span></p>')
-    st.plotly_chart(bare, key=key, theme=None, width="stretch", config=_CONFIG, alt=f"{title}: {subtitle}")
+    more: dict[str, Any] = {"on_select": "rerun", "selection_mode": "points"} if select else {}
+    found = st.plotly_chart(
+        bare, key=key, theme=None, width="stretch", config=_CONFIG, alt=f"{title}: {subtitle}", **more
+    )
+    picked = [point.get("customdata") for point in found.selection.points] if select else []
+    return [one[0] if isinstance(one, list) else one for one in picked]
 
 
 def notes(lines: Sequence[str]) -> None:

@@ -119,8 +119,13 @@ with right:
             [cost[n] for n in shown], [rows[n].step_s * 1e3 for n in shown], names=list(shown), x_title=label,
             y_title="step time on held-out steps (ms)", title=f"Step time against {label.split(' (')[0]}", dark=dark,
         )  # fmt: skip
-        ui.draw(drawn, "cmp_pareto")
-        st.caption("Filled marks are worth a look: for each of them, anything cheaper is slower.")
+        for name in ui.draw(drawn, "cmp_pareto", select=True):
+            if name in state.plans() and st.session_state.get("picked") != name:
+                state.put("picked", name)
+                state.look_at(name)
+                st.toast(f"**{name}** is the plan that all pages show now.")
+        st.caption("Filled marks are worth a look: for each of them, anything cheaper is slower. A click on a plan "
+                   "shows it on all pages.")  # fmt: skip
     elif view == "Spread":
         steps = {n: judged[n].report.step_s * 1e3 for n in shown}
         number = len(given.judged)

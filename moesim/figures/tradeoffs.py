@@ -89,7 +89,7 @@ def tradeoff(
         result.add_trace(
             go.Scatter(
                 x=a[chosen], y=b[chosen], mode="markers", marker=marker, name=name or "points", cliponaxis=False,
-                text=[texts[i] for i in chosen],
+                text=[texts[i] for i in chosen], customdata=[texts[i] for i in chosen],
                 hovertemplate=f"%{{text}}<br>{y_title}: %{{y:.4g}}<br>{x_title}: %{{x:.4g}}<extra></extra>",
                 showlegend=bool(name),
             )

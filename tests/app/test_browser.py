@@ -120,3 +120,31 @@ def test_every_page_fits_a_laptop_in_both_themes(address: str, dark: bool):
             )
             assert paper == ("rgb(14, 17, 23)" if dark else "rgb(255, 255, 255)"), title
         untroubled(visitor)
+
+
+def test_a_click_on_a_plan_shows_it_on_all_pages(address: str):
+    with visit(address, size={"width": 1366, "height": 1300}) as visitor:
+        page = visitor.page
+        visitor.open()
+        visitor.metric("Model")
+        visitor.go("Compare")
+        visitor.press("Add the fast baselines")
+        # contiguous stands alone, above all others
+        page.wait_for_selector("text=round-robin is fastest")
+        visitor.settle()
+        visitor.choose("Pareto")
+        page.wait_for_selector("text=Step time against expert weights")
+        page.wait_for_timeout(1000)
+        boxes = [dot.bounding_box() for dot in page.locator(".scatterlayer .point").all()]
+        assert len(boxes) == 6
+        highest = min(boxes, key=lambda box: box["y"])
+        x, y = highest["x"] + highest["width"] / 2, highest["y"] + highest["height"] / 2
+        page.mouse.move(x - 3, y - 3)
+        page.mouse.move(x, y)
+        page.wait_for_timeout(300)
+        page.mouse.click(x, y)
+        page.wait_for_selector("text=contiguous is the plan that all pages show now")
+        for title in ("Plan", "Simulation"):
+            visitor.go(title)
+            assert page.get_by_text("contiguous", exact=True).count() > 0, title
+        untroubled(visitor)
