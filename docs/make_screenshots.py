@@ -19,7 +19,7 @@ PAGES = ("Inputs", "Plan", "Simulation", "Compare", "What if")
 LEAST_HEIGHT = 700
 DEADLINE_S = 90
 SEARCHING_S = 2
-"""How long a search goes on after its first plan until its picture is taken."""
+"""How long a search goes on after its first better plan until its picture is taken."""
 
 
 def shoot(visitor: Visitor, name: str) -> None:
@@ -56,7 +56,8 @@ def plan(visitor: Visitor) -> None:
     visitor.page.set_viewport_size({"width": 1366, "height": 760})
     visitor.press("Plan")
     visitor.page.wait_for_selector("text=Stop, keep the best so far")
-    visitor.page.wait_for_selector("text=best so far: moesim")
+    # the first plan, and a better one
+    visitor.page.wait_for_selector("[data-testid='stMetricDelta']")
     visitor.page.wait_for_timeout(SEARCHING_S * 1000)
     shoot(visitor, "plan-search")
     visitor.page.wait_for_selector("text=Experts to move", timeout=DEADLINE_S * 10_000)
@@ -78,6 +79,9 @@ def main() -> None:
         visitor.choose("Skew")
         plan(visitor)
         shoot(visitor, "plan")
+        visitor.choose("If a part fails")
+        shoot(visitor, "plan-failures")
+        visitor.choose("Before and after")
         visitor.go("Compare")
         visitor.press("Add the fast baselines")
         visitor.page.wait_for_timeout(1500)
