@@ -53,8 +53,6 @@ def share_slots(problem: Problem, budget: int) -> Array:
 
 def layer_seconds(problem: Problem) -> tuple[list[int], Array]:
     """Return numbers of slots a rank, ascending, and the time of each layer with so many, float64 [layers, numbers]."""
-    from moesim.solve.objective import score
-
     fewest, most = -(-problem.experts // problem.ranks), min(problem.slots_per_rank, problem.experts)
     if fewest > most:
         raise InputError(
@@ -65,7 +63,7 @@ def layer_seconds(problem: Problem) -> tuple[list[int], Array]:
     seconds = np.empty((problem.layers, len(counts)))
     for index, each in enumerate(counts):
         held = balance(problem.loads, problem.ranks, each, problem.cluster.speed)
-        found = score(problem.batches, Placement(held, problem.experts), problem.costs, problem.policy, problem.seed)
+        found = problem.score(Placement(held, problem.experts))
         seconds[:, index] = problem.objective.layer_values(found)
     return counts, seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -21,6 +22,8 @@ AIMS: Final = ("time", "traffic", "load")
 """What a placement is judged by: the whole step, its dispatch and combine alone, its experts alone."""
 RISKS: Final = ("mean", "cvar")
 """How windows of the traffic are put together."""
+_MATRIX_ELEMENTS: Final = 2e8
+"""Most elements of rank-by-rank matrices that steps which are scored at a time may hold."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,12 @@ def step_flow(
 
 
 def score(
-    batches: Batches | Sequence[Batches], placement: Placement, costs: Costs, policy: str = "nearest", seed: int = 0
+    batches: Batches | Sequence[Batches],
+    placement: Placement,
+    costs: Costs,
+    policy: str = "nearest",
+    seed: int = 0,
+    jobs: int = 1,
 ) -> Score:
     """Return the seconds of every step under a placement.
 
@@ -176,23 +184,34 @@ def score(
         Steps, or windows of them.
     policy, seed
         Dispatch policy, and the seed of policies that draw.
+    jobs
+        Threads that steps are shared among; fewer where the matrices of so many steps would be large.
     """
-    step_s, layer_s, balance, traffic_s, load_s = [], [], [], [], []
     windows = [batches] if isinstance(batches, Batches) else batches
     numbers = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
     table = table_of(policy, placement, costs.cluster.node)
-    for window, step in every_step(windows):
+
+    def one(each: tuple[Batches, int]) -> tuple[float, Array, Array, Array, Array]:
+        window, step = each
         flow = step_flow(window, step, placement, costs, policy, seed, table)
         fixed = fixed_parts(window, step, costs)
         sent, back = costs.dispatch(flow), costs.combine(flow)
         experts = costs.experts_s(flow.slot_tokens)
         overlap = costs.shared_expert == "overlap"
-        step_s.append(step_time(fixed.attention_s, sent, experts, back, fixed.shared_s, overlap=overlap))
-        layer_s.append(layers_alone(fixed, sent, experts, back, overlap))
-        balance.append(load_balance(flow))
-        traffic_s.append(sent.makespan_s + back.makespan_s)
-        load_s.append(experts.max(axis=1))
-    return Score(*(np.array(part) for part in (step_s, layer_s, balance, traffic_s, load_s, numbers)))
+        return (
+            step_time(fixed.attention_s, sent, experts, back, fixed.shared_s, overlap=overlap),
+            layers_alone(fixed, sent, experts, back, overlap),
+            load_balance(flow),
+            sent.makespan_s + back.makespan_s,
+            experts.max(axis=1),
+        )
+
+    room = int(_MATRIX_ELEMENTS / (placement.layers * placement.ranks**2))
+    threads = max(1, min(jobs, len(numbers), room))
+    with ThreadPoolExecutor(threads) as pool:
+        steps = list((map if threads == 1 else pool.map)(one, every_step(windows)))
+    step_s, layer_s, balance, traffic_s, load_s = (np.array(part) for part in zip(*steps, strict=True))
+    return Score(step_s, layer_s, balance, traffic_s, load_s, numbers)
 
 
 def load_balance(flow: Flow) -> Array:

@@ -22,7 +22,7 @@ from moesim.solve.bounds import step_bound
 from moesim.solve.constraints import Constraints
 from moesim.solve.limits import holders
 from moesim.solve.memory import check_memory
-from moesim.solve.objective import Objective, score
+from moesim.solve.objective import Objective
 from moesim.solve.plan import Plan
 from moesim.solve.problem import SOLVERS, Problem, complete_options
 from moesim.solve.progress import Stop, Watcher
@@ -158,7 +158,7 @@ def solve(
     answer = function(problem)
     why = stop and stop()  # what follows is no part of the search
     placement = respecting(verified(answer, problem, solver), problem, solver).for_model(spec)
-    scored = score(problem.batches, placement, costs, policy, seed)
+    scored = problem.score(placement)
     if why:
         reason = why if isinstance(why, str) else "stopped on request"
         problem.note(f"{reason} after {time.monotonic() - began:.0f} s: the best placement until then")

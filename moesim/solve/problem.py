@@ -170,7 +170,11 @@ class Problem:
     def stay_s(self) -> float:
         """Mean seconds of a step if nothing moves, or as little as must."""
         stay = self.previous or Placement(self.start, self.experts)
-        return score(self.batches, stay, self.costs, self.policy, self.seed).mean_s
+        return self.score(stay).mean_s
+
+    def score(self, placement: Placement, policy: str | None = None) -> Score:
+        """Return the score of a placement on the traffic to fit, under another policy than the problem's if named."""
+        return score(self.batches, placement, self.costs, policy or self.policy, self.seed, self.jobs)
 
     def move(self, placement: Placement) -> Move:
         """Return what it costs to get to a placement from the one that runs."""

@@ -17,7 +17,7 @@ from moesim.solve.budget import share_slots
 from moesim.solve.conform import conform
 from moesim.solve.memory import RESERVED_MEMORY, other_weights, slots_in_use
 from moesim.solve.moving import break_even_s, price, staging_room
-from moesim.solve.objective import Score, score
+from moesim.solve.objective import Score
 from moesim.solve.problem import Problem
 from moesim.spec import ModelSpec
 
@@ -77,7 +77,7 @@ def renumbered(placement: Placement, problem: Problem) -> Placement:
     if problem.running is None or problem.limits.most is not None:
         return problem.relabelled(placement)
     both = [problem.relabelled(placement), keep_slots(problem.running, placement)]
-    scores = [score(problem.batches, one, problem.costs, problem.policy, problem.seed) for one in both]
+    scores = [problem.score(one) for one in both]
     fewest, fitted = problem.worth(scores, both)
     kept = np.where((fitted < fewest * (1 - _SAVED))[:, None, None], both[1].experts, both[0].experts)
     return Placement(kept, problem.experts)
@@ -89,7 +89,7 @@ def staying(placement: Placement, problem: Problem) -> Placement:
         raise InputError("solve: a horizon needs the placement that runs; give the previous placement")
     stay = Placement(problem.start, problem.experts)
     both = [placement, stay]
-    scores = [score(problem.batches, one, problem.costs, problem.policy, problem.seed) for one in both]
+    scores = [problem.score(one) for one in both]
     here, there = problem.worth(scores, both)
     # equal is no reason to move
     moving = here < there * (1 - 1e-9)

@@ -59,6 +59,17 @@ def test_every_solver_gives_a_plan_that_is_valid_scored_and_bounded(
     assert plan.score_s == pytest.approx(again.mean_s)
 
 
+@pytest.mark.parametrize("policy", ["nearest", "random", "token-aware", "shares"])
+def test_steps_are_scored_alike_and_in_order_whatever_the_threads(trace: Trace, cluster: Cluster, policy: str) -> None:
+    batches = make_batches(trace, 4, tokens_per_rank=32)
+    plan = plan_of(trace, cluster, solver="eplb", policy=policy)
+    costs = Costs.default(trace.spec, cluster, transport="hierarchical")
+    alone, shared = (score(batches, plan.placement, costs, policy, seed=1, jobs=jobs) for jobs in (1, 4))
+    assert len(set(alone.step_s)) > 1
+    for name in ("step_s", "layer_s", "balance", "traffic_s", "load_s", "window"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
+
+
 @pytest.mark.parametrize("policy", ["nearest", "hash", "uniform", "random"])
 @pytest.mark.parametrize("transport", ["hierarchical", "direct", "rank-dedup", "allgather"])
 def test_moesim_is_never_worse_than_a_baseline_on_the_traffic_it_fits(

@@ -13,7 +13,7 @@ from moesim.base.errors import InputError
 from moesim.base.units import count
 from moesim.placement import EMPTY, Placement
 from moesim.solve.conform import conform
-from moesim.solve.objective import Score, score
+from moesim.solve.objective import Score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.partition import together
@@ -63,7 +63,7 @@ def moesim(problem: Problem) -> Array:
     every = [permitted(problem, one) for one in baseline_candidates(problem)]
     rival = every[list(BASELINES).index("eplb")]
     candidates = screened(problem, every, rival) if problem.policy in SLOW else every
-    scores = [_score(problem, candidate) for candidate in candidates]
+    scores = [problem.score(candidate) for candidate in candidates]
     worth = problem.worth(scores, candidates)
     starts = [mixed(candidates, scores, worth)]
     if problem.running is not None and problem.limits.most is None:
@@ -79,7 +79,7 @@ def moesim(problem: Problem) -> Array:
         # renumbered ranks save moves, but whose tokens are near changes with them
         found += [Placement(problem.permitted(slots), problem.experts) for slots in reached]
     candidates += found
-    scores += [_score(problem, placement) for placement in found]
+    scores += [problem.score(placement) for placement in found]
     values = [problem.whole_worth(one, placement) for one, placement in zip(scores, candidates, strict=True)]
     if len(starts) == 1 and values[-1] <= min(values):
         # every layer of it is as balanced as asked for: a faster layer from elsewhere might not be
@@ -88,14 +88,12 @@ def moesim(problem: Problem) -> Array:
     # stragglers that differ from layer to layer can make a whole placement better than the best of each layer
     whole = int(np.argmin(values))
     best = Placement(best_layers, problem.experts)
-    return (
-        candidates[whole].experts if values[whole] < problem.whole_worth(_score(problem, best), best) else best_layers
-    )
+    return candidates[whole].experts if values[whole] < problem.whole_worth(problem.score(best), best) else best_layers
 
 
 def screened(problem: Problem, candidates: Sequence[Placement], rival: Placement) -> list[Placement]:
     """Return the rival, the two fastest candidates under the nearest copy, and those beyond the baselines."""
-    quick = [_score(problem, one, "nearest").mean_s for one in candidates[: len(BASELINES)]]
+    quick = [problem.score(one, "nearest").mean_s for one in candidates[: len(BASELINES)]]
     kept = [rival, *(candidates[index] for index in np.argsort(quick)[:2])]
     return [*dict.fromkeys(kept), *candidates[len(BASELINES) :]]
 
@@ -115,7 +113,7 @@ def _remark_on_copies(problem: Problem) -> None:
         held = balance(problem.loads, problem.ranks, each, problem.cluster.speed)
         padded = np.pad(held, ((0, 0), (0, 0), (0, slots - each)), constant_values=EMPTY)
         quick = "nearest" if problem.policy in SLOW else None
-        seconds[each] = _score(problem, Placement(padded, problem.experts), quick).mean_s
+        seconds[each] = problem.score(Placement(padded, problem.experts), quick).mean_s
     best = min(seconds, key=lambda each: seconds[each])
     if seconds[best] < 0.98 * seconds[slots]:
         less = 1 - seconds[best] / seconds[slots]
@@ -123,10 +121,6 @@ def _remark_on_copies(problem: Problem) -> None:
             f"fewer copies are faster here: balanced by load, a step with {count(best, 'slot')} a rank instead of "
             f"{slots} takes {less:.0%} less time; try fewer slots per rank"
         )
-
-
-def _score(problem: Problem, placement: Placement, policy: str | None = None) -> Score:
-    return score(problem.batches, placement, problem.costs, policy or problem.policy, problem.seed)
 
 
 def mixed(candidates: Sequence[Placement], scores: Sequence[Score], values: Array | None = None) -> NDArray[np.int32]:
