@@ -36,6 +36,8 @@ _POLICIES: Final = {
 }  # fmt: skip
 COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
+FLOOR: Final = 1.03
+"""Balance to reach by default, over EPLB's: what is just reached where the search looked is a little less elsewhere."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _EASED: Final = {"shares": 0.85, "token-aware": 0.6, "batch-lp": 1.0}
@@ -113,7 +115,7 @@ def improve(
         and problem.spec.top_k <= PICKS
     )
     cover = float(options["cover"]) if covers else 0.0
-    if problem.policy in _EASED and float(options["floor"]) not in (0.0, 1.0):
+    if problem.policy in _EASED and float(options["floor"]) not in (0.0, FLOOR):
         problem.note(f"policy {problem.policy!r} evens out every batch by itself: no floor is kept to")
     effort = bought(problem, len(starts))
     if effort < float(options["effort"]):

@@ -17,7 +17,7 @@ from moesim.solve.objective import Score
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.partition import together
-from moesim.solve.search.stages import COVERED, bought, improve
+from moesim.solve.search.stages import COVERED, FLOOR, bought, improve
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
 """Placements that the answer is never worse than on the traffic it is fitted to."""
@@ -32,7 +32,7 @@ GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=1.0, even=0.0, cover=1.0)
+@takes(effort=6e8, rows=12000, scenarios=8, hot=0.003, cold=0.0002, balance=1.0, floor=FLOOR, even=0.0, cover=1.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
