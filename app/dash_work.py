@@ -19,6 +19,7 @@ from moesim.placement import Placement
 from moesim.placement.rounds import schedule
 from moesim.simulate import Report, simulate
 from moesim.solve import SOLVERS, Plan, solve
+from moesim.solve.budget import widened
 from moesim.solve.constraints import Constraints
 from moesim.solve.moving import Move, break_even_s
 from moesim.solve.moving import price as price_move
@@ -165,18 +166,13 @@ def moving(before: Plan, after: Plan, given: Inputs) -> Callable[[Job], Move]:
     def work(job: Job) -> Move:
         job.say("scheduling the copies")
         slots = max(before.placement.slots_per_rank, after.placement.slots_per_rank)
-        old, new = (_with_slots(plan.placement, slots) for plan in (before, after))
-        return price_move(schedule(old.experts, new, node=given.cluster.node), given.cluster,
+        # further slots are empty: copies may be new where there were none
+        old, new = (widened(plan.placement.experts, slots) for plan in (before, after))
+        planned = Placement(new, after.placement.num_experts)
+        return price_move(schedule(old, planned, node=given.cluster.node), given.cluster,
                           given.costs.spec.expert_bytes)  # fmt: skip
 
     return work
-
-
-def _with_slots(placement: Placement, slots: int) -> Placement:
-    """Return a placement with so many slots a rank, the further ones empty: copies may be new where there were none."""
-    more = slots - placement.slots_per_rank
-    wider = np.pad(placement.experts, ((0, 0), (0, 0), (0, more)), constant_values=-1)
-    return Placement(wider, placement.num_experts) if more else placement
 
 
 def paid_after(move: Move, before: Judged, after: Judged) -> float | None:

@@ -142,6 +142,10 @@ class Cluster(Sealed):
     def __repr__(self) -> str:
         return f"Cluster({self.name!r}, {self.ranks} ranks, {self.nodes} nodes, {self.links} links)"
 
+    def ranks_of(self, name: str) -> list[int]:
+        """Return the rank of a GPU, or those of all GPUs of a node, by its name; empty where nothing here has it."""
+        return [rank for rank, gpu in enumerate(self.rank_names) if gpu == name or gpu.startswith(f"{name}.")]
+
     def rank_of_node(self, node: int) -> Array:
         """Return the ranks of a node, ascending.
 

@@ -229,9 +229,9 @@ def _rate(report: ServingReport, start: float, stop: float) -> float | None:
 
 def _ranks(cluster: Cluster, name: str) -> Array:
     """Return the ranks of a GPU or of all GPUs of a node, int64 [1 or more]."""
-    names = cluster.rank_names
-    found = [rank for rank, gpu in enumerate(names) if gpu == name or gpu.startswith(f"{name}.")]
+    found = cluster.ranks_of(name)
     if not found:
+        names = cluster.rank_names
         raise InputError(
             f"failure of {name}: {cluster.name} has no such GPU, NIC or node; its GPUs are {names[0]} to {names[-1]}"
         )

@@ -239,11 +239,7 @@ def lost_experts(placement: Placement, cluster: Cluster, without: tuple[str, ...
     without
         Names of parts; ``node1`` stands for all its GPUs.
     """
-    gone = [
-        rank
-        for rank, name in enumerate(cluster.rank_names[: placement.ranks])
-        if any(name == part or name.startswith(f"{part}.") for part in without)
-    ]
+    gone = [rank for part in without for rank in cluster.ranks_of(part) if rank < placement.ranks]
     left = np.ones(placement.ranks, bool)
     left[gone] = False
     return np.asarray((~placement.has[:, :, left].any(axis=2)).sum(axis=1))
