@@ -39,18 +39,22 @@ class Objective:
         ``"mean"`` over windows, or ``"cvar"``: the mean of the worst windows (conditional value at risk).
     worst
         Share of the windows that CVaR averages.
+    unseen
+        Share of what balance is averaged over, in a search, that is traffic of kinds which the trace does not hold:
+        popularity is dealt anew among the experts. None: see :meth:`unseen_share`.
 
     Raises
     ------
     UnknownName
         If there is no such aim or risk.
     InputError
-        If the share is not between 0 and 1.
+        If a share is not between 0 and 1.
     """
 
     aim: Literal["time", "traffic", "load"] = "time"
     risk: Literal["mean", "cvar"] = "mean"
     worst: float = 0.25
+    unseen: float | None = None
 
     def __post_init__(self) -> None:
         if self.aim not in AIMS:
@@ -59,6 +63,18 @@ class Objective:
             raise UnknownName("risk", self.risk, RISKS)
         if not 0 < self.worst <= 1:
             raise InputError(f"objective: worst: expected a share above 0 and at most 1, got {self.worst}")
+        if self.unseen is not None and not 0 <= self.unseen < 1:
+            raise InputError(f"objective: unseen: expected a share of at least 0 and below 1, got {self.unseen}")
+
+    def unseen_share(self, domains: int, named: int) -> float:
+        """Return the share of unseen traffic, given that the trace names so many domains and so many are fitted.
+
+        By default there is some where load alone counts and the trace tells kinds of traffic apart: after n kinds the
+        next is taken to be a new one with probability 1 / (n + 1), as in a Chinese restaurant process.
+        """
+        if self.unseen is not None:
+            return self.unseen
+        return 1 / (domains + 1) if self.aim == "load" and named > 1 else 0.0
 
     def windows(self, count: int) -> int:
         """Return how many of ``count`` windows a search averages, 0: all."""
@@ -90,7 +106,12 @@ class Objective:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"aim": self.aim, "risk": self.risk, **({"worst": self.worst} if self.risk == "cvar" else {})}
+        found: dict[str, Any] = {"aim": self.aim, "risk": self.risk}
+        if self.risk == "cvar":
+            found["worst"] = self.worst
+        if self.unseen is not None:
+            found["unseen"] = self.unseen
+        return found
 
 
 @dataclass(frozen=True, eq=False)

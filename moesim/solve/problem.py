@@ -119,6 +119,13 @@ class Problem:
         return np.asarray(self.window_loads.sum(axis=0))
 
     @cached_property
+    def unseen_share(self) -> float:
+        """Share of unseen traffic in what a search balances, see :meth:`Objective.unseen_share`."""
+        trace = self.batches[0].trace
+        held = {int(code) for window in self.batches for code in np.unique(trace.domain[window.token])}
+        return self.objective.unseen_share(len(held), len(trace.domains))
+
+    @cached_property
     def limits(self) -> Limits:
         """The constraints as arrays; raises where they are proven impossible."""
         return limits_of(
@@ -149,15 +156,20 @@ class Problem:
 
         The objective, the price of hot experts that are not spread, and what the move costs over the horizon.
         """
-        return np.array([self._layers(score, placed) for score, placed in zip(scores, placements, strict=True)])
+        return self.worth_of([self.objective.layer_values(score) for score in scores], placements)
+
+    def worth_of(self, seconds: Sequence[Array], placements: Sequence[Placement]) -> Array:
+        """Return the same where the objective comes to ``seconds`` [placements, layers]."""
+        return np.array([self._layers(each, placed) for each, placed in zip(seconds, placements, strict=True)])
 
     def whole_worth(self, score: Score, placement: Placement) -> float:
         """Return the same for a whole placement, ranks running ahead and lagging from layer to layer."""
-        extra = self._layers(score, placement) - self.objective.layer_values(score)
+        alone = self.objective.layer_values(score)
+        extra = self._layers(alone, placement) - alone
         return self.objective.value(score) + float(extra.sum())
 
-    def _layers(self, score: Score, placement: Placement) -> Array:
-        seconds, limits = self.objective.layer_values(score), self.limits
+    def _layers(self, seconds: Array, placement: Placement) -> Array:
+        limits = self.limits
         if limits.hot.size and not limits.hard:
             lonely = (~limits.spread(placement.has)).sum(axis=1)
             seconds = seconds * (1 + limits.price * lonely)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from moesim.placement import Placement, dispatch
 from moesim.placement.token_aware import covered
-from moesim.solve.objective import Score
 from moesim.solve.rules import no_rules, received
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.cost import compute_s, cost, network_s, powers_s, prices
@@ -41,7 +40,6 @@ from moesim.solve.solvers.moesim import mixed
 NODE = np.repeat(np.arange(3, dtype=np.int32), 2)
 RANKS = len(NODE)
 SCALE = np.full((5, RANKS), 1e-6)
-ALONE = (np.zeros((1, 3)), np.zeros((1, 3)), np.zeros(1, np.int64))
 LANDING = np.array([[2 * n + r % 2 for n in range(3)] for r in range(RANKS)], np.int32)
 
 
@@ -260,15 +258,8 @@ def test_annealing_is_the_same_for_the_same_seed_and_stops_on_time() -> None:
 
 def test_the_best_candidate_is_chosen_layer_by_layer() -> None:
     slow, fast = Placement([[[0], [1]]] * 3, 2), Placement([[[1], [0]]] * 3, 2)
-    scores = [
-        Score(np.array([6.0]), np.array([[2.0, 2.0, 2.0]]), np.array([[0.9, 0.9, 0.6]]), *ALONE),
-        Score(np.array([3.0]), np.array([[1.0, 3.0, 1.0]]), np.array([[0.8, 0.5, 0.5]]), *ALONE),
-    ]
-    np.testing.assert_array_equal(mixed([slow, fast], scores), [fast.experts[0], slow.experts[1], fast.experts[2]])
     worth = np.array([[1.0, 2.0, 2.0], [2.0, 1.0, 1.0]])
-    np.testing.assert_array_equal(
-        mixed([slow, fast], scores, worth), [slow.experts[0], fast.experts[1], fast.experts[2]]
-    )
+    np.testing.assert_array_equal(mixed([slow, fast], worth), [slow.experts[0], fast.experts[1], fast.experts[2]])
 
 
 def test_a_received_copy_moves_on_where_the_move_budget_is_used_up() -> None:

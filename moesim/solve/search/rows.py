@@ -25,7 +25,7 @@ class Rows(NamedTuple):
     share: NDArray[np.float64]
 
 
-def sample_rows(problem: Problem, count: int, scenarios: NDArray[np.int64]) -> Rows:
+def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
     """Return about ``count`` rows, and what each scenario asks of every expert.
 
     Every token of the batches is used equally often, give or take one. Homes are dealt anew: which rank a request
@@ -34,8 +34,10 @@ def sample_rows(problem: Problem, count: int, scenarios: NDArray[np.int64]) -> R
     Parameters
     ----------
     scenarios
-        Scenario of every token of the trace, from :func:`scenario_of`.
+        Scenarios in all, unseen ones included; where they are windows of the problem, these and the unseen ones.
     """
+    unseen = problem.unseen_share
+    place = scenario_of(problem, max(round(scenarios * (1 - unseen)), 1))
     rng = np.random.default_rng([problem.seed, 1])
     trace = problem.batches[0].trace
     token = np.concatenate([window.token for window in problem.batches])
@@ -55,7 +57,7 @@ def sample_rows(problem: Problem, count: int, scenarios: NDArray[np.int64]) -> R
         # vLLM hashes the row of a token in its rank's batch
         key[mine] = (rng.permutation(len(mine)) * 2654435769) & 0xFFFFFFFF
     assert trace.routes is not None  # batches have routes
-    place = scenarios[unique]
+    place = place[unique]
     total = np.bincount(place, weights=often)
     demand = np.zeros((len(total), problem.layers, problem.experts))
     for index in range(len(total)):
@@ -64,8 +66,23 @@ def sample_rows(problem: Problem, count: int, scenarios: NDArray[np.int64]) -> R
             picks = count_picks(trace.routes[chosen], np.zeros(len(chosen), np.int64), 1, problem.experts)[0]
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
+    demand = with_unseen(demand, unseen, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)
     return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
+
+
+def with_unseen(demand: NDArray[np.float64], share: float, seed: int) -> NDArray[np.float64]:
+    """Return ``demand`` [scenarios, layers, experts] and further scenarios, so that ``share`` of all are unseen ones.
+
+    What is asked in a layer is dealt anew among its experts there: another kind of traffic is as uneven as those that
+    were seen, and nothing tells who is popular in it.
+    """
+    if share <= 0:
+        return demand
+    rng = np.random.default_rng([seed, 2])
+    more = max(round(len(demand) * share / (1 - share)), 1)
+    dealt = rng.permuted(demand[np.arange(more) % len(demand)], axis=2)
+    return np.concatenate([demand, dealt])
 
 
 def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:

@@ -20,13 +20,16 @@ from moesim.placement.clock import working_s
 from moesim.solve.problem import Problem
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.anytime import Anytime
-from moesim.solve.search.cost import Prices, compute_s, prices
+from moesim.solve.search.cost import Prices, compute_s, cost, prices
 from moesim.solve.search.cover import NODES, PICKS
-from moesim.solve.search.rows import Rows, sample_rows, scenario_of
+from moesim.solve.search.rows import Rows, sample_rows
 from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
 from moesim.solve.search.settle import make_state
 from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, SHARING, TOKENS, State
 
+_SCENARIOS: Final = 8
+_SCENARIOS_LOAD: Final = 64
+"""Scenarios by default, and where load alone counts: there they cost little, and the more the better plans last."""
 _RATE: Final = 2.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: somewhat less than one thread of
 a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
@@ -87,6 +90,45 @@ def bought(problem: Problem, searches: int = 1) -> float:
     return min(float(problem.options["effort"]), problem.deadline_s * _RATE / (problem.layers * searches))
 
 
+def make_stages(problem: Problem, effort: float) -> list[Stage]:
+    """Return the stages, which share so much effort in each layer."""
+    options = problem.options
+    policy = _POLICIES.get(problem.policy, NEAREST)
+    if problem.policy not in _POLICIES:
+        problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
+    load_only = problem.objective.aim == "load"
+    # which nodes a row visits can be counted for some models and clusters, and is no matter where load alone counts
+    covers = (
+        policy == COVER
+        and not load_only
+        and merging(problem) == PER_NODE
+        and 1 < problem.cluster.nodes <= NODES
+        and problem.spec.top_k <= PICKS
+    )
+    cover = float(options["cover"]) if covers else 0.0
+    if problem.policy in _EASED and float(options["floor"]) not in (0.0, FLOOR):
+        problem.note(f"policy {problem.policy!r} evens out every batch by itself: no floor is kept to")
+    scenarios = options["scenarios"] or (_SCENARIOS_LOAD if load_only else _SCENARIOS)
+    rows = sample_rows(problem, int(options["rows"]), int(scenarios))
+    stages = []
+    if cover < 1:
+        by_copies = NEAREST if policy == COVER else policy
+        if problem.policy == "batch-lp" and load_only:
+            by_copies = SHARING
+        stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
+    if cover > 0:
+        stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
+    return stages
+
+
+def searched_s(problem: Problem, placements: Sequence[NDArray[np.int32]], rival: NDArray[np.int32]) -> Array:
+    """Return what the last stage makes small, seconds of each placement and layer, float64 [placements, layers]."""
+    stage = make_stages(problem, 0.0)[-1]
+    priced = [stage.prices(layer, rival[layer]) for layer in range(problem.layers)]
+    return np.array([[cost(stage.state(layer, slots[layer]), each) for layer, each in enumerate(priced)]
+                     for slots in placements])  # fmt: skip
+
+
 def improve(
     problem: Problem, starts: Sequence[NDArray[np.int32]], rival: NDArray[np.int32], best_s: float = np.inf
 ) -> list[NDArray[np.int32]]:
@@ -102,33 +144,10 @@ def improve(
     best_s
         Mean seconds of a step of the best placement at hand.
     """
-    options = problem.options
-    policy = _POLICIES.get(problem.policy, NEAREST)
-    if problem.policy not in _POLICIES:
-        problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
-    # which nodes a row visits can be counted for some models and clusters, and is no matter where load alone counts
-    covers = (
-        policy == COVER
-        and problem.objective.aim != "load"
-        and merging(problem) == PER_NODE
-        and 1 < problem.cluster.nodes <= NODES
-        and problem.spec.top_k <= PICKS
-    )
-    cover = float(options["cover"]) if covers else 0.0
-    if problem.policy in _EASED and float(options["floor"]) not in (0.0, FLOOR):
-        problem.note(f"policy {problem.policy!r} evens out every batch by itself: no floor is kept to")
     effort = bought(problem, len(starts))
-    if effort < float(options["effort"]):
-        problem.note(f"the deadline bought {effort / float(options['effort']):.0%} of the search effort")
-    rows = sample_rows(problem, int(options["rows"]), scenario_of(problem, int(options["scenarios"])))
-    stages = []
-    if cover < 1:
-        by_copies = NEAREST if policy == COVER else policy
-        if problem.policy == "batch-lp" and problem.objective.aim == "load":
-            by_copies = SHARING
-        stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
-    if cover > 0:
-        stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
+    if effort < float(problem.options["effort"]):
+        problem.note(f"the deadline bought {effort / float(problem.options['effort']):.0%} of the search effort")
+    stages = make_stages(problem, effort)
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
     found: list[list[NDArray[np.int32]]] = []
