@@ -39,6 +39,7 @@ def solve(
         bool, typer.Option("--ablate", help="moesim whole, then without each part of its search, one row each.")
     ] = False,
     objective: terms.Aim = "time",
+    unseen: terms.Unseen = None,
     scenarios: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Runs of the traffic whose balance moesim averages.")
     ] = None,
@@ -79,7 +80,7 @@ def solve(
         if layers is not None:
             routing = routing.of_layers(load.numbers("--layers", layers))
         efforts = None if effort is None else load.numbers("--effort", effort, float)
-        aim = terms.objective(objective, "mean", 0.25)
+        aim = terms.objective(objective, unseen=unseen)
         rows = []
         with screen.progress() as say:
             for place in topology or ["h100-4x8-rail"]:

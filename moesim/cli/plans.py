@@ -45,6 +45,7 @@ def solve(
     objective: terms.Aim = "time",
     risk: terms.Risk = "mean",
     worst: terms.Worst = 0.25,
+    unseen: terms.Unseen = None,
     windows: terms.Windows = "time",
     rank_slots: terms.RankSlots = None,
     slot_budget: terms.SlotBudget = None,
@@ -67,7 +68,7 @@ def solve(
     load.writable(output, migration)
     from moesim.solve import solve as run
 
-    aim = terms.objective(objective, risk, worst)
+    aim = terms.objective(objective, risk, worst, unseen)
     horizon_s = terms.seconds(horizon)
     if migration is not None and previous is None:
         raise InputError("--migration: there is nothing to move from; give the placement that runs with --previous")
@@ -266,6 +267,7 @@ def compare(
     objective: terms.Aim = "time",
     risk: terms.Risk = "mean",
     worst: terms.Worst = 0.25,
+    unseen: terms.Unseen = None,
     windows: terms.Windows = "time",
     regret: Annotated[
         bool,
@@ -311,9 +313,9 @@ def compare(
             given.routing, given.group, slots_per_rank=slots,
             solvers=names, policy=policy, transport=transport, network=network, compute=compute,
             fit=fit, held_out=other,
-            objective=terms.objective(objective, risk, worst), constraints=limits, windows=windows, previous=running,
-            horizon_s=terms.seconds(horizon), regret=regret, dims=given.dims, tokens_per_rank=tokens_per_rank,
-            phase=phase, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
+            objective=terms.objective(objective, risk, worst, unseen), constraints=limits, windows=windows,
+            previous=running, horizon_s=terms.seconds(horizon), regret=regret, dims=given.dims,
+            tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip
         if save_plans is not None:
             save_plans.mkdir(exist_ok=True)

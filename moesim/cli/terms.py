@@ -29,6 +29,15 @@ Risk = Annotated[
 Worst = Annotated[
     float, typer.Option(metavar="SHARE", help="Share of the windows that cvar averages.", rich_help_panel=_AIM)
 ]
+Unseen = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of traffic of kinds that the trace does not hold in what the search balances. Default: with "
+        "--objective load 1 / (domains + 1) if there are several, else 0.",
+        rich_help_panel=_AIM,
+    ),
+]
 Windows = Annotated[
     str, typer.Option(metavar="NAME", help="Windows: runs in time, or one a domain.", rich_help_panel=_AIM)
 ]
@@ -85,11 +94,11 @@ ScheduleFile = Annotated[
 ]
 
 
-def objective(aim: str, risk: str, worst: float) -> Objective:
+def objective(aim: str, risk: str = "mean", worst: float = 0.25, unseen: float | None = None) -> Objective:
     """Return the objective that was asked for."""
     from moesim.solve import Objective
 
-    return Objective(aim, risk, worst)  # type: ignore[arg-type]  # checked at birth
+    return Objective(aim, risk, worst, unseen)  # type: ignore[arg-type]  # checked at birth
 
 
 def constraints(

@@ -175,6 +175,16 @@ def _claims(picked: Any, chosen: Any, indptr: Any, rank: Any, room: Any, leaving
 
 
 @compiled
+def _leaves_a_node(picked: Any, chosen: Any, rank: Any, node: Any, pick: int, own: int) -> bool:
+    """Return whether a token visits a node other than its own for this pick alone."""
+    there = node[rank[chosen[pick]]]
+    for other in range(len(picked)):
+        if other != pick and picked[other] >= 0 and node[rank[chosen[other]]] == there:
+            return False
+    return bool(there != own)
+
+
+@compiled
 def shed(routes: Any, group_ptr: Any, indptr: Any, rank: Any, node: Any, cap: int, chosen: Any) -> int:
     """Move picks from ranks above the cap to ranks below it, in place; return how many were moved.
 
@@ -202,18 +212,20 @@ def shed(routes: Any, group_ptr: Any, indptr: Any, rank: Any, node: Any, cap: in
             place[other] = _part(max(room[other], 0), came[other], theirs[other], coming[other])
         left += mine
         came += theirs
-        # first to ranks that the token visits, then to nodes that it visits, then anywhere
-        for effort in range(3):
+        # first to ranks that the token visits, then to nodes that it visits, then where it leaves a node for another
+        for effort in range(4):
             for token in range(group_ptr[home], group_ptr[home + 1]):
                 for pick in range(routes.shape[1]):
                     expert = routes[token, pick]
                     if expert < 0 or excess[rank[chosen[token, pick]]] <= 0:
                         continue
+                    if effort == 2 and not _leaves_a_node(routes[token], chosen[token], rank, node, pick, node[home]):
+                        continue
                     for holder in range(indptr[expert], indptr[expert + 1]):
                         target = rank[holder]
                         if place[target] <= 0:
                             continue
-                        known = effort == 2 or (effort == 1 and node[target] == node[home])
+                        known = effort >= 2 or (effort == 1 and node[target] == node[home])
                         for other in range(routes.shape[1]):
                             if routes[token, other] >= 0:
                                 visited = rank[chosen[token, other]]

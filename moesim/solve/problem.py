@@ -158,7 +158,7 @@ class Problem:
         """
         return self.worth_of([self.objective.layer_values(score) for score in scores], placements)
 
-    def worth_of(self, seconds: Sequence[Array], placements: Sequence[Placement]) -> Array:
+    def worth_of(self, seconds: Sequence[Array] | Array, placements: Sequence[Placement]) -> Array:
         """Return the same where the objective comes to ``seconds`` [placements, layers]."""
         return np.array([self._layers(each, placed) for each, placed in zip(seconds, placements, strict=True)])
 

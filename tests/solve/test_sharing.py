@@ -29,12 +29,12 @@ def least(held: NDArray, demand: NDArray, unit: NDArray) -> float:
     """Return the least time of the slowest rank, by linear program."""
     expert, rank = np.nonzero(held)
     cost = np.append(np.zeros(len(expert)), 1.0)
-    work = np.zeros((RANKS, len(cost)))
+    work = np.zeros((len(unit), len(cost)))
     work[rank, np.arange(len(rank))] = unit[rank]
     work[:, -1] = -1
     whole = np.zeros((len(demand), len(cost)))
     whole[expert, np.arange(len(expert))] = 1
-    return float(linprog(cost, A_ub=work, b_ub=np.zeros(RANKS), A_eq=whole, b_eq=demand).fun)
+    return float(linprog(cost, A_ub=work, b_ub=np.zeros(len(unit)), A_eq=whole, b_eq=demand).fun)
 
 
 @settings(max_examples=25, deadline=None)

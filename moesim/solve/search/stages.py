@@ -37,6 +37,8 @@ _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": NEAREST, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
+_SHARED_ANEW: Final = ("batch-lp", "token-aware")
+"""Policies that share every batch over its copies as evenly as they can."""
 COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
 FLOOR: Final = 1.03
@@ -113,7 +115,7 @@ def make_stages(problem: Problem, effort: float) -> list[Stage]:
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
-        if problem.policy == "batch-lp" and load_only:
+        if load_only and problem.policy in _SHARED_ANEW:
             by_copies = SHARING
         stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
     if cover > 0:

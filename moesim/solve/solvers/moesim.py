@@ -31,7 +31,7 @@ GROUPED: Final = 50_000
 """Most tokens whose picks are grouped: pairs of experts are counted well by fewer."""
 
 
-@takes(effort=6e8, rows=12000, scenarios=None, hot=0.003, cold=0.0002, balance=1.0, floor=FLOOR, even=0.0, cover=1.0)
+@takes(effort=6e8, rows=12000, scenarios=0, hot=0.003, cold=0.0002, balance=1.0, floor=FLOOR, even=0.0, cover=1.0)
 def moesim(problem: Problem) -> Array:
     """Return the best placement found, layer by layer.
 
@@ -43,7 +43,7 @@ def moesim(problem: Problem) -> Array:
         Tokens of a layer whose copies the search counts.
     scenarios
         Equal runs of the traffic over which the time of the fullest rank is averaged, so that a placement
-        that is balanced only in the sum of all does not pass; None: 8, or 64 where load alone counts. Unseen ones of
+        that is balanced only in the sum of all does not pass; 0: 8, or 64 where load alone counts. Unseen ones of
         the objective are among them. Windows by domain, and those of an objective that looks at single ones, are
         scenarios themselves.
     hot, cold
@@ -82,8 +82,8 @@ def moesim(problem: Problem) -> Array:
     if problem.unseen_share > 0:
         # what was seen does not tell what is good for traffic that was not
         problem.note(
-            f"planned for unseen traffic too: {problem.unseen_share:.0%} of what balance is averaged over is popularity "
-            "dealt anew, so the traffic it is fitted to may be less balanced than it could be (objective: unseen)"
+            f"planned for unseen traffic too: {problem.unseen_share:.0%} of what balance is averaged over has its "
+            "popularity dealt anew; the traffic it is fitted to may be less balanced for it (choose with unseen)"
         )
         seconds = searched_s(problem, [one.experts for one in candidates], rival.experts)
         return mixed(candidates, problem.worth_of(seconds, candidates))

@@ -1,0 +1,89 @@
+"""What the search balances: scenarios as uneven as steps to come, and traffic of kinds that were not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.base.errors import InputError
+from moesim.solve import Objective, solve
+from moesim.solve.search.rows import steadied, with_unseen
+from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
+from tests.solve.test_sharing import least
+
+
+def test_how_much_traffic_is_taken_to_be_unseen() -> None:
+    assert Objective("load").unseen_share(1, 8) == 1 / 2
+    assert Objective("load").unseen_share(4, 8) == 1 / 5
+    assert Objective("load").unseen_share(1, 1) == 0  # nothing tells kinds of traffic apart
+    assert Objective("time").unseen_share(1, 8) == 0
+    assert Objective("time", unseen=0.25).unseen_share(1, 1) == 0.25
+    assert Objective("load", unseen=0.0).unseen_share(1, 8) == 0
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(InputError, match=f"unseen: expected a share of at least 0 and below 1, got {wrong}"):
+            Objective(unseen=wrong)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), scenarios=st.integers(1, 12), share=st.floats(0.05, 0.8))
+def test_unseen_scenarios_deal_what_was_seen_anew(seed: int, scenarios: int, share: float) -> None:
+    demand = np.random.default_rng(seed).lognormal(0, 1, (scenarios, 3, 16))
+    found = with_unseen(demand, share, seed)
+    more = len(found) - scenarios
+    assert more >= 1
+    assert abs(more - share * len(found)) <= 1
+    np.testing.assert_array_equal(found[:scenarios], demand)
+    for index in range(more):
+        seen = demand[index % scenarios]
+        np.testing.assert_array_equal(np.sort(found[scenarios + index]), np.sort(seen))
+        assert (found[scenarios + index] != seen).any(axis=1).all()
+    np.testing.assert_array_equal(with_unseen(demand, 0.0, seed), demand)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), scenarios=st.integers(3, 12), steps=st.floats(0.1, 20))
+def test_scenarios_keep_their_mean_and_vary_as_much_as_steps_of_another_window(
+    seed: int, scenarios: int, steps: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    demand, tokens = rng.lognormal(0, 1, (scenarios, 2, 8)), np.full(scenarios, 100.0)
+    found = steadied(demand, tokens, steps)
+    np.testing.assert_allclose(found.mean(axis=0), demand.mean(axis=0))
+    wanted = min((max(steps, 1) + 1) / (scenarios - 1), 1)
+    np.testing.assert_allclose(found.var(axis=0), demand.var(axis=0) * wanted)
+    np.testing.assert_array_equal(steadied(demand[:2], tokens[:2], steps), demand[:2])
+
+
+def test_scenarios_vary_as_much_as_a_step_that_was_not_fitted() -> None:
+    rng, error, parts = np.random.default_rng(0), 1.0, 8
+    # parts of a window, and a step of another one as long, all of the same mean
+    windows = rng.normal(100, error * np.sqrt(parts), (20_000, parts))
+    steps = rng.normal(100, error, 20_000)
+    off = np.mean((steps - windows.mean(axis=1)) ** 2)
+    found = np.array([steadied(one[:, None, None], np.ones(parts), 1.0)[:, 0, 0] for one in windows])
+    assert np.mean((found - windows.mean(axis=1, keepdims=True)) ** 2) == pytest.approx(off, rel=0.05)
+
+
+def test_a_plan_for_unseen_traffic_is_more_balanced_in_it() -> None:
+    spec, cluster = tiny_spec(), tiny_cluster()
+    trace = tiny_trace(spec, 1024)
+    named = dataclasses.replace(trace, domain=np.zeros(trace.rows, np.int32), domains=("seen", "unseen"))
+    balance: dict[float | None, float] = {}
+    for share in (None, 0.0):
+        plan = solve(
+            named, cluster, slots_per_rank=3, policy="batch-lp", tokens_per_rank=64, jobs=1, effort=2e7,
+            objective=Objective("load", unseen=share),
+        )  # fmt: skip
+        assert any(note.startswith("planned for unseen traffic too: 50%") for note in plan.notes) == (share is None)
+        rng, unit = np.random.default_rng(1), np.ones(cluster.ranks)
+        slowest = [
+            least(held, rng.permutation(loads) / loads.sum(), unit)
+            for held, loads in zip(plan.placement.has, trace.loads, strict=True)
+            for _ in range(20)
+        ]
+        balance[share] = np.mean(1 / np.array(slowest)) / cluster.ranks
+    assert balance[None] > balance[0.0] + 0.01
