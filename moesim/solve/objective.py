@@ -22,6 +22,8 @@ AIMS: Final = ("time", "traffic", "load")
 """What a placement is judged by: the whole step, its dispatch and combine alone, its experts alone."""
 RISKS: Final = ("mean", "cvar")
 """How windows of the traffic are put together."""
+MOST_UNSEEN: Final = 0.9
+"""Largest share of unseen traffic in what a search balances."""
 _MATRIX_ELEMENTS: Final = 2e8
 """Most elements of rank-by-rank matrices that steps which are scored at a time may hold."""
 
@@ -63,8 +65,8 @@ class Objective:
             raise UnknownName("risk", self.risk, RISKS)
         if not 0 < self.worst <= 1:
             raise InputError(f"objective: worst: expected a share above 0 and at most 1, got {self.worst}")
-        if self.unseen is not None and not 0 <= self.unseen < 1:
-            raise InputError(f"objective: unseen: expected a share of at least 0 and below 1, got {self.unseen}")
+        if self.unseen is not None and not 0 <= self.unseen <= MOST_UNSEEN:
+            raise InputError(f"objective: unseen: expected a share of 0 to {MOST_UNSEEN}, got {self.unseen}")
 
     def unseen_share(self, domains: int, named: int) -> float:
         """Return the share of unseen traffic, given that the trace names so many domains and so many are fitted.

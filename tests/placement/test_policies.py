@@ -221,6 +221,18 @@ def test_copies_that_merge_are_counted_as_the_flow_counts_them(world: World) -> 
     np.testing.assert_allclose(alone * seen, by_hand, atol=1e-6)
 
 
+def test_shedding_takes_picks_first_that_leave_a_node_for_another() -> None:
+    # three nodes of one rank each; node 1 is over its cap and node 2 holds what it holds
+    node, rank = np.arange(3), np.array([0, 1, 2, 1, 2])
+    indptr = np.array([0, 1, 3, 5])  # expert 0 at home; experts 1 and 2 on nodes 1 and 2
+    # tokens that pick both can visit node 1 for both; tokens that pick one of them go there for it alone
+    routes = np.array([[1, 2]] * 10 + [[0, 1]] * 10, np.int16)
+    chosen = np.array([[1, 3]] * 10 + [[0, 1]] * 10)
+    assert shed(routes, np.array([0, 20, 20, 20]), indptr, rank, node, 20, chosen) == 10
+    assert chosen[:10].tolist() == [[1, 3]] * 10
+    assert chosen[10:].tolist() == [[0, 2]] * 10
+
+
 def test_token_aware_moves_no_picks_for_nothing() -> None:
     # rank 0 is full of expert 0, which nobody else holds; ranks 1 and 2 could even out experts 1 and 2, over nodes
     placement = Placement([[[0, 3], [1, 2], [1, 2], [4, 5]]], 6)
