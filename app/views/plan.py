@@ -40,6 +40,12 @@ def constraints() -> dict[str, Any]:
                       help="Where experts would have to move from. Staying put is a candidate.")  # fmt: skip
     aim = ui.pick("Make small", "aim", AIMS, help="Step time; the all-to-all alone; or the fullest GPU alone.")
     risk = ui.pick("Over windows of traffic", "risk", RISKS, help="The mean, or the mean of the worst quarter (CVaR).")
+    unseen = None
+    if aim == "load" and not st.checkbox(
+        "Reckon with traffic of other domains", value=True, key="unseen", persist_state="session",
+        help="Where the trace has several: part of what is balanced has its popularity dealt anew.",
+    ):  # fmt: skip
+        unseen = 0.0
     hot = int(ui.number("Hot experts with copies on two nodes", "hot", 0, given.costs.spec.experts,
                         help="So many of the most loaded experts of a layer survive the loss of a node."))  # fmt: skip
     previous = None if running == NOTHING else state.plans()[running].placement
@@ -61,7 +67,8 @@ def constraints() -> dict[str, Any]:
         except (ValueError, OverflowError):
             st.error(f"{name}: expected a number, got {text!r}")
     return {
-        "previous": previous, "seed": seed, "options": options, "objective": Objective(aim=aim, risk=risk),
+        "previous": previous, "seed": seed, "options": options,
+        "objective": Objective(aim=aim, risk=risk, unseen=unseen),
         "constraints": Constraints(most_moves=most, hot=hot),
     }  # fmt: skip
 

@@ -89,6 +89,21 @@ def test_a_plan_is_searched_in_the_background_and_shown_before_and_after(start: 
     assert titles(session) == ["Best plan so far"]
 
 
+def test_plans_for_load_reckon_with_other_domains_unless_told_not_to(start: Start):
+    notes = {}
+    for reckon in (True, False):
+        session = start("plan", solver="moesim")
+        assert "unseen" not in [box.key for box in session.checkbox]
+        session.selectbox(key="aim").set_value("load").run()
+        session.checkbox(key="unseen").set_value(reckon).run()
+        session.text_input(key="option_moesim_effort").set_value("1e6").run()
+        session.button(key="start").click().run()
+        clean(finish(session))
+        notes[reckon] = " ".join(session.session_state["plans"]["moesim"].notes)
+    assert "planned for unseen traffic too" in notes[True]
+    assert "unseen" not in notes[False]
+
+
 def test_every_loss_is_priced_behind_its_button(start: Start):
     session = planned(start, "contiguous", ranks="16", slots="1")
     session.segmented_control(key="plan_detail").set_value("If a part fails").run()

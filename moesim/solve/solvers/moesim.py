@@ -19,7 +19,7 @@ from moesim.solve.search.partition import together
 from moesim.solve.search.stages import COVERED, FLOOR, bought, improve, searched_s
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
-"""Placements that the answer is never worse than on the traffic it is fitted to."""
+"""Placements that the answer is never worse than on the traffic it is fitted to, unless unseen traffic counts too."""
 SLOW: Final = ("token-aware", "shares", "batch-lp", "fewest-active")
 """Policies that take a second a layer to run: of the baselines they run EPLB's and the two that are fastest under the
 nearest copy."""
