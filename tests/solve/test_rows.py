@@ -32,16 +32,19 @@ def test_how_much_traffic_is_taken_to_be_unseen() -> None:
 @given(seed=st.integers(0, 10**6), scenarios=st.integers(1, 12), share=st.floats(0.05, 0.8))
 def test_unseen_scenarios_deal_what_was_seen_anew(seed: int, scenarios: int, share: float) -> None:
     demand = np.random.default_rng(seed).lognormal(0, 1, (scenarios, 3, 16))
-    found = with_unseen(demand, share, seed)
-    more = len(found) - scenarios
-    assert more >= 1
+    found = with_unseen(demand, share, 40, seed)
+    assert len(found) >= 20  # few scenarios are repeated
+    more = round(share * len(found))
+    repeats = (len(found) - more) // scenarios
+    more = len(found) - repeats * scenarios
     assert abs(more - share * len(found)) <= 1
-    np.testing.assert_array_equal(found[:scenarios], demand)
-    for index in range(more):
+    np.testing.assert_array_equal(found[:-more], np.tile(demand, (repeats, 1, 1)))
+    for index, dealt in enumerate(found[-more:]):
         seen = demand[index % scenarios]
-        np.testing.assert_array_equal(np.sort(found[scenarios + index]), np.sort(seen))
-        assert (found[scenarios + index] != seen).any(axis=1).all()
-    np.testing.assert_array_equal(with_unseen(demand, 0.0, seed), demand)
+        np.testing.assert_array_equal(np.sort(dealt), np.sort(seen))
+        assert (dealt != seen).any(axis=1).all()
+    assert len(np.unique(found[-more:], axis=0)) == more
+    np.testing.assert_array_equal(with_unseen(demand, 0.0, 40, seed), demand)
 
 
 def test_a_plan_for_unseen_traffic_is_more_balanced_in_it() -> None:

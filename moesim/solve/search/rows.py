@@ -66,20 +66,22 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
             picks = count_picks(trace.routes[chosen], np.zeros(len(chosen), np.int64), 1, problem.experts)[0]
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
-    demand = with_unseen(demand, unseen, problem.seed)
+    demand = with_unseen(demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)
     return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
 
 
-def with_unseen(demand: NDArray[np.float64], share: float, seed: int) -> NDArray[np.float64]:
+def with_unseen(demand: NDArray[np.float64], share: float, count: int, seed: int) -> NDArray[np.float64]:
     """Return ``demand`` [scenarios, layers, experts] and further scenarios, so that ``share`` of all are unseen ones.
 
     What is asked in a layer is dealt anew among its experts there: another kind of traffic is as uneven as those that
-    were seen, and nothing tells who is popular in it.
+    were seen, and nothing tells who is popular in it. Few scenarios are repeated until all are about ``count``, for
+    one deal is as good as none.
     """
     if share <= 0:
         return demand
     rng = np.random.default_rng([seed, 2])
+    demand = np.tile(demand, (max(round(count * (1 - share) / len(demand)), 1), 1, 1))
     more = max(round(len(demand) * share / (1 - share)), 1)
     dealt = rng.permuted(demand[np.arange(more) % len(demand)], axis=2)
     return np.concatenate([demand, dealt])
