@@ -69,7 +69,7 @@ class Objective:
             raise InputError(f"objective: unseen: expected a share of 0 to {MOST_UNSEEN}, got {self.unseen}")
 
     def unseen_share(self, domains: int, named: int) -> float:
-        """Return the share of unseen traffic, given that the trace names so many domains and so many are fitted.
+        """Return the share of unseen traffic, given the domains that are fitted and those that the trace names.
 
         By default there is some where load alone counts and the trace tells kinds of traffic apart: after n kinds the
         next is taken to be a new one with probability 1 / (n + 1), as in a Chinese restaurant process.

@@ -19,6 +19,7 @@ from moesim.costs import Costs
 from moesim.placement import EMPTY, POLICIES, Placement
 from moesim.placement.clock import working_s
 from moesim.solve.bounds import step_bound
+from moesim.solve.budget import widened
 from moesim.solve.constraints import Constraints
 from moesim.solve.limits import holders
 from moesim.solve.memory import check_memory
@@ -235,7 +236,7 @@ def running_experts(previous: Placement | ArrayLike, spec: ModelSpec, cluster: C
         )
     if not np.issubdtype(found.dtype, np.integer) or found.min() < EMPTY or found.max() >= experts:
         raise InputError(f"previous placement: expected experts in 0..{experts - 1}, or {EMPTY} for an empty slot")
-    return np.pad(found, ((0, 0), (0, 0), (0, slots_per_rank - shape[2])), constant_values=EMPTY).astype(np.int32)
+    return widened(found, slots_per_rank).astype(np.int32)
 
 
 def _lacking(running: Array, spec: ModelSpec) -> bool:

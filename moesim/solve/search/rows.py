@@ -37,7 +37,7 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
         Scenarios in all, unseen ones included; where they are windows of the problem, these and the unseen ones.
     """
     unseen = problem.unseen_share
-    place = scenario_of(problem, max(round(scenarios * (1 - unseen)), 1))
+    scenario = scenario_of(problem, max(round(scenarios * (1 - unseen)), 1))
     rng = np.random.default_rng([problem.seed, 1])
     trace = problem.batches[0].trace
     token = np.concatenate([window.token for window in problem.batches])
@@ -57,7 +57,7 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
         # vLLM hashes the row of a token in its rank's batch
         key[mine] = (rng.permutation(len(mine)) * 2654435769) & 0xFFFFFFFF
     assert trace.routes is not None  # batches have routes
-    place = place[unique]
+    place = scenario[unique]
     total = np.bincount(place, weights=often)
     demand = np.zeros((len(total), problem.layers, problem.experts))
     for index in range(len(total)):

@@ -86,15 +86,24 @@ class Stage:
             floor_s = compute_s(self.state(layer, rival, 0).load, self.scale, worst) / floor
         return prices(self.scale, weight, floor_s, STEEP * weight if floor > 0 else 0.0, worst)
 
+    def seconds(self, placements: Sequence[NDArray[np.int32]], rival: NDArray[np.int32]) -> Array:
+        """Return what the stage makes small, seconds of each placement and layer, float64 [placements, layers]."""
+        priced = [self.prices(layer, rival[layer]) for layer in range(self.problem.layers)]
+        return np.array([[cost(self.state(layer, slots[layer]), each) for layer, each in enumerate(priced)]
+                         for slots in placements])  # fmt: skip
+
 
 def bought(problem: Problem, searches: int = 1) -> float:
     """Return the work in a layer that each of so many searches may do: the effort, or what the deadline buys of it."""
     return min(float(problem.options["effort"]), problem.deadline_s * _RATE / (problem.layers * searches))
 
 
-def make_stages(problem: Problem, effort: float) -> list[Stage]:
-    """Return the stages, which share so much effort in each layer."""
+def make_stages(problem: Problem, searches: int) -> list[Stage]:
+    """Return the stages, which share the effort that each of so many searches may spend in a layer."""
     options = problem.options
+    effort = bought(problem, searches)
+    if effort < float(options["effort"]):
+        problem.note(f"the deadline bought {effort / float(options['effort']):.0%} of the search effort")
     policy = _POLICIES.get(problem.policy, NEAREST)
     if problem.policy not in _POLICIES:
         problem.note(f"policy {problem.policy!r} is not known to the search: it assumes the nearest copy")
@@ -123,21 +132,19 @@ def make_stages(problem: Problem, effort: float) -> list[Stage]:
     return stages
 
 
-def searched_s(problem: Problem, placements: Sequence[NDArray[np.int32]], rival: NDArray[np.int32]) -> Array:
-    """Return what the last stage makes small, seconds of each placement and layer, float64 [placements, layers]."""
-    stage = make_stages(problem, 0.0)[-1]
-    priced = [stage.prices(layer, rival[layer]) for layer in range(problem.layers)]
-    return np.array([[cost(stage.state(layer, slots[layer]), each) for layer, each in enumerate(priced)]
-                     for slots in placements])  # fmt: skip
-
-
 def improve(
-    problem: Problem, starts: Sequence[NDArray[np.int32]], rival: NDArray[np.int32], best_s: float = np.inf
+    problem: Problem,
+    stages: Sequence[Stage],
+    starts: Sequence[NDArray[np.int32]],
+    rival: NDArray[np.int32],
+    best_s: float = np.inf,
 ) -> list[NDArray[np.int32]]:
     """Return the placements int32 [layers, ranks, slots] that the stages end with, one after the other.
 
     Parameters
     ----------
+    stages
+        From :func:`make_stages`, for as many searches as there are starts.
     starts
         The placements to begin with; each has the effort, or its part of the deadline. The answers of the first one
         come last.
@@ -146,10 +153,6 @@ def improve(
     best_s
         Mean seconds of a step of the best placement at hand.
     """
-    effort = bought(problem, len(starts))
-    if effort < float(problem.options["effort"]):
-        problem.note(f"the deadline bought {effort / float(problem.options['effort']):.0%} of the search effort")
-    stages = make_stages(problem, effort)
     each = len(stages) * problem.layers
     anytime = Anytime(problem, starts[0], best_s, len(starts) * each)
     found: list[list[NDArray[np.int32]]] = []

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
 from moesim.base.units import count
-from moesim.placement import EMPTY, Placement
+from moesim.placement import Placement
+from moesim.solve.budget import widened
 from moesim.solve.conform import conform
 from moesim.solve.packing import balance
 from moesim.solve.problem import SOLVERS, Problem, takes
 from moesim.solve.search.partition import together
-from moesim.solve.search.stages import COVERED, FLOOR, bought, improve, searched_s
+from moesim.solve.search.stages import COVERED, FLOOR, bought, improve, make_stages
 
 BASELINES: Final = ("contiguous", "round-robin", "random", "lpt", "snake", "eplb", "eplb-hierarchical")
 """Placements that the answer is never worse than on the traffic it is fitted to, unless unseen traffic counts too."""
@@ -73,7 +74,8 @@ def moesim(problem: Problem) -> Array:
     best_s = min(one.mean_s for one in scores)
     problem.tell("baselines", best_s, 0.0)
     _remark_on_copies(problem)
-    reached = improve(problem, starts, rival.experts, best_s)
+    stages = make_stages(problem, len(starts))
+    reached = improve(problem, stages, starts, rival.experts, best_s)
     found = [permitted(problem, Placement(slots, problem.experts)) for slots in reached]
     if len(starts) > 1:
         # renumbered ranks save moves, but whose tokens are near changes with them
@@ -85,7 +87,7 @@ def moesim(problem: Problem) -> Array:
             f"planned for unseen traffic too: {problem.unseen_share:.0%} of what balance is averaged over has its "
             "popularity dealt anew; the traffic it is fitted to may be less balanced for it (choose with unseen)"
         )
-        seconds = searched_s(problem, [one.experts for one in candidates], rival.experts)
+        seconds = stages[-1].seconds([one.experts for one in candidates], rival.experts)
         return mixed(candidates, problem.worth_of(seconds, candidates))
     scores += [problem.score(placement) for placement in found]
     values = [problem.whole_worth(one, placement) for one, placement in zip(scores, candidates, strict=True)]
@@ -119,9 +121,8 @@ def _remark_on_copies(problem: Problem) -> None:
     fewest, slots = -(-problem.experts // problem.ranks), problem.slots_per_rank
     for each in sorted({fewest, (fewest + slots) // 2, slots}):
         held = balance(problem.loads, problem.ranks, each, problem.cluster.speed)
-        padded = np.pad(held, ((0, 0), (0, 0), (0, slots - each)), constant_values=EMPTY)
         quick = "nearest" if problem.policy in SLOW else None
-        seconds[each] = problem.score(Placement(padded, problem.experts), quick).mean_s
+        seconds[each] = problem.score(Placement(widened(held, slots), problem.experts), quick).mean_s
     best = min(seconds, key=lambda each: seconds[each])
     if seconds[best] < 0.98 * seconds[slots]:
         less = 1 - seconds[best] / seconds[slots]
