@@ -1,12 +1,14 @@
-"""Speeds as ratios within one run, so that a slow or busy machine does not decide; seconds are in tests/bench."""
+"""Speed in counts and in ratios within one run, so that a busy machine does not decide; seconds are in tests/bench."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
+import pytest
 import simpy
 
 from moesim.cluster import Cluster
@@ -60,34 +62,49 @@ def best(run: Callable[[], object], repeats: int = 5) -> float:
     return min(times)
 
 
-def test_an_event_engines_layer_costs_a_few_dozen_events_of_simpy() -> None:
-    def timeouts() -> None:
-        env = simpy.Environment()
+def calls(run: Callable[[], object]) -> int:
+    """Calls that run makes, of Python and of C: what an engine that lives in the interpreter costs, on any machine."""
+    count = 0
 
-        def tick() -> object:
-            for _ in range(10_000):
-                yield env.timeout(1)
+    def note(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
 
-        env.process(tick())  # type: ignore[arg-type]
-        env.run()
-
-    event_s = best(timeouts) / 10_000
-    for schedule, events in (("sequential", 120), ("two-batch", 360)):
-        work, setup = work_of(schedule)
-        ENGINES["events"](work, setup.schedule)
-        layer_s = best(lambda: ENGINES["events"](work, setup.schedule)) / LAYERS  # noqa: B023
-        # 400,000 simpy events a second and 5,000 layer-steps are 80 events; twice to thrice that is a defect
-        assert layer_s < events * event_s, f"{schedule}: {layer_s / event_s:.0f} events a layer"
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
-def test_the_closed_form_is_faster_than_events() -> None:
+def calls_of_a_timeout() -> float:
+    def tick() -> Iterator[simpy.Event]:
+        for _ in range(1_000):
+            yield env.timeout(1)
+
+    env = simpy.Environment()
+    env.process(tick())
+    return calls(env.run) / 1_000
+
+
+@pytest.mark.parametrize(("schedule", "timeouts"), [("sequential", 60), ("two-batch", 150)])
+def test_an_event_engines_layer_costs_a_few_dozen_timeouts_of_simpy(schedule: str, timeouts: float) -> None:
+    work, setup = work_of(schedule)
+    ENGINES["events"](work, setup.schedule)
+    a_layer = calls(lambda: ENGINES["events"](work, setup.schedule)) / LAYERS / calls_of_a_timeout()
+    assert a_layer < timeouts
+
+
+def test_the_closed_form_does_not_step_through_events() -> None:
     work, setup = work_of("sequential")
 
-    def seconds(name: str) -> float:
+    def count(name: str) -> int:
         ENGINES[name](work, setup.schedule)
-        return best(lambda: ENGINES[name](work, setup.schedule))
+        return calls(lambda: ENGINES[name](work, setup.schedule))
 
-    assert seconds("closed-form") < seconds("events") / 2
+    assert count("closed-form") < count("events") / 10
 
 
 def test_a_cold_step_costs_little_beside_its_flows() -> None:
@@ -98,4 +115,5 @@ def test_a_cold_step_costs_little_beside_its_flows() -> None:
     simulate(batches, cluster, placement, transport="direct")
     flows_s = best(lambda: dispatch(*arguments, table=table))
     whole_s = best(lambda: simulate(batches, cluster, placement, transport="direct"))
-    assert whole_s < 8 * flows_s, f"{whole_s / flows_s:.1f} times the Flows"
+    # 3.5 to 6 times, by how busy the machine is; a loop over tokens or links in Python costs a hundred
+    assert whole_s < 12 * flows_s, f"{whole_s / flows_s:.1f} times the Flows"
