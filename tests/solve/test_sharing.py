@@ -14,7 +14,7 @@ from moesim.solve.search.anneal import anneal
 from moesim.solve.search.cost import compute_s, cost, powers_s, prices
 from moesim.solve.search.settle import make_state
 from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
-from moesim.solve.search.state import NOTHING, SHARING, State
+from moesim.solve.search.state import NOTHING, PICK_HASH, State
 from tests.solve.test_search import LANDING, NODE, RANKS, layer
 
 
@@ -22,7 +22,7 @@ def build(seed: int, unit: NDArray | None = None, scenarios: int = 3, experts: i
     rng = np.random.default_rng(seed)
     routes, home, placed = layer(experts, slots, rng)
     demand = rng.lognormal(0, 1, (scenarios, experts))
-    return make_state(routes, home, NODE, LANDING, placed, demand, NOTHING, SHARING, unit=unit)
+    return make_state(routes, home, NODE, LANDING, placed, demand, NOTHING, PICK_HASH, poured=True, unit=unit)
 
 
 def least(held: NDArray, demand: NDArray, unit: NDArray) -> float:
@@ -94,7 +94,9 @@ def test_the_search_connects_ranks_so_that_any_excess_drains() -> None:
     routes, home, placed = layer(8, 4, rng)
     demand = np.ones((8, 8)) + 5 * np.eye(8)
     worth = prices(np.full((5, RANKS), 1e-6))
-    state = make_state(routes, home, NODE, LANDING, placed, demand, NOTHING, SHARING, unit=np.full(RANKS, 1e-6))
+    state = make_state(
+        routes, home, NODE, LANDING, placed, demand, NOTHING, PICK_HASH, poured=True, unit=np.full(RANKS, 1e-6)
+    )
     before = cost(state, worth)
     anneal(state, worth, 3_000_000, hot=0.01, cold=0.0003, seed=1)
     Placement(state.slots[None], 8)

@@ -18,7 +18,7 @@ from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again
 from moesim.solve.search.settle import settle
 from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
 from moesim.solve.search.shift import shift, take, working
-from moesim.solve.search.state import COVER, NEAREST, NOTHING, SHARING, State, choose, evenly, refresh, spread
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, State, choose, evenly, refresh, spread
 from moesim.trace.kernels import draw_below
 
 MOVE: Final = 400
@@ -29,7 +29,7 @@ _GAIN: Final = 0.05
 """Most that one move is taken to save of the network's time: one that unbalances by more is not looked at further."""
 _SAMPLED: Final = 4
 _DOUBT: Final = 0.003
-"""Covering a row anew is slow: of a move one row in so many is looked at first, and it is given up where these make the
+"""Where rows are looked at one by one, one in so many is looked at first, and a move is given up where these make the
 network slower by more than a doubt, a share of its time."""
 MARGIN: Final = 1.0
 """How many times what guesses of the network's time are off by a move is given before it is counted."""
@@ -150,7 +150,10 @@ def _anneal(
     spent, start, now, best, moves = progress[0], progress[1], progress[2], progress[3], progress[4]
     spare = copies.sum() > experts
     covered, near = policy == COVER, policy == NEAREST and mode != NOTHING
-    shares = policy == SHARING
+    shares = state.poured[0]
+    blind = shares and mode == NOTHING
+    # rows that are looked at one by one take long
+    hashed = not covered and policy != NEAREST and mode != NOTHING
     even = evenly(state)
     scenarios = load.shape[1]
     scale, worst = prices.scale, prices.worst[0]
@@ -161,6 +164,8 @@ def _anneal(
     sharing = share_load(state)
     work_of = working(load, scale)
     total, reference, each = work_of.total_then, work_of.reference, work_of.each
+    # compute time if all ranks were even: none is faster
+    level = priced(powers_s(np.full(scenarios, float(ranks)), ranks, reference, worst, each), prices)
     # of the experts of a move: who serves them then, and who did
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)
@@ -217,23 +222,33 @@ def _anneal(
             continue
         moves += 1
         limit = now - temperature * np.log((draw_below(rng, 1 << 30) + 1) / (1 << 30))
-        if shares:
-            spent += share_anew(sharing, slots, held, demand, pair, several, total)
-        else:
-            for index in range(several):
-                served[index] = choose(pair[index], held, copies, node, policy, holder, scratch, column, index)
-                spread(served[index], holder, share, even, column, part, index)
-            shift(work_of, load, parts, demand, pair, several, part)
-        # most moves that unbalance need no look at their rows
-        compute = priced(powers_s(total, ranks, reference, worst, each), prices)
         fees = 1 + fee(rules, held) if priced_rules else 1.0
         least = network * (1 - _GAIN)
         change = 0.0
-        if stride == 1:
+        if stride == 1 and not blind:
             second = node[other] if other >= 0 else -1
             change = guess(here, beside, worth, node[rank], second, old, new)
             least = max(least, network + at_best(fit, change, margin))
-        looked = not shares and (compute + least) * fees <= limit
+            if shares and (level + least) * fees > limit:
+                _undo(slots, held, copies, steps, stride)
+                continue
+        for index in range(several):
+            if not blind:
+                served[index] = choose(pair[index], held, copies, node, policy, holder, scratch, column, index)
+            if not shares:
+                spread(served[index], holder, share, even, column, part, index)
+        if shares:
+            spent += share_anew(sharing, slots, held, demand, pair, several, total)
+        else:
+            shift(work_of, load, parts, demand, pair, several, part)
+        # most moves that unbalance need no look at their rows
+        compute = priced(powers_s(total, ranks, reference, worst, each), prices)
+        looked = not blind and (compute + least) * fees <= limit
+        if looked and hashed:
+            counts[:] = present
+            for index in range(several):
+                spent += outlook(state, pair[index], column, index, served[index], counts, _SAMPLED)
+            looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
         if looked and not covered:
             counts[:] = present
             for index in range(several):
@@ -258,7 +273,7 @@ def _anneal(
             for index in range(several):
                 spent += outlook_cover(state, pair[index], pair[0] if index else -1, counts, _SAMPLED)
             looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
-        then = compute * fees if shares else np.inf
+        then = compute * fees if blind else np.inf
         if looked:
             counts[:] = present
             for index in range(several):
@@ -274,8 +289,9 @@ def _anneal(
                 keep_shares(sharing, load)
             else:
                 take(work_of, load)
-                for index in range(several):
-                    look_at(screen, node, held, pair[index])
+            for index in range(several if looked else 0):
+                look_at(screen, node, held, pair[index])
+                if not shares:
                     parts[pair[index]] = part[index]
             if now < best:
                 best = now

@@ -153,7 +153,7 @@ def reroute(state: State, expert: int, serves: Any, index: int, served: int) -> 
 
 
 @compiled
-def outlook(state: State, expert: int, serves: Any, index: int, served: int, counts: Any) -> int:
+def outlook(state: State, expert: int, serves: Any, index: int, served: int, counts: Any, every: int = 1) -> int:
     """Change ``counts`` about as :func:`reroute` would change those of the state; return the work done.
 
     For all but covered rows, see :func:`outlook_cover`. Looks only, so that a move that is not taken costs one look. Of
@@ -164,7 +164,7 @@ def outlook(state: State, expert: int, serves: Any, index: int, served: int, cou
     if state.mode[0] == NOTHING:
         return 0
     if state.policy[0] != NEAREST:
-        return _outlook_hashed(state, expert, serves[index], served, counts)
+        return _outlook_hashed(state, expert, serves[index], served, counts, every)
     return outlook_nearest(
         state.sets, state.on_rank.some, state.on_rank.more, state.on_node.some, state.on_node.more, state.itself,
         state.node, state.landing, state.mode[0], state.indptr, expert, state.serves, serves, index, state.left,
@@ -187,11 +187,11 @@ def outlook_nearest(
 
 
 @compiled
-def _outlook_hashed(state: State, expert: int, serves: Any, served: int, counts: Any) -> int:
+def _outlook_hashed(state: State, expert: int, serves: Any, served: int, counts: Any, every: int) -> int:
     ranks, mode, node = len(state.node), state.mode[0], state.node
     present, before = state.serves[expert], state.served[expert]
     first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
-    for position in range(first, last):
+    for position in range(first + expert % every, last, every):
         row = state.rows[position]
         key = pick_key(state, row, expert)
         old, new = present[key % before if before > 1 else 0], serves[key % served if served > 1 else 0]
@@ -204,8 +204,8 @@ def _outlook_hashed(state: State, expert: int, serves: Any, served: int, counts:
             if mode == PER_NODE and node[old] != node[new]:
                 left_node, came_node = state.at_node[node[old], row] == 1, state.at_node[node[new], row] == 0
             left, came = (left_rank, left_node), (came_rank, came_node)
-        moved(counts, node, state.landing, mode, state.home[row], old, new, 1, left, came)
-    return _HASHING_LOOK * int(last - first)
+        moved(counts, node, state.landing, mode, state.home[row], old, new, every, left, came)
+    return _HASHING_LOOK * int(last - first) // every
 
 
 @compiled

@@ -22,7 +22,6 @@ from moesim.solve.search.state import (
     NOTHING,
     PER_NODE,
     PER_RANK,
-    SHARING,
     State,
     refresh,
     serving_rank,
@@ -104,6 +103,7 @@ def make_state(
     unit: ArrayLike | None = None,
     key: NDArray[np.int64] | None = None,
     even: float = 0.0,
+    poured: bool = False,
 ) -> State:
     """Return the state of a layer under the placement ``slots`` [ranks, slots]; see :class:`State` for shapes."""
     ranks = len(node)
@@ -137,6 +137,7 @@ def make_state(
         unit=np.ones(ranks) if unit is None else np.array(unit, dtype=np.float64),
         load=np.zeros((ranks, scenarios)),
         even=np.array([even]),
+        poured=np.array([poured]),
         mode=np.array([mode], np.int64),
         policy=np.array([policy], np.int64),
         scratch=np.zeros((2, nodes), np.int64),
@@ -175,7 +176,7 @@ def settle(state: State) -> None:
         refresh(state, expert)
         for rank in range(ranks):
             state.load[rank] += state.part[expert, rank] * state.demand[expert]
-    if state.policy[0] == SHARING:
+    if state.poured[0]:
         share_load(state)
     for row in range(len(state.visits)):
         own = state.node[state.home[row]]

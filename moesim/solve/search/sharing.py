@@ -15,7 +15,7 @@ import numpy as np
 
 from moesim.base.compiled import compiled, compiled_as_numpy
 from moesim.solve.search.cost import steep_power
-from moesim.solve.search.state import SHARING, State
+from moesim.solve.search.state import State
 
 ROUNDS: Final = 2
 """Rounds of pouring after a move."""
@@ -51,8 +51,8 @@ class Sharing(NamedTuple):
 
 @compiled
 def share_load(state: State) -> Sharing:
-    """Share the load of the placement in ``state`` from scratch, and write ``state.load``; empty if not ``SHARING``."""
-    on = state.policy[0] == SHARING
+    """Share the load of the placement in ``state`` from scratch, and write ``state.load``; empty if not ``poured``."""
+    on = state.poured[0]
     ranks, slots = state.slots.shape
     experts, scenarios = len(state.copies) * on, state.demand.shape[1] * on
     sharing = Sharing(

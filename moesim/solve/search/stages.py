@@ -1,9 +1,9 @@
 """The stages of the search: every layer annealed on its own, in threads, as it will run.
 
-Policies that choose among near copies are searched for as if the nearest one served: it is looked at fastest, and
-policies with more freedom do well wherever the nearest copies do. For ``token-aware``, and for ``shares``, whose
-program sends the picks of a token to few nodes and evens out the ranks, a stage counts the fewest nodes that its rows
-can visit, and one by nearest copies may come first. For load under ``batch-lp`` every move is shared anew.
+Policies that are not known here are searched for as if the nearest copy served. For ``token-aware``, and for
+``shares``, whose program sends the picks of a token to few nodes and evens out the ranks, a stage counts the fewest
+nodes that its rows can visit, and one by nearest copies may come first. Under ``batch-lp`` every move is shared anew
+over the ranks, and its copies are drawn at random: its program looks at loads and not at where a token is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moesim.solve.search.cover import NODES, PICKS
 from moesim.solve.search.rows import Rows, sample_rows
 from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_rank
 from moesim.solve.search.settle import make_state
-from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, SHARING, TOKENS, State
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
 
 _SCENARIOS: Final = 8
 _SCENARIOS_LOAD: Final = 64
@@ -34,11 +34,12 @@ _RATE: Final = 2.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: somewhat less than one thread of
 a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
 _POLICIES: Final = {
-    "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": NEAREST, "token-aware": COVER,
+    "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": PICK_HASH, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
 _SHARED_ANEW: Final = ("batch-lp", "token-aware")
-"""Policies that share every batch over its copies as evenly as they can."""
+"""Policies that share every batch over its copies as evenly as they can; token-aware goes by nodes first, where these
+count."""
 COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
 FLOOR: Final = 1.03
@@ -54,9 +55,11 @@ _LATER_HOT: Final = 0.5
 class Stage:
     """One stage for all layers of a problem."""
 
-    def __init__(self, problem: Problem, policy: int, rows: Rows, effort: float, even: float) -> None:
+    def __init__(
+        self, problem: Problem, policy: int, rows: Rows, effort: float, even: float, poured: bool = False
+    ) -> None:
         self.problem, self.policy, self.rows = problem, policy, rows
-        self.effort, self.even = effort, even
+        self.effort, self.even, self.poured = effort, even, poured
         # where only load counts, no move needs a look at rows
         self.mode = NOTHING if problem.objective.aim == "load" else merging(problem)
         scale = seconds_per_count(problem, self.mode)
@@ -72,7 +75,7 @@ class Stage:
         return make_state(
             self.rows.routes[part, layer], self.rows.home[part], cluster.node, cluster.landing, slots,
             self.rows.demand[:, layer], self.mode, self.policy, share=self.rows.share, key=self.rows.key[part],
-            even=self.even, unit=self.scale[TOKENS] if self.scale[TOKENS].min() > 0 else None,
+            even=self.even, poured=self.poured, unit=self.scale[TOKENS] if self.scale[TOKENS].min() > 0 else None,
         )  # fmt: skip
 
     def prices(self, layer: int, rival: NDArray[np.int32]) -> Prices:
@@ -124,9 +127,9 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
-        if load_only and problem.policy in _SHARED_ANEW:
-            by_copies = SHARING
-        stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"])))
+        evened = load_only or (policy != COVER and problem.objective.aim != "traffic")
+        poured = evened and problem.policy in _SHARED_ANEW
+        stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"]), poured))
     if cover > 0:
         stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
     return stages

@@ -25,10 +25,9 @@ COUNTERS: Final = 5
 DIRECT, PER_RANK, PER_NODE, NOTHING = range(4)
 """How a token's copies are merged: not at all, per destination rank, per destination node; or traffic is constant."""
 
-NEAREST, ROW_HASH, PICK_HASH, COVER, SHARING = range(5)
-"""Who serves a pick: nearest copy; copy by a key of the row; copy by a key of row and expert (for random policies);
-the fewest nodes that hold all picks of the row; or copies that share every batch as evenly as they can, whoever picks,
-where only load counts."""
+NEAREST, ROW_HASH, PICK_HASH, COVER = range(4)
+"""Who serves a pick: nearest copy; copy by a key of the row; copy by a key of row and expert (for random policies); or
+the fewest nodes that hold all picks of the row."""
 
 
 class State(NamedTuple):
@@ -53,6 +52,7 @@ class State(NamedTuple):
     and their visits before.
 
     Settings: ``even`` float64 [1], the part of an expert's work that its copies share evenly whoever is nearest;
+    ``poured`` bool [1], whether they share every batch so that ranks are as even as they can be, whoever picks;
     ``mode``, ``policy`` int64 [1], how copies are merged and who serves; ``itself`` int32 [ranks], the
     numbers of the ranks; ``scratch`` int64 [2, nodes], ``holder`` int32 [ranks], ``left`` and ``came`` int64 [2,
     ranks], working space.
@@ -77,6 +77,7 @@ class State(NamedTuple):
     unit: Any
     load: Any
     even: Any
+    poured: Any
     mode: Any
     policy: Any
     scratch: Any
