@@ -1,4 +1,4 @@
-"""What the search balances: what was seen, and traffic of kinds that were not."""
+"""What the search balances: scenarios as uneven as steps to come, and traffic of kinds that were not seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import InputError
 from moesim.solve import Objective, solve
-from moesim.solve.search.rows import with_unseen
+from moesim.solve.search.rows import steadied, with_unseen
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 from tests.solve.test_sharing import least
 
@@ -45,6 +45,30 @@ def test_unseen_scenarios_deal_what_was_seen_anew(seed: int, scenarios: int, sha
         assert (dealt != seen).any(axis=1).all()
     assert len(np.unique(found[-more:], axis=0)) == more
     np.testing.assert_array_equal(with_unseen(demand, 0.0, 40, seed), demand)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), scenarios=st.integers(3, 12), steps=st.floats(0.1, 20))
+def test_scenarios_keep_their_mean_and_vary_as_much_as_steps_of_another_window(
+    seed: int, scenarios: int, steps: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    demand, tokens = rng.lognormal(0, 1, (scenarios, 2, 8)), np.full(scenarios, 100.0)
+    found = steadied(demand, tokens, steps)
+    np.testing.assert_allclose(found.mean(axis=0), demand.mean(axis=0))
+    wanted = min((max(steps, 1) + 1) / (scenarios - 1), 1)
+    np.testing.assert_allclose(found.var(axis=0), demand.var(axis=0) * wanted)
+    np.testing.assert_array_equal(steadied(demand[:2], tokens[:2], steps), demand[:2])
+
+
+def test_scenarios_vary_as_much_as_a_step_that_was_not_fitted() -> None:
+    rng, error, parts = np.random.default_rng(0), 1.0, 8
+    # parts of a window, and a step of another one as long, all of the same mean
+    windows = rng.normal(100, error * np.sqrt(parts), (20_000, parts))
+    steps = rng.normal(100, error, 20_000)
+    off = np.mean((steps - windows.mean(axis=1)) ** 2)
+    found = np.array([steadied(one[:, None, None], np.ones(parts), 1.0)[:, 0, 0] for one in windows])
+    assert np.mean((found - windows.mean(axis=1, keepdims=True)) ** 2) == pytest.approx(off, rel=0.05)
 
 
 def test_a_plan_for_unseen_traffic_is_more_balanced_in_it() -> None:

@@ -66,9 +66,31 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
             picks = count_picks(trace.routes[chosen], np.zeros(len(chosen), np.int64), 1, problem.experts)[0]
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
+    if problem.objective.aim != "load" and problem.objective.risk == "mean" and not by_domain(problem):
+        demand = steadied(demand, total.astype(np.float64), len(unique) / (len(token) / steps))
     demand = with_unseen(demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)
     return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
+
+
+def steadied(demand: NDArray[np.float64], tokens: NDArray[np.float64], steps: float) -> NDArray[np.float64]:
+    """Return ``demand`` [scenarios, layers, experts] drawn towards the mean, so that it varies as steps to come will.
+
+    A step of another window as long as this one is off what this one holds in all by the sampling errors of both. One
+    of S equal parts is off by S - 1 times the square of one of these errors, which is more where steps are long.
+
+    Parameters
+    ----------
+    tokens
+        Tokens of each scenario, float64 [scenarios].
+    steps
+        Steps that the window would fill without using a token twice.
+    """
+    if len(demand) < 3:
+        return demand
+    mean = np.tensordot(tokens / tokens.sum(), demand, 1)
+    part = min((max(steps, 1.0) + 1) / (len(demand) - 1), 1.0)
+    return np.asarray(mean + np.sqrt(part) * (demand - mean))
 
 
 def with_unseen(demand: NDArray[np.float64], share: float, count: int, seed: int) -> NDArray[np.float64]:
@@ -95,10 +117,7 @@ def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:
     """
     trace = problem.batches[0].trace
     found = np.zeros(trace.rows, np.int64)
-    apart = len(problem.batches) > 1 and all(
-        len(np.unique(trace.domain[window.token])) == 1 for window in problem.batches
-    )
-    if apart or problem.objective.risk == "cvar":
+    if by_domain(problem) or problem.objective.risk == "cvar":
         for number, window in reversed(list(enumerate(problem.batches))):
             found[window.token] = number
         ran = np.unique(np.concatenate([window.token for window in problem.batches]))
@@ -109,3 +128,11 @@ def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:
     order = unique[np.argsort(first, kind="stable")]
     found[order] = np.arange(len(order)) * min(count, len(order)) // len(order)
     return found
+
+
+def by_domain(problem: Problem) -> bool:
+    """Return whether every window of the problem is of one domain."""
+    trace = problem.batches[0].trace
+    return len(problem.batches) > 1 and all(
+        len(np.unique(trace.domain[window.token])) == 1 for window in problem.batches
+    )

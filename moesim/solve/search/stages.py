@@ -42,8 +42,8 @@ _SHARED_ANEW: Final = ("batch-lp", "token-aware")
 count."""
 COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
-FLOOR: Final = 1.03
-"""Balance to reach by default, over EPLB's: what is just reached where the search looked is a little less elsewhere."""
+FLOOR: Final = 1.0
+"""Balance to reach by default, over EPLB's."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _EASED: Final = {"shares": 0.85, "token-aware": 0.6, "batch-lp": 1.0}
