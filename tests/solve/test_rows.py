@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import InputError
 from moesim.solve import Objective, solve
-from moesim.solve.search.rows import steadied, with_unseen
+from moesim.solve.search.rows import sample_rows, steadied, with_unseen
+from moesim.solve.search.stages import make_stages
+from moesim.solve.search.state import COVER, NEAREST, PICK_HASH, ROW_HASH
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 from tests.solve.test_sharing import least
 
@@ -32,19 +34,19 @@ def test_how_much_traffic_is_taken_to_be_unseen() -> None:
 @given(seed=st.integers(0, 10**6), scenarios=st.integers(1, 12), share=st.floats(0.05, 0.8))
 def test_unseen_scenarios_deal_what_was_seen_anew(seed: int, scenarios: int, share: float) -> None:
     demand = np.random.default_rng(seed).lognormal(0, 1, (scenarios, 3, 16))
-    found = with_unseen(demand, share, 40, seed)
+    found = with_unseen(demand / 2, demand, share, 40, seed)
     assert len(found) >= 20  # few scenarios are repeated
     more = round(share * len(found))
     repeats = (len(found) - more) // scenarios
     more = len(found) - repeats * scenarios
     assert abs(more - share * len(found)) <= 1
-    np.testing.assert_array_equal(found[:-more], np.tile(demand, (repeats, 1, 1)))
+    np.testing.assert_array_equal(found[:-more], np.tile(demand / 2, (repeats, 1, 1)))
     for index, dealt in enumerate(found[-more:]):
         seen = demand[index % scenarios]
         np.testing.assert_array_equal(np.sort(dealt), np.sort(seen))
         assert (dealt != seen).any(axis=1).all()
     assert len(np.unique(found[-more:], axis=0)) == more
-    np.testing.assert_array_equal(with_unseen(demand, 0.0, 40, seed), demand)
+    np.testing.assert_array_equal(with_unseen(demand, demand, 0.0, 40, seed), demand)
 
 
 @settings(max_examples=25, deadline=None)
@@ -69,6 +71,42 @@ def test_scenarios_vary_as_much_as_a_step_that_was_not_fitted() -> None:
     off = np.mean((steps - windows.mean(axis=1)) ** 2)
     found = np.array([steadied(one[:, None, None], np.ones(parts), 1.0)[:, 0, 0] for one in windows])
     assert np.mean((found - windows.mean(axis=1, keepdims=True)) ** 2) == pytest.approx(off, rel=0.05)
+
+
+@pytest.mark.parametrize(("aim", "risk", "drawn"), [
+    ("time", "mean", True), ("load", "mean", True), ("traffic", "mean", True), ("time", "cvar", False),
+])  # fmt: skip
+def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: str, drawn: bool) -> None:
+    problem = make_problem(tokens=512)  # two windows, of two steps in all
+    problem = dataclasses.replace(problem, objective=Objective(aim, risk=risk))
+    apart = dataclasses.replace(problem, objective=Objective("time", risk="cvar"))
+    parts = 8 if risk == "mean" else len(problem.batches)
+    found = sample_rows(problem, 512, parts).demand
+    assert len(found) == parts
+    # as equal runs of the tokens have it
+    trace, token = problem.batches[0].trace, np.concatenate([window.token for window in problem.batches])
+    runs = np.array_split(token, 8)
+    raw = np.stack(
+        [np.bincount(trace.routes[run, 0].ravel(), minlength=problem.experts) * 256 / len(run) for run in runs]
+    )
+    if drawn:
+        np.testing.assert_allclose(found[:, 0].mean(axis=0), raw.mean(axis=0))
+        assert found[:, 0].std(axis=0).mean() < 0.75 * raw.std(axis=0).mean()  # sqrt((2 + 1) / (8 - 1)) is 0.65
+    else:
+        np.testing.assert_array_equal(found, sample_rows(apart, 512, 8).demand)
+        assert found[:, 0].sum(axis=1).tolist() == [512.0] * len(problem.batches)  # whole picks of whole windows
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("aim", ["time", "traffic", "load"])
+@pytest.mark.parametrize("policy", ["nearest", "hash", "random", "batch-lp", "shares", "token-aware"])
+def test_who_serves_and_whether_load_is_poured(make_problem, policy: str, aim: str, nodes: int) -> None:
+    problem = make_problem(nodes=nodes, ranks_per_node=4 // nodes, policy=policy)
+    (stage,) = make_stages(dataclasses.replace(problem, objective=Objective(aim)), 1)
+    covers = policy in ("shares", "token-aware") and nodes > 1 and aim != "load"
+    assert stage.poured == (policy in ("batch-lp", "shares", "token-aware") and aim != "traffic" and not covers)
+    by_copies = {"hash": ROW_HASH, "random": PICK_HASH, "batch-lp": PICK_HASH}.get(policy, NEAREST)
+    assert stage.policy == (COVER if covers else by_copies)
 
 
 def test_a_plan_for_unseen_traffic_is_more_balanced_in_it() -> None:

@@ -161,6 +161,28 @@ def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, policy: int,
         np.testing.assert_array_equal(state.counts, counts)
 
 
+@pytest.mark.parametrize("policy", [ROW_HASH, PICK_HASH])
+@pytest.mark.parametrize("mode", [DIRECT, PER_RANK, PER_NODE])
+def test_one_row_in_several_stands_for_all_of_them(mode: int, policy: int) -> None:
+    sampled, whole = [], []
+    for seed in range(60):
+        state, _, _ = build(seed, mode, policy)
+        rng = np.random.default_rng(seed + 1)
+        expert, rank = int(rng.integers(8)), int(rng.integers(RANKS))
+        if state.held[expert, rank]:
+            continue
+        state.copies[expert] += 1
+        state.held[expert, rank] = True
+        column, part = np.zeros((1, RANKS), np.int32), np.zeros((1, RANKS))
+        served = column_of(state, expert, column, part, 0)
+        for every, changes in ((4, sampled), (1, whole)):
+            counts = state.counts.copy()
+            outlook(state, expert, column, 0, served, counts, every)
+            changes.append((counts - state.counts).ravel())
+    few, all_of_them = np.concatenate(sampled), np.concatenate(whole)
+    assert few @ all_of_them == pytest.approx(all_of_them @ all_of_them, rel=0.25)
+
+
 @pytest.mark.parametrize(("policy", "name"), [(NEAREST, "nearest"), (ROW_HASH, "hash")])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))

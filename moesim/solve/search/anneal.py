@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from moesim.base.compiled import compiled
 from moesim.placement.clock import working_s
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
-from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
+from moesim.solve.search.cost import Prices, compute_s, cost, network_s, powers_s, priced
 from moesim.solve.search.reroute import outlook, outlook_cover, outlook_nearest, reroute, take_back
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
 from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
 from moesim.solve.search.shift import shift, take, working
-from moesim.solve.search.state import COVER, NEAREST, NOTHING, State, choose, evenly, refresh, spread
+from moesim.solve.search.state import COVER, NEAREST, NOTHING, TOKENS, State, choose, evenly, refresh, spread
 from moesim.trace.kernels import draw_below
 
 MOVE: Final = 400
@@ -164,8 +164,13 @@ def _anneal(
     sharing = share_load(state)
     work_of = working(load, scale)
     total, reference, each = work_of.total_then, work_of.reference, work_of.each
-    # compute time if all ranks were even: none is faster
-    level = priced(powers_s(np.full(scenarios, float(ranks)), ranks, reference, worst, each), prices)
+    # compute time if all ranks were even and as fast as the fastest: no placement's is less
+    ideal = demand.sum(axis=0) * (scale[TOKENS].min() / ranks)
+    level = priced(powers_s(np.full(scenarios, float(ranks)), ranks, ideal, worst, each), prices)
+    if shares:
+        # poured from scratch it is a little other than move by move
+        fees = 1 + fee(rules, held) if priced_rules else 1.0
+        now = (priced(compute_s(load, scale, worst), prices) + network) * fees
     # of the experts of a move: who serves them then, and who did
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)

@@ -156,6 +156,8 @@ def reroute(state: State, expert: int, serves: Any, index: int, served: int) -> 
 def outlook(state: State, expert: int, serves: Any, index: int, served: int, counts: Any, every: int = 1) -> int:
     """Change ``counts`` about as :func:`reroute` would change those of the state; return the work done.
 
+    Where copies are hashed, from one row in ``every``, which then stands for so many.
+
     For all but covered rows, see :func:`outlook_cover`. Looks only, so that a move that is not taken costs one look. Of
     two experts of one move each is looked at as if the other stayed: a place that one leaves and the other reaches then
     seems to lose the row. Two that leave, or reach, the same place seem to cost one copy too many, but nearest copies
@@ -197,12 +199,13 @@ def _outlook_hashed(state: State, expert: int, serves: Any, served: int, counts:
         old, new = present[key % before if before > 1 else 0], serves[key % served if served > 1 else 0]
         if old == new:
             continue
-        left = came = (False, False)
+        left = came = (0, 0)
         if mode != DIRECT:
-            left_rank, came_rank = state.at_rank[old, row] == 1, state.at_rank[new, row] == 0
-            left_node = came_node = False
+            left_rank, came_rank = every * (state.at_rank[old, row] == 1), every * (state.at_rank[new, row] == 0)
+            left_node = came_node = 0
             if mode == PER_NODE and node[old] != node[new]:
-                left_node, came_node = state.at_node[node[old], row] == 1, state.at_node[node[new], row] == 0
+                left_node = every * (state.at_node[node[old], row] == 1)
+                came_node = every * (state.at_node[node[new], row] == 0)
             left, came = (left_rank, left_node), (came_rank, came_node)
         moved(counts, node, state.landing, mode, state.home[row], old, new, every, left, came)
     return _HASHING_LOOK * int(last - first) // every

@@ -14,7 +14,8 @@ from moesim.trace.kernels import count_picks
 class Rows(NamedTuple):
     """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home`` int32, ``key`` int64 [rows].
 
-    ``demand`` float64 [scenarios, layers, experts]: picks of a step of all ranks, as in each part of the traffic;
+    ``demand`` float64 [scenarios, layers, experts]: picks of a step of all ranks, as each part of the traffic has it,
+    drawn to the mean where parts stand for steps, and as in unseen traffic;
     ``share`` float64 [ranks]: part of the tokens that live on each rank.
     """
 
@@ -66,9 +67,10 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
             picks = count_picks(trace.routes[chosen], np.zeros(len(chosen), np.int64), 1, problem.experts)[0]
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
-    if problem.objective.aim != "load" and problem.objective.risk == "mean" and not by_domain(problem):
-        demand = steadied(demand, total.astype(np.float64), len(unique) / (len(token) / steps))
-    demand = with_unseen(demand, unseen, scenarios, problem.seed)
+    seen = demand
+    if problem.objective.risk == "mean" and not by_domain(problem):
+        seen = steadied(demand, total.astype(np.float64), len(unique) / (len(token) / steps))
+    demand = with_unseen(seen, demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)
     return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
 
@@ -93,20 +95,22 @@ def steadied(demand: NDArray[np.float64], tokens: NDArray[np.float64], steps: fl
     return np.asarray(mean + np.sqrt(part) * (demand - mean))
 
 
-def with_unseen(demand: NDArray[np.float64], share: float, count: int, seed: int) -> NDArray[np.float64]:
-    """Return ``demand`` [scenarios, layers, experts] and further scenarios, so that ``share`` of all are unseen ones.
+def with_unseen(
+    seen: NDArray[np.float64], parts: NDArray[np.float64], share: float, count: int, seed: int
+) -> NDArray[np.float64]:
+    """Return ``seen`` [scenarios, layers, experts] and further scenarios, so that ``share`` of all are unseen ones.
 
-    What is asked in a layer is dealt anew among its experts there: another kind of traffic is as uneven as those that
-    were seen, and nothing tells who is popular in it. Few scenarios are repeated until all are about ``count``, for
-    one deal is as good as none.
+    What one of the ``parts`` [scenarios, layers, experts] asks in a layer is dealt anew among its experts: another kind
+    of traffic is as uneven as a part of what was seen (the whole mixes kinds), and nothing tells who is popular in it.
+    Few scenarios are repeated until all are about ``count``, for one deal is as good as none.
     """
     if share <= 0:
-        return demand
+        return seen
     rng = np.random.default_rng([seed, 2])
-    demand = np.tile(demand, (max(round(count * (1 - share) / len(demand)), 1), 1, 1))
-    more = max(round(len(demand) * share / (1 - share)), 1)
-    dealt = rng.permuted(demand[np.arange(more) % len(demand)], axis=2)
-    return np.concatenate([demand, dealt])
+    seen = np.tile(seen, (max(round(count * (1 - share) / len(seen)), 1), 1, 1))
+    more = max(round(len(seen) * share / (1 - share)), 1)
+    dealt = rng.permuted(parts[np.arange(more) % len(parts)], axis=2)
+    return np.concatenate([seen, dealt])
 
 
 def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:
@@ -131,8 +135,7 @@ def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:
 
 
 def by_domain(problem: Problem) -> bool:
-    """Return whether every window of the problem is of one domain."""
+    """Return whether every window of the problem is of one domain, and not all of the same."""
     trace = problem.batches[0].trace
-    return len(problem.batches) > 1 and all(
-        len(np.unique(trace.domain[window.token])) == 1 for window in problem.batches
-    )
+    domains = [np.unique(trace.domain[window.token]) for window in problem.batches]
+    return all(len(found) == 1 for found in domains) and len(np.unique(np.concatenate(domains))) > 1

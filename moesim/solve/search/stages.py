@@ -2,8 +2,9 @@
 
 Policies that are not known here are searched for as if the nearest copy served. For ``token-aware``, and for
 ``shares``, whose program sends the picks of a token to few nodes and evens out the ranks, a stage counts the fewest
-nodes that its rows can visit, and one by nearest copies may come first. Under ``batch-lp`` every move is shared anew
-over the ranks, and its copies are drawn at random: its program looks at loads and not at where a token is.
+nodes that its rows can visit, and one by nearest copies may come first. Where nodes do not count, and
+under ``batch-lp``, the load is shared anew over the ranks for every move; copies are drawn at random under
+``batch-lp``, whose program looks at loads and not at where a token is.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": PICK_HASH, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
-_SHARED_ANEW: Final = ("batch-lp", "token-aware")
-"""Policies that share every batch over its copies as evenly as they can; token-aware goes by nodes first, where these
-count."""
+_SHARED_ANEW: Final = ("batch-lp", "shares", "token-aware")
+"""Policies that share every batch over its copies as evenly as they can; the latter two look at nodes first, where
+there are several."""
 COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
-FLOOR: Final = 1.0
-"""Balance to reach by default, over EPLB's."""
+FLOOR: Final = 1.03
+"""Balance to reach by default, over EPLB's: what is just reached where the search looked is a little less elsewhere."""
 STEEP: Final = 3.0
 """How much more compute time beyond the floor counts."""
 _EASED: Final = {"shares": 0.85, "token-aware": 0.6, "batch-lp": 1.0}
@@ -127,8 +128,7 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
-        evened = load_only or (policy != COVER and problem.objective.aim != "traffic")
-        poured = evened and problem.policy in _SHARED_ANEW
+        poured = not covers and problem.objective.aim != "traffic" and problem.policy in _SHARED_ANEW
         stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"]), poured))
     if cover > 0:
         stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
