@@ -74,12 +74,11 @@ def test_scenarios_vary_as_much_as_a_step_that_was_not_fitted() -> None:
 
 
 @pytest.mark.parametrize(("aim", "risk", "drawn"), [
-    ("time", "mean", True), ("load", "mean", True), ("traffic", "mean", True), ("time", "cvar", False),
+    ("load", "mean", True), ("time", "mean", False), ("load", "cvar", False),
 ])  # fmt: skip
 def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: str, drawn: bool) -> None:
     problem = make_problem(tokens=512)  # two windows, of two steps in all
     problem = dataclasses.replace(problem, objective=Objective(aim, risk=risk))
-    apart = dataclasses.replace(problem, objective=Objective("time", risk="cvar"))
     parts = 8 if risk == "mean" else len(problem.batches)
     found = sample_rows(problem, 512, parts).demand
     assert len(found) == parts
@@ -92,8 +91,9 @@ def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: s
     if drawn:
         np.testing.assert_allclose(found[:, 0].mean(axis=0), raw.mean(axis=0))
         assert found[:, 0].std(axis=0).mean() < 0.75 * raw.std(axis=0).mean()  # sqrt((2 + 1) / (8 - 1)) is 0.65
+    elif risk == "mean":
+        np.testing.assert_allclose(found[:, 0], raw)
     else:
-        np.testing.assert_array_equal(found, sample_rows(apart, 512, 8).demand)
         assert found[:, 0].sum(axis=1).tolist() == [512.0] * len(problem.batches)  # whole picks of whole windows
 
 

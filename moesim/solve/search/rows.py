@@ -15,7 +15,7 @@ class Rows(NamedTuple):
     """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home`` int32, ``key`` int64 [rows].
 
     ``demand`` float64 [scenarios, layers, experts]: picks of a step of all ranks, as each part of the traffic has it,
-    drawn to the mean where parts stand for steps, and as in unseen traffic;
+    for load drawn to the mean, and as in unseen traffic;
     ``share`` float64 [ranks]: part of the tokens that live on each rank.
     """
 
@@ -68,7 +68,7 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
     seen = demand
-    if problem.objective.risk == "mean" and not by_domain(problem):
+    if problem.objective.aim == "load" and problem.objective.risk == "mean" and not by_domain(problem):
         seen = steadied(demand, total.astype(np.float64), len(unique) / (len(token) / steps))
     demand = with_unseen(seen, demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)

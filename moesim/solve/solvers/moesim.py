@@ -44,8 +44,8 @@ def moesim(problem: Problem) -> Array:
         Tokens of a layer whose copies the search counts.
     scenarios
         Equal runs of the traffic over which the time of the fullest rank is averaged, so that a placement
-        that is balanced only in the sum of all does not pass; 0: 8, or 64 where load alone counts. Unseen ones of
-        the objective are among them. Windows by domain, and those of an objective that looks at single ones, are
+        that is balanced only in the sum of all does not pass; 0: 8, or 64 where load alone counts, then drawn to
+        their mean so that they vary as a step does. Unseen ones of the objective are among them. Windows by domain, and those of an objective that looks at single ones, are
         scenarios themselves.
     hot, cold
         First and last temperature as shares of the starting time.
@@ -56,7 +56,8 @@ def moesim(problem: Problem) -> Array:
         beyond counts four times. 0: only the step time counts. Policies that even out every batch by themselves
         (``shares``, ``batch-lp``, ``token-aware``) need none and have none.
     even
-        Part of the work that copies are taken to share evenly, whoever is nearest.
+        Part of the work that copies are taken to share evenly, whoever is nearest; of no effect where copies are drawn,
+        hashed or shared anew.
     cover
         Under ``token-aware`` and ``shares``, part of the effort that looks at the fewest nodes which tokens can visit,
         the rest going before it to nearest copies; 0: nearest copies only.
