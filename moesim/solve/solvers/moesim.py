@@ -45,8 +45,8 @@ def moesim(problem: Problem) -> Array:
     scenarios
         Equal runs of the traffic over which the time of the fullest rank is averaged, so that a placement
         that is balanced only in the sum of all does not pass; 0: 8, or 64 where load alone counts, then drawn to
-        their mean so that they vary as a step does. Unseen ones of the objective are among them. Windows by domain, and those of an objective that looks at single ones, are
-        scenarios themselves.
+        their mean so that they vary as a step does. Unseen ones of the objective are among them. Windows by domain,
+        and those of an objective that looks at single ones, are scenarios themselves.
     hot, cold
         First and last temperature as shares of the starting time.
     balance
