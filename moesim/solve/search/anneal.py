@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moesim.base.compiled import compiled
 from moesim.placement.clock import working_s
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
-from moesim.solve.search.cost import Prices, compute_s, cost, network_s, powers_s, priced
+from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
 from moesim.solve.search.reroute import outlook, outlook_cover, outlook_nearest, reroute, take_back
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
@@ -169,8 +169,7 @@ def _anneal(
     level = priced(powers_s(np.full(scenarios, float(ranks)), ranks, ideal, worst, each), prices)
     if shares:
         # poured from scratch it is a little other than move by move
-        fees = 1 + fee(rules, held) if priced_rules else 1.0
-        now = (priced(compute_s(load, scale, worst), prices) + network) * fees
+        now = cost(state, prices) * (1 + fee(rules, held))
     # of the experts of a move: who serves them then, and who did
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)

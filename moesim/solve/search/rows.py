@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.base.arrays import Array
 from moesim.solve.problem import Problem
 from moesim.trace.kernels import count_picks
 
@@ -38,7 +39,9 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
         Scenarios in all, unseen ones included; where they are windows of the problem, these and the unseen ones.
     """
     unseen = problem.unseen_share
-    scenario = scenario_of(problem, max(round(scenarios * (1 - unseen)), 1))
+    # the objective looks at single windows, or these differ for a reason
+    by_window = problem.objective.risk == "cvar" or by_domain(problem)
+    scenario = scenario_of(problem, max(round(scenarios * (1 - unseen)), 1), by_window)
     rng = np.random.default_rng([problem.seed, 1])
     trace = problem.batches[0].trace
     token = np.concatenate([window.token for window in problem.batches])
@@ -68,14 +71,14 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
     seen = demand
-    if problem.objective.aim == "load" and problem.objective.risk == "mean" and not by_domain(problem):
-        seen = steadied(demand, total.astype(np.float64), len(unique) / (len(token) / steps))
+    if problem.objective.aim == "load" and not by_window:
+        seen = steadied(demand, total, len(unique) / (len(token) / steps))
     demand = with_unseen(seen, demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)
     return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
 
 
-def steadied(demand: NDArray[np.float64], tokens: NDArray[np.float64], steps: float) -> NDArray[np.float64]:
+def steadied(demand: NDArray[np.float64], tokens: Array, steps: float) -> NDArray[np.float64]:
     """Return ``demand`` [scenarios, layers, experts] drawn towards the mean, so that it varies as steps to come will.
 
     A step of another window as long as this one is off what this one holds in all by the sampling errors of both. One
@@ -84,7 +87,7 @@ def steadied(demand: NDArray[np.float64], tokens: NDArray[np.float64], steps: fl
     Parameters
     ----------
     tokens
-        Tokens of each scenario, float64 [scenarios].
+        Tokens of each scenario [scenarios].
     steps
         Steps that the window would fill without using a token twice.
     """
@@ -113,15 +116,15 @@ def with_unseen(
     return np.concatenate([seen, dealt])
 
 
-def scenario_of(problem: Problem, count: int) -> NDArray[np.int64]:
+def scenario_of(problem: Problem, count: int, by_window: bool) -> NDArray[np.int64]:
     """Return a scenario for every token of the trace, int64 [rows], numbered without gaps over those that ran.
 
-    Scenarios are equal runs of tokens in the order in which they ran, so that requests stay together; or the windows
-    of the problem, where the objective looks at single ones or each is one domain.
+    Scenarios are ``count`` equal runs of tokens in the order in which they ran, so that requests stay together; or,
+    ``by_window``, the windows of the problem.
     """
     trace = problem.batches[0].trace
     found = np.zeros(trace.rows, np.int64)
-    if by_domain(problem) or problem.objective.risk == "cvar":
+    if by_window:
         for number, window in reversed(list(enumerate(problem.batches))):
             found[window.token] = number
         ran = np.unique(np.concatenate([window.token for window in problem.batches]))

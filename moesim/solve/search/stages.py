@@ -38,9 +38,6 @@ _POLICIES: Final = {
     "nearest": NEAREST, "sglang": NEAREST, "shares": COVER, "batch-lp": PICK_HASH, "token-aware": COVER,
     "hash": ROW_HASH, "uniform": PICK_HASH, "random": PICK_HASH,
 }  # fmt: skip
-_SHARED_ANEW: Final = ("batch-lp", "shares", "token-aware")
-"""Policies that share every batch over its copies as evenly as they can; the latter two look at nodes first, where
-there are several."""
 COVERED: Final = tuple(name for name, how in _POLICIES.items() if how == COVER)
 """Policies that are searched for by the fewest nodes that tokens can visit."""
 FLOOR: Final = 1.03
@@ -128,7 +125,7 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
-        poured = not covers and problem.objective.aim != "traffic" and problem.policy in _SHARED_ANEW
+        poured = not covers and problem.objective.aim != "traffic" and problem.policy in _EASED
         stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"]), poured))
     if cover > 0:
         stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
