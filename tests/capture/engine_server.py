@@ -164,19 +164,17 @@ class _Handler(BaseHTTPRequestHandler):
             engine._busy += 1
             engine.busiest = max(engine.busiest, engine._busy)
             engine.keys.append(self.headers.get("Authorization"))
-        try:
-            time.sleep(engine.pause_s)
-            fault = engine.fault(self.path, content)
+        time.sleep(engine.pause_s)
+        fault = engine.fault(self.path, content)
+        # no longer busy before the reply leaves: whoever reads it may ask again at once
+        with engine._lock:
+            engine._busy -= 1
             if fault is None:
-                answer = engine.answer(self.path, content)
-                with engine._lock:
-                    engine.seen.append((self.path, content))
-                self._json(200, answer)
-            else:
-                self._fail(fault, content)
-        finally:
-            with engine._lock:
-                engine._busy -= 1
+                engine.seen.append((self.path, content))
+        if fault is None:
+            self._json(200, engine.answer(self.path, content))
+        else:
+            self._fail(fault, content)
 
     def _record(self) -> None:
         engine = self.engine
