@@ -18,6 +18,8 @@ from moesim.trace import Trace
 pytest.importorskip("streamlit", reason="needs the extra `app`", exc_type=ImportError)
 
 APP = Path(__file__).resolve().parents[2] / "app"
+PATIENCE_S = 600.0
+"""How long a result may take: as long as kernels compile, with none on disk and other tests on the same cores."""
 SPEC = ModelSpec("little", (1, 2, 3), 4, experts=16, top_k=2, hidden=2048, intermediate=1024)
 
 
@@ -58,10 +60,10 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     import dash_ui
 
     # kernels that compile for the first time take long; a test looks at the page that comes after
-    monkeypatch.setattr(dash_ui, "_PATIENCE_S", 120.0)
+    monkeypatch.setattr(dash_ui, "_PATIENCE_S", PATIENCE_S)
 
     def begin(page: str = "inputs", **query: str) -> Any:
-        session = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
+        session = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=2 * PATIENCE_S)
         small = {"trace": "data:0/monday.parquet", "held": "data:0/tuesday.parquet", "dims": "its own",
                  "ranks": "8", "tokens": "64", "deadline": "3"}  # fmt: skip
         for key, value in (small | query).items():
@@ -84,7 +86,7 @@ def clean(session: Any) -> Any:
     return session
 
 
-def finish(session: Any, patience_s: float = 120.0) -> Any:
+def finish(session: Any, patience_s: float = PATIENCE_S) -> Any:
     """Run a session until its planning jobs have ended, as the timer of the page does."""
     end = time.monotonic() + patience_s
     while session.session_state["awaited"] and time.monotonic() < end:
