@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class Visitor:
 @contextmanager
 def visit(address: str, *, dark: bool = False, size: dict[str, int] | None = None) -> Iterator[Visitor]:
     """Open a browser before the dashboard."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=list(FLAGS))
@@ -143,7 +143,8 @@ def visit(address: str, *, dark: bool = False, size: dict[str, int] | None = Non
             try:
                 yield visitor
             except Exception as error:
-                error.add_note(f"the page shows:\n{visitor.page.locator('body').inner_text(timeout=HEARD_MS)}")
+                with suppress(Error):
+                    error.add_note(f"the page shows:\n{visitor.page.locator('body').inner_text(timeout=HEARD_MS)}")
                 raise
         finally:
             browser.close()

@@ -160,5 +160,5 @@ def test_a_click_on_a_plan_shows_it_on_all_pages(address: str):
         page.wait_for_selector("text=contiguous is the plan that all pages show now")
         for title in ("Plan", "Simulation"):
             visitor.go(title)
-            assert page.get_by_text("contiguous", exact=True).count() > 0, title
+            assert page.get_by_role("combobox", name="Plan", exact=True).input_value() == "contiguous", title
         untroubled(visitor)
