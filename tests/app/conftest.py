@@ -15,11 +15,11 @@ import pytest
 from moesim.spec import ModelSpec
 from moesim.trace import Trace
 
+from .serving import PATIENCE_S, ROOT
+
 pytest.importorskip("streamlit", reason="needs the extra `app`", exc_type=ImportError)
 
-APP = Path(__file__).resolve().parents[2] / "app"
-PATIENCE_S = 600.0
-"""How long a result may take: as long as kernels compile, with none on disk and other tests on the same cores."""
+APP = ROOT / "app"
 SPEC = ModelSpec("little", (1, 2, 3), 4, experts=16, top_k=2, hidden=2048, intermediate=1024)
 
 
@@ -86,9 +86,9 @@ def clean(session: Any) -> Any:
     return session
 
 
-def finish(session: Any, patience_s: float = PATIENCE_S) -> Any:
+def finish(session: Any) -> Any:
     """Run a session until its planning jobs have ended, as the timer of the page does."""
-    end = time.monotonic() + patience_s
+    end = time.monotonic() + PATIENCE_S
     while session.session_state["awaited"] and time.monotonic() < end:
         time.sleep(0.05)
         session.run()

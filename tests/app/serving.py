@@ -21,7 +21,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 LAPTOP = {"width": 1366, "height": 768}
 HEARD_MS = 120_000
 """How long a press may go unanswered. Nothing is computed until then, so what takes longer was not heard."""
-PATIENCE_MS = 600_000
+PATIENCE_S = 600.0
 """How long a result may take: as long as kernels compile, with none on disk and other tests on the same cores."""
 
 
@@ -74,7 +74,7 @@ class Visitor:
         self.page, self.address = page, address
         self.complaints: list[str] = []
         self.asked: set[str] = set()
-        page.set_default_timeout(PATIENCE_MS)
+        page.set_default_timeout(PATIENCE_S * 1e3)
         page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.add(request.url))
