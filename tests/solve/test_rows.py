@@ -73,10 +73,9 @@ def test_scenarios_vary_as_much_as_a_step_that_was_not_fitted() -> None:
     assert np.mean((found - windows.mean(axis=1, keepdims=True)) ** 2) == pytest.approx(off, rel=0.05)
 
 
-@pytest.mark.parametrize(("aim", "risk", "drawn"), [
-    ("load", "mean", True), ("time", "mean", False), ("load", "cvar", False),
-])  # fmt: skip
-def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: str, drawn: bool) -> None:
+@pytest.mark.parametrize("aim", ["load", "time", "traffic"])
+@pytest.mark.parametrize("risk", ["mean", "cvar"])
+def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: str) -> None:
     problem = make_problem(tokens=512)  # two windows, of two steps in all
     problem = dataclasses.replace(problem, objective=Objective(aim, risk=risk))
     parts = 8 if risk == "mean" else len(problem.batches)
@@ -88,13 +87,25 @@ def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: s
     raw = np.stack(
         [np.bincount(trace.routes[run, 0].ravel(), minlength=problem.experts) * 256 / len(run) for run in runs]
     )
-    if drawn:
+    if risk == "mean":
         np.testing.assert_allclose(found[:, 0].mean(axis=0), raw.mean(axis=0))
         assert found[:, 0].std(axis=0).mean() < 0.75 * raw.std(axis=0).mean()  # sqrt((2 + 1) / (8 - 1)) is 0.65
-    elif risk == "mean":
-        np.testing.assert_allclose(found[:, 0], raw)
     else:
         assert found[:, 0].sum(axis=1).tolist() == [512.0] * len(problem.batches)  # whole picks of whole windows
+
+
+@pytest.mark.parametrize(("policy", "aim", "nodes", "scenarios", "drawn"), [
+    ("nearest", "time", 2, 16, True), ("hash", "time", 1, 16, True), ("shares", "time", 2, 16, True),
+    ("shares", "time", 1, 8, False), ("batch-lp", "time", 2, 8, False), ("batch-lp", "load", 2, 64, True),
+])  # fmt: skip
+def test_how_many_scenarios_a_search_looks_at(
+    make_problem, policy: str, aim: str, nodes: int, scenarios: int, drawn: bool
+) -> None:
+    problem = make_problem(nodes=nodes, ranks_per_node=4 // nodes, policy=policy)
+    problem = dataclasses.replace(problem, objective=Objective(aim))
+    (stage,) = make_stages(problem, 1)
+    wanted = sample_rows(problem, int(problem.options["rows"]), scenarios, drawn=drawn)
+    np.testing.assert_array_equal(stage.rows.demand, wanted.demand)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

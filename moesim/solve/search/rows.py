@@ -16,7 +16,7 @@ class Rows(NamedTuple):
     """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home`` int32, ``key`` int64 [rows].
 
     ``demand`` float64 [scenarios, layers, experts]: picks of a step of all ranks, as each part of the traffic has it,
-    for load drawn to the mean, and as in unseen traffic;
+    drawn to the mean where that is asked for, and as in unseen traffic;
     ``share`` float64 [ranks]: part of the tokens that live on each rank.
     """
 
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
     share: NDArray[np.float64]
 
 
-def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
+def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = True) -> Rows:
     """Return about ``count`` rows, and what each scenario asks of every expert.
 
     Every token of the batches is used equally often, give or take one. Homes are dealt anew: which rank a request
@@ -37,6 +37,8 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
     ----------
     scenarios
         Scenarios in all, unseen ones included; where they are windows of the problem, these and the unseen ones.
+    drawn
+        Draw scenarios to their mean, unless they are windows, see :func:`steadied`.
     """
     unseen = problem.unseen_share
     # the objective looks at single windows, or these differ for a reason
@@ -71,7 +73,7 @@ def sample_rows(problem: Problem, count: int, scenarios: int) -> Rows:
             demand[index] += times_seen * picks
     demand *= (len(token) / steps / total)[:, None, None]
     seen = demand
-    if problem.objective.aim == "load" and not by_window:
+    if drawn and not by_window:
         seen = steadied(demand, total, len(unique) / (len(token) / steps))
     demand = with_unseen(seen, demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)

@@ -28,9 +28,11 @@ from moesim.solve.search.scale import merging, seconds_per_count, tokens_per_ran
 from moesim.solve.search.settle import make_state
 from moesim.solve.search.state import COVER, NEAREST, NOTHING, PER_NODE, PICK_HASH, ROW_HASH, TOKENS, State
 
-_SCENARIOS: Final = 8
+_SCENARIOS: Final = 16
+_SCENARIOS_RAW: Final = 8
 _SCENARIOS_LOAD: Final = 64
-"""Scenarios by default, and where load alone counts: there they cost little, and the more the better plans last."""
+"""Scenarios by default; where they are not drawn to their mean; and where load alone counts: there they cost little,
+and the more the better plans last."""
 _RATE: Final = 2.5e8
 """Units of work (rows looked at) that a second of deadline buys, whatever the machine: somewhat less than one thread of
 a current core does. Fixed, so that the answer depends on the deadline and not on cores and their mood."""
@@ -120,12 +122,14 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     cover = float(options["cover"]) if covers else 0.0
     if problem.policy in _EASED and float(options["floor"]) not in (0.0, FLOOR):
         problem.note(f"policy {problem.policy!r} evens out every batch by itself: no floor is kept to")
-    scenarios = options["scenarios"] or (_SCENARIOS_LOAD if load_only else _SCENARIOS)
-    rows = sample_rows(problem, int(options["rows"]), int(scenarios))
+    poured = not covers and problem.objective.aim != "traffic" and problem.policy in _EASED
+    # a program that evens out every batch has no floor; parts as uneven as they are leave it more room
+    drawn = load_only or not poured
+    scenarios = options["scenarios"] or (_SCENARIOS_LOAD if load_only else _SCENARIOS if drawn else _SCENARIOS_RAW)
+    rows = sample_rows(problem, int(options["rows"]), int(scenarios), drawn=drawn)
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
-        poured = not covers and problem.objective.aim != "traffic" and problem.policy in _EASED
         stages.append(Stage(problem, by_copies, rows, effort * (1 - cover), float(options["even"]), poured))
     if cover > 0:
         stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))

@@ -44,9 +44,10 @@ def moesim(problem: Problem) -> Array:
         Tokens of a layer whose copies the search counts.
     scenarios
         Equal runs of the traffic over which the time of the fullest rank is averaged, so that a placement
-        that is balanced only in the sum of all does not pass; 0: 8, or 64 where load alone counts, then drawn to
-        their mean so that they vary as a step does. Unseen ones of the objective are among them. Windows by domain,
-        and those of an objective that looks at single ones, are scenarios themselves.
+        that is balanced only in the sum of all does not pass; drawn to their mean so that they vary as a step does.
+        0: 16, or 64 where load alone counts; under ``batch-lp``, and ``shares`` and ``token-aware`` where nodes do not
+        count, 8 for time, as they are. Unseen ones of the objective are among them. Windows by domain, and those of an
+        objective that looks at single ones, are scenarios themselves, as they are.
     hot, cold
         First and last temperature as shares of the starting time.
     balance
