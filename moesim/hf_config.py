@@ -68,6 +68,8 @@ def read(path: str | Path) -> ModelSpec:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(file, "", f"{error.strerror or error}; give the config.json of the model") from None
+    except UnicodeDecodeError:
+        raise FormatError(file, "", "expected the config.json of a model, or a preset; found binary data") from None
     except (ValueError, RecursionError) as error:
         raise FormatError(file, "", f"expected JSON, found {' '.join(str(error).split())}") from None
     if not isinstance(config, Mapping):

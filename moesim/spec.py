@@ -184,6 +184,11 @@ class ModelSpec:
         return self.layers + self.left_out
 
     @property
+    def stands_for(self) -> float:
+        """MoE layers of the whole model for each of ``layer_ids``, 1 where none is left out."""
+        return self.moe_layers / self.layers
+
+    @property
     def dense_layers(self) -> int:
         """Number of decoder layers that are dense."""
         return self.num_hidden_layers - self.moe_layers
@@ -249,6 +254,12 @@ class ModelSpec:
         used = other.top_k * other.intermediate + other.shared_intermediate
         dense = (other.dense_intermediate or used) if self.dense_layers else 0
         return dataclasses.replace(self, name=f"{self.name} @ {other.name}", dense_intermediate=dense, **changes)
+
+    def whole(self) -> ModelSpec:
+        """Return the model with all its MoE layers; those left out take the last places that no layer has."""
+        free = sorted(set(range(self.num_hidden_layers)) - set(self.layer_ids))
+        ids = sorted([*self.layer_ids, *free[len(free) - self.left_out :]])
+        return dataclasses.replace(self, layer_ids=tuple(ids), left_out=0)
 
     def only(self, layers: Sequence[int]) -> ModelSpec:
         """Return the model with some of its MoE layers, ordinals in ascending order; the others are left out."""

@@ -282,6 +282,9 @@ def test_files_that_are_no_config_are_refused(tmp_path):
         path.write_text(content)
         with pytest.raises(FormatError, match=message):
             find(path)
+    path.write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(FormatError, match=r"expected the config\.json of a model, or a preset; found binary data"):
+        find(path)
 
 
 values = st.none() | st.booleans() | st.integers(-2, 70) | st.text(max_size=3) | st.lists(st.integers(0, 9), max_size=3)

@@ -79,8 +79,9 @@ def advise(
     with screen.progress() as say:
         found = run(
             given.routing, given.group, slots_per_rank=given.slots(slots_per_rank), previous=running,
-            policy=policy, transport=transport, network=network, compute=compute, fit=fit, dims=given.dims,
-            tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed, deadline_s=deadline,
+            previous_inputs=given.fitted_on(previous), policy=policy, transport=transport, network=network,
+            compute=compute, fit=fit, dims=given.dims, tokens_per_rank=tokens_per_rank,
+            phase=phase, max_steps=steps, seed=seed, deadline_s=deadline,
             horizon_s=terms.seconds(horizon) or 0.0, progress=say,
         )  # fmt: skip
     if output is not None:

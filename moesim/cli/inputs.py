@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,6 +69,12 @@ class Inputs:
             If the file is neither.
         """
         return None if path is None else load.placement_of(self.plan(path))
+
+    def fitted_on(self, path: Path | None) -> Mapping[str, Any] | None:
+        """Return the inputs of a plan, which say what it was fitted on; None of a placement, or without one."""
+        from moesim.solve import Plan
+
+        return Plan.read(path).inputs if path is not None and load.is_plan(path) else None
 
     def running(self, path: Path | None) -> Any:
         """Return the placement that runs, None where no file was named.

@@ -314,7 +314,8 @@ def compare(
             solvers=names, policy=policy, transport=transport, network=network, compute=compute,
             fit=fit, held_out=other,
             objective=terms.objective(objective, risk, worst, unseen), constraints=limits, windows=windows,
-            previous=running, horizon_s=terms.seconds(horizon), regret=regret, dims=given.dims,
+            previous=running, previous_inputs=given.fitted_on(previous), horizon_s=terms.seconds(horizon),
+            regret=regret, dims=given.dims,
             tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip
         if save_plans is not None:

@@ -133,9 +133,20 @@ class Costs:
         return merged
 
     @property
+    def partial_note(self) -> str:
+        """What a reader must know where some MoE layers of the model are left out; else empty."""
+        if not self.spec.left_out:
+            return ""
+        return (
+            f"the trace holds {self.spec.layers} of the {self.spec.moe_layers} MoE layers of {self.spec.name}: steps, "
+            "bytes and moves are of these alone; in the whole model, break-even and horizon each stands for "
+            f"{self.spec.stands_for:.3g}"
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed."""
-        extra: list[str] = []
+        extra = [self.partial_note] if self.partial_note else []
         if self.spec.attention is None:
             extra.append(f"attention of {self.spec.name} is not known: only its gate is priced")
         if self.spec.dense_layers and not self.spec.dense_intermediate:

@@ -296,6 +296,10 @@ def launch(
                     "moesim.placement.fill_empty(placement, loads), on the command line with --fill TRACE")  # fmt: skip
     if format in NUMBERED and numbered.layer_ids is None:
         case.refuse("layer numbers", "it goes by decoder layer, and this placement does not know them; give the model")
+    if numbered.left_out:
+        whole = numbered.layers + numbered.left_out
+        case.refuse("layer numbers", f"the plan holds {numbered.layers} of the {whole} MoE layers of the model, as the "
+                    "trace that it was made on does; record and plan all of them")  # fmt: skip
     if nodes is not None and len(nodes) != numbered.ranks:
         raise InputError(f"launch: expected the node of each of {count(numbered.ranks, 'rank')}, got {len(nodes)}")
     return make(case)

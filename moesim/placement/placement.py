@@ -33,6 +33,8 @@ class Placement(Sealed):
     layer_ids, num_hidden_layers
         Decoder index of each MoE layer and the number of all decoder layers, where they are known.
         Engines that number all decoder layers need them; :meth:`for_model` sets them.
+    left_out
+        MoE layers of the model that this placement does not hold, where the trace did not: no engine can load it.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class Placement(Sealed):
     num_experts: int
     layer_ids: tuple[int, ...] | None = None
     num_hidden_layers: int | None = None
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_experts", int(self.num_experts))
@@ -150,7 +153,9 @@ class Placement(Sealed):
                 f"placement: has {count(self.layers, 'layer')} of {count(self.num_experts, 'expert')}, but model "
                 f"{spec.name!r} has {count(spec.layers, 'MoE layer')} of {spec.experts}; use the model it was made for"
             )
-        return dataclasses.replace(self, layer_ids=spec.layer_ids, num_hidden_layers=spec.num_hidden_layers)
+        return dataclasses.replace(
+            self, layer_ids=spec.layer_ids, num_hidden_layers=spec.num_hidden_layers, left_out=spec.left_out
+        )
 
     @classmethod
     def from_physical(cls, physical_to_logical: Any, ranks: int, num_experts: int) -> Placement:

@@ -22,6 +22,9 @@ from moesim.trace import DECODE, PHASES, TRAIN, Batches, Trace, make_batches
 from moesim.trace.checks import check_seed
 
 DEFAULT_POLICY: Final = "nearest"
+FITTED_ON: Final = frozenset({"trace", "origin", "steps", "requests"})
+"""Inputs of a plan that say what it was fitted on."""
+UNKNOWN_FIT: Final = "a placement does not say what it was fitted on: which steps it had seen is not known"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +158,8 @@ def seen_steps(batches: Batches, inputs: Mapping[str, Any] | None) -> tuple[Arra
     """
     unseen = np.zeros(len(batches), dtype=bool)
     if inputs is None:
-        return unseen, "a placement does not say what it was fitted on: which steps it had seen is not known"
-    if not {"trace", "origin", "steps", "requests"} <= set(inputs):
+        return unseen, UNKNOWN_FIT
+    if not set(inputs) >= FITTED_ON:
         return unseen, "the plan does not list the steps and requests it was fitted on: which it had seen is not known"
     trace = batches.trace
     if inputs["trace"] != trace.digest and inputs["origin"] != trace.origin_digest:

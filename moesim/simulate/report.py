@@ -112,6 +112,8 @@ class Report(Sealed):
     outside_s
         Seconds of each step outside its MoE layers ``[S]``, of the slowest rank: dense layers, embeddings, output
         head. They are not part of ``step_s``.
+    stands_for
+        MoE layers of the model for each that ran, where the trace holds only some of them; 1 where it holds all.
     dropped
         Token-expert pairs beyond the capacity of their expert, sum over steps.
     """
@@ -135,6 +137,7 @@ class Report(Sealed):
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     outside_s: Array | None = None
+    stands_for: float = 1.0
     dropped: int = 0
 
     def __post_init__(self) -> None:
@@ -197,13 +200,18 @@ class Report(Sealed):
 
     @property
     def model_step_s(self) -> float:
-        """Mean seconds of a step of the whole model: its MoE layers and what stands outside them."""
-        return float((self.step_s + self.outside_s).mean())
+        """Mean seconds of a step of the whole model: all its MoE layers and what stands outside them."""
+        return float(self._whole_s.mean())
 
     @property
     def model_tokens_per_s(self) -> float:
         """Tokens that the whole group processes in a second, all of the model counted."""
-        return float(self.step_tokens.sum() / (self.step_s + self.outside_s).sum())
+        return float(self.step_tokens.sum() / self._whole_s.sum())
+
+    @property
+    def _whole_s(self) -> Array:
+        assert self.outside_s is not None  # set when the report was made
+        return np.asarray(self.step_s * self.stands_for + self.outside_s)
 
     @property
     def tokens_per_s_per_gpu(self) -> float:

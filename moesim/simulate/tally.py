@@ -94,6 +94,7 @@ class Tally:
             notes=setup.notes,
             sources=dict(setup.costs.sources) | (TRAINING_SOURCES if setup.training else {}),
             outside_s=np.array(self.outside_s),
+            stands_for=setup.costs.spec.stands_for,
             dropped=self.dropped,
         )
 

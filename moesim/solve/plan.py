@@ -137,6 +137,7 @@ class Plan(Sealed):
                 "num_experts": placement.num_experts,
                 "layer_ids": list(placement.layer_ids) if placement.layer_ids is not None else None,
                 "num_hidden_layers": placement.num_hidden_layers,
+                **({"left_out": placement.left_out} if placement.left_out else {}),
                 "experts": placement.experts.tolist(),
             },
         }
@@ -184,6 +185,7 @@ class Plan(Sealed):
                 held.num_experts,
                 layer_ids=tuple(held.layer_ids) if held.layer_ids is not None else None,
                 num_hidden_layers=held.num_hidden_layers,
+                left_out=held.left_out,
             )
             return cls(
                 placement=placement,
@@ -211,6 +213,7 @@ class _Held(BaseModel):
     num_experts: int
     layer_ids: list[int] | None
     num_hidden_layers: int | None
+    left_out: int = 0
     experts: list[list[list[int]]]
 
 

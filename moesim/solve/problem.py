@@ -175,7 +175,7 @@ class Problem:
             seconds = seconds * (1 + limits.price * lonely)
         if self.running is not None and np.isfinite(self.horizon_s):
             # seconds of moving for each second served, until the horizon
-            seconds = seconds + self.move(placement).layer_s * (self.stay_s / self.horizon_s)
+            seconds = seconds + self.move(placement).layer_s * (self.stay_s * self.spec.stands_for / self.horizon_s)
         return seconds
 
     @cached_property

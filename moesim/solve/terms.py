@@ -146,7 +146,7 @@ def report(placement: Placement, scored: Score, problem: Problem) -> dict[str, A
         found["migration"] = move.to_dict() | {
             "stay_step_s": problem.stay_s,
             "step_s": scored.mean_s,
-            "break_even_s": break_even_s(move.seconds, problem.stay_s, scored.mean_s),
+            "break_even_s": break_even_s(move.seconds, problem.stay_s, scored.mean_s, problem.spec.stands_for),
             "horizon_s": problem.horizon_s if np.isfinite(problem.horizon_s) else None,
         }
         if not move.moves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import POLICIES, Placement
 from moesim.simulate import simulate
+from moesim.simulate.inputs import UNKNOWN_FIT, seen_steps
 from moesim.solve import Constraints, Plan, solve
 from moesim.solve.bounds import step_bound
 from moesim.solve.moving import break_even_s
@@ -115,7 +116,9 @@ class _Case:
         gain = float(saved.mean() / now)
         move = None if plan is None else plan.terms.get("migration")
         move_s = None if move is None else float(move["move_s"])
-        even = None if move_s is None else break_even_s(move_s - self.anyway_s, now, found.mean_s)
+        even = None if move_s is None else break_even_s(
+            move_s - self.anyway_s, now, found.mean_s, self.costs.spec.stands_for
+        )  # fmt: skip
         in_time = move_s is None or (even is not None and even <= self.horizon_s)
         return Option(
             name=name,
@@ -142,6 +145,7 @@ def advise(
     *,
     slots_per_rank: int,
     previous: Placement | ArrayLike | None = None,
+    previous_inputs: Mapping[str, Any] | None = None,
     policy: str = "nearest",
     transport: str | None = None,
     network: str = "bottleneck",
@@ -167,6 +171,8 @@ def advise(
     previous
         Placement that runs, or its experts [layers, ranks, slots], of which some may be nowhere since ranks were lost
         and are restored first; by default the one that engines start with, slot p holding expert p modulo E.
+    previous_inputs
+        As in :func:`moesim.study.compare`.
     policy
         Dispatch policy that runs.
     fit
@@ -213,6 +219,7 @@ def advise(
             return solve(steps, cluster, stop=stop, **how)
 
     notes = []
+    nothing_runs = previous is None
     if previous is None:
         previous = plan_for(fitted, slots_per_rank, "contiguous").placement
         notes.append("nothing runs that was given: compared with the placement that engines start with (contiguous)")
@@ -298,7 +305,15 @@ def advise(
         notes.append("one held-out step: how much gains differ between steps is not known; give fewer tokens a rank")
     if budget.cut:
         notes.append(f"the deadline cut {budget.cut} of {_RUNS} searches short: another run may differ; give more time")
-    notes += [*(f"held-out steps {note}" for note in judged.notes), *report.notes]
+    if previous_inputs is not None:
+        seen, remark = seen_steps(judged, previous_inputs)
+        if seen.any():
+            remark = f"what runs was fitted on tokens of {int(seen.sum())} of {count(len(judged), 'held-out step')}"
+        notes += [remark] if remark else []
+    # nor was what engines start with fitted on anything
+    known = previous_inputs is not None or nothing_runs
+    notes += [f"held-out steps {note}" for note in judged.notes]
+    notes += [note for note in report.notes if note != UNKNOWN_FIT or not known]
     choice = advised(options)
     return Advice(
         facts=facts,

@@ -112,6 +112,7 @@ def compare(
     objective: Objective | None = None,
     constraints: Constraints | None = None,
     previous: Placement | ArrayLike | None = None,
+    previous_inputs: Mapping[str, Any] | None = None,
     horizon_s: float | None = None,
     regret: bool = False,
     seed: int = 0,
@@ -153,6 +154,8 @@ def compare(
     previous
         Placement that runs now, or its experts [layers, ranks, slots], of which some may be nowhere since ranks were
         lost; rows tell what it takes to move, and what staying is worth (row ``stay``), with lost experts restored.
+    previous_inputs
+        Inputs of the plan that it is of, where it is of one: whether it had seen the held-out steps.
     regret
         Whether to plan on the held-out steps too (solver ``moesim``), to tell how far a plan is from that.
     seed
@@ -205,7 +208,7 @@ def compare(
     if not plans:
         raise next(iter(failed.values()))
     if previous is not None:
-        plans[STAY] = _stay(previous, fitted, group, costs, slots_per_rank, policy, seed)
+        plans[STAY] = _stay(previous, previous_inputs, fitted, group, costs, slots_per_rank, policy, seed)
 
     say("bounding held-out steps")
     bound_s = step_bound(judged, group, costs, slots_per_rank).step_s
@@ -213,7 +216,9 @@ def compare(
     for name, plan in plans.items():
         say(f"judging {name} on {count(len(judged), 'held-out step')}")
         found[name] = judge(plan, fitted, judged, group, costs, name=name, bound_s=bound_s, dims=dims, seed=seed)
-    found = {name: dataclasses.replace(one, row=_with_move(one, found)) for name, one in found.items()}
+    found = {
+        name: dataclasses.replace(one, row=_with_move(one, found, costs.spec.stands_for)) for name, one in found.items()
+    }
     if windows == "domain":
         say("judging every domain")
         for name, one in found.items():
@@ -236,7 +241,7 @@ def compare(
     )  # fmt: skip
 
 
-def _with_move(one: Judged, found: Mapping[str, Judged]) -> Row:
+def _with_move(one: Judged, found: Mapping[str, Judged], stands_for: float) -> Row:
     """Return the row of a plan with what it takes to get there, where something runs."""
     move, stay = one.plan.terms.get("migration"), found.get(STAY)
     if stay is None:
@@ -247,16 +252,17 @@ def _with_move(one: Judged, found: Mapping[str, Judged]) -> Row:
     if one is not stay:
         # who stays must restore what lost ranks held alone, too
         anyway_s = stay.plan.terms.get("migration", {"move_s": 0.0})["move_s"]
-        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s)
+        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s, stands_for)
     return dataclasses.replace(one.row, moves=move["moves"], move_s=move["move_s"], break_even_s=even)
 
 
 def _stay(
-    previous: Placement | ArrayLike, fitted: Batches, group: Cluster, costs: Costs, slots: int, policy: str, seed: int
-) -> Plan:
+    previous: Placement | ArrayLike, inputs: Mapping[str, Any] | None, fitted: Batches, group: Cluster, costs: Costs,
+    slots: int, policy: str, seed: int,
+) -> Plan:  # fmt: skip
     """Return what runs as a plan; where experts are nowhere since ranks were lost, with these restored."""
     placement, move = standing(previous, fitted, costs, slots)
-    plan = adopt(placement, fitted, group, costs, policy=policy, name=STAY, seed=seed)
+    plan = adopt(placement, fitted, group, costs, policy=policy, name=STAY, seed=seed, inputs=inputs)
     if move is None:
         return plan
     return dataclasses.replace(plan, terms={"migration": move.to_dict()}, notes=(*plan.notes, restored_note(move)))
@@ -353,9 +359,13 @@ def _notes(
     reports: Mapping[str, Report],
 ) -> tuple[str, ...]:
     notes = [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
-    seen = max(int(report.seen.sum()) for report in reports.values())
+    seen = {name: int(report.seen.sum()) for name, report in reports.items() if report.seen.any()}
     if seen:
-        notes.append(f"tokens that plans were fitted on are in {seen} of {count(len(judged), 'held-out step')}")
+        who = "plans" if len(seen) == len(reports) else ", ".join(seen)
+        notes.append(
+            f"tokens that {who} {'was' if who in seen else 'were'} fitted on are in {max(seen.values())} of "
+            f"{count(len(judged), 'held-out step')}"
+        )
     if not held_out and fitted.trace.has_steps:
         straddling = np.intersect1d(fitted.trace.request, judged.trace.request).size
         if straddling:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from moesim.base.units import show
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.simulate import Report, simulate
+from moesim.simulate.inputs import FITTED_ON
 from moesim.solve import Plan
 from moesim.solve.bounds import step_bound
 from moesim.solve.objective import score
@@ -176,6 +178,7 @@ def adopt(
     policy: str = "nearest",
     name: str = "placement",
     seed: int = 0,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return a placement from elsewhere as a plan: scored and bounded on the steps that plans are fitted on.
 
@@ -183,6 +186,8 @@ def adopt(
     ----------
     name
         Stands for the solver.
+    inputs
+        Those of the plan that the placement is of, where it is of one: they say what it was fitted on.
 
     Raises
     ------
@@ -192,6 +197,7 @@ def adopt(
     placement = placement.for_model(costs.spec)
     found = score(fitted, placement, costs, policy, seed)
     bound = step_bound(fitted, cluster, costs, placement.slots_per_rank)
+    known = {} if inputs is None or not set(inputs) >= FITTED_ON else {name: inputs[name] for name in FITTED_ON}
     return Plan(
         placement=placement,
         policy=policy,
@@ -202,6 +208,6 @@ def adopt(
         layer_bound_s=bound.layer_s,
         solver=name,
         seed=seed,
-        inputs={"cluster": cluster.name, "cluster_digest": cluster.digest, "model": costs.spec.name},
-        notes=("a placement from elsewhere: what it was fitted to is not known",),
+        inputs=known | {"cluster": cluster.name, "cluster_digest": cluster.digest, "model": costs.spec.name},
+        notes=() if known else ("a placement from elsewhere: what it was fitted to is not known",),
     )

@@ -100,11 +100,13 @@ def cache_tokens(model: ModelSpec, cluster: Cluster, slots_per_rank: int, memory
 def served_model(trace: Trace, dims: ModelSpec | None) -> tuple[ModelSpec, tuple[str, ...]]:
     """Return the model that is served, and notes.
 
-    With dimensions of another model, its layers count too: each recorded layer stands for several of them.
+    Where the trace holds some of the layers only, or with dimensions of another model, whose layers count too, each
+    recorded layer stands for several.
     """
-    if dims is None or dims.layers == trace.layers:
-        return (trace.spec if dims is None else trace.spec.at_dimensions(dims)), ()
-    spec = trace.spec.at_dimensions(dims)
+    spec = trace.spec if dims is None else trace.spec.at_dimensions(dims)
+    dims = dims or trace.spec.whole()
+    if dims.layers == trace.layers:
+        return spec, ()
     spec = dataclasses.replace(
         spec,
         layer_ids=dims.layer_ids,
@@ -186,7 +188,8 @@ def serve_plan(
         "step_model": f"closed form, {prices}",
         "digests": {"trace": trace.digest, "placements": [part.placement.digest for part in parts]},
     }
-    said = [*notes, *source.notes, *serving.costs.notes]
+    # all layers are served, which the notes say already
+    said = [*notes, *source.notes, *(note for note in serving.costs.notes if note != serving.costs.partial_note)]
     if dims is not None:
         said.append(f"routing of {trace.spec.name} replayed at the dimensions of {dims.name}")
     return serve(

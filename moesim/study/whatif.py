@@ -16,6 +16,7 @@ from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.simulate import Report, simulate
+from moesim.simulate.inputs import UNKNOWN_FIT
 from moesim.solve.loads import count_loads
 from moesim.solve.memory import check_memory
 from moesim.solve.packing import balance
@@ -165,8 +166,7 @@ def price(
         batches, group, used.for_model(costs.spec), policy=policy, dims=dims, costs=costs, engine=engine, seed=seed
     )
     lost = None if placement is None or not scenario.without else lost_experts(placement, cluster, scenario.without)
-    hidden = "a placement does not say what it was fitted on"
-    notes += [note for note in report.notes if not note.startswith(hidden)]
+    notes += [note for note in report.notes if note != UNKNOWN_FIT]
     return Outcome(report, group, batches, costs, used, fits, lost, tuple(dict.fromkeys(notes)))
 
 

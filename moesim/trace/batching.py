@@ -275,8 +275,14 @@ def _resample_chunks(
             break
         rounds *= 2
     place = packing.ragged_range(first, length)[place]
+    why = f"{count(len(rows), f'{name} token')} cannot fill a step of {ranks} x {size}"
+    if len(rows) >= ranks * size:
+        why = (
+            f"{count(len(rows), f'{name} token')} of {count(len(lengths), 'request')}, each whole on one rank, do not "
+            f"give every one of {count(ranks, 'rank')} {count(size, 'token')}"
+        )
     note = (
-        f"resampled: {count(len(rows), f'{name} token')} cannot fill a step of {ranks} x {size}; in "
+        f"resampled: {why}; in "
         f"{count(wanted, 'step')} requests are drawn again and again (seed {seed}), each token "
         f"{len(place) / len(rows):.3g} times on average"
     )

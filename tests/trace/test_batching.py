@@ -98,6 +98,14 @@ def test_a_short_trace_is_resampled_and_says_so():
     assert len(make_batches(random_trace(0, [3, 4]), 2, tokens_per_rank=100, max_steps=9)) == 9
 
 
+def test_a_step_that_whole_requests_cannot_fill_is_said_to_be_one():
+    (note,) = make_batches(random_trace(0, [300, 4]), 4, tokens_per_rank=50).notes
+    assert note.startswith(
+        "resampled: 304 prefill tokens of 2 requests, each whole on one rank, do not give every one of 4 ranks "
+        "50 tokens; in 4 steps"
+    )
+
+
 def test_too_few_live_requests_make_decode_tokens_independent():
     batches = make_batches(random_trace(0, [50, 50], decode=1.0), 2, tokens_per_rank=8)
     assert batches.notes == (

@@ -25,6 +25,7 @@ class _File(BaseModel):
     num_experts: int
     layer_ids: list[int] | None
     num_hidden_layers: int | None
+    left_out: int = 0
     digest: str
     experts: list[list[list[int]]]
 
@@ -54,7 +55,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
             raise FormatError(path, f"experts.{layer}", "expected as many ranks and slots as in the layers before")
     try:
         placement = Placement(
-            np.array(held.experts), held.num_experts, _tuple(held.layer_ids), held.num_hidden_layers
+            np.array(held.experts), held.num_experts, _tuple(held.layer_ids), held.num_hidden_layers, held.left_out
         )  # fmt: skip
     except InputError as error:
         raise FormatError(path, "experts", str(error)) from None
@@ -83,6 +84,7 @@ def to_dict(placement: Placement) -> dict[str, Any]:
         "num_experts": placement.num_experts,
         "layer_ids": None if placement.layer_ids is None else list(placement.layer_ids),
         "num_hidden_layers": placement.num_hidden_layers,
+        **({"left_out": placement.left_out} if placement.left_out else {}),
         "digest": placement.digest,
         "experts": placement.experts.tolist(),
     }

@@ -90,6 +90,11 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
             "SGLang numbers all decoder layers, and this placement does not know them: "
             "use placement.for_model(spec), or give spec="
         )
+    if placement.left_out:
+        raise InputError(
+            f"SGLang needs a row for each MoE layer, and this placement holds {placement.layers} of "
+            f"{placement.layers + placement.left_out}: record and plan all of them"
+        )
     require_full(placement, "SGLang")
     slots = placement.ranks * placement.slots_per_rank
     rows = np.tile(np.arange(slots) % placement.num_experts, (placement.num_hidden_layers, 1))
