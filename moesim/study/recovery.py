@@ -190,6 +190,10 @@ def recover(
         "tokens_per_rank": judged.tokens_per_rank,
         "tokens": {"before": before.tokens, "fitted": fit_trace.tokens, "judged": judge_trace.tokens},
         "seed": seed,
-        "notes": [f"before {note}" for note in old.notes] + [f"judged {note}" for note in judged.notes],
+        "notes": [
+            *(f"before {note}" for note in old.notes),
+            *(f"judged {note}" for note in judged.notes),
+            *costs.notes,
+        ],
     }
     return Recovery(facts, tuple(rows))

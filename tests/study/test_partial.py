@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from moesim.solve.moving import break_even_s
 from moesim.spec import Attention, ModelSpec
 from moesim.study import compare
 from moesim.study.advise import advise
+from moesim.study.recovery import recover
 from moesim.study.serving import Serving, serve_plan
 from moesim.trace import Trace
 from moesim.trace.synthetic import router
@@ -123,3 +126,16 @@ def test_what_runs_is_said_to_have_seen_the_held_out_steps(part: Trace) -> None:
     assert not any("does not say what it was fitted on" in note for note in advice.notes)
     bare = compare(part, GROUP, solvers=("eplb",), **(given | {"previous_inputs": None}))
     assert any("what it was fitted to is not known" in note for note in bare.notes)
+
+
+def test_little_moves_are_answered_with_what_they_rest_on(part: Trace) -> None:
+    domain = (part.request % 2).astype(np.int16)
+    mixed = dataclasses.replace(part, domain=domain, domains=("old", "new"))
+    found = recover(mixed, GROUP, share=0.5, budgets=(2,), deadline_s=1.0, **HOW)
+    stay, *moved = found.rows
+    assert moved
+    for row in moved:
+        assert row.break_even_s == break_even_s(row.move_s, stay.step_s, row.step_s, 4)
+    notes = found.facts["notes"]
+    assert any(note.startswith("the trace holds 3 of the 12") for note in notes)
+    assert any(note.startswith("expert compute by roofline") for note in notes)

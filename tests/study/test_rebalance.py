@@ -236,3 +236,16 @@ def test_a_world_plans_within_the_deadline_of_the_other_verbs(world: World):
     assert world.deadline_s == 60.0
     assert cut_note(0, 9, 60.0) == ()
     assert cut_note(1, 1, 60.0)[0].startswith("the deadline of 60 s a plan cut the search of 1 of 1 plan short")
+
+
+def test_a_study_says_what_its_seconds_are_of(trace: Trace):
+    settings = {"trace": "drift.parquet", "topology": "h100-1x8", "tokens_per_rank": 32, "block_steps": 3, "cycles": 1}
+    chosen = RebalanceSettings(**settings)
+    told = {}
+    for layers in (1, 3):
+        part = trace.of_layers(list(range(layers)))
+        shared = {chosen.trace_key: part, chosen.cluster_key: Cluster.preset("h100-1x8")}
+        told[layers] = run(settings, Path(), shared)["notes"]
+        assert "expert compute by roofline" in told[layers]
+    assert "seconds and intervals are of 1 of 3 MoE layers: the whole model takes 3 times as long" in told[1]
+    assert "MoE layers" not in told[3]

@@ -113,7 +113,13 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
             start = world.plan(0, min(chosen.window, len(batches)), None)
         _WORLDS[key] = world, start
     world, start = _WORLDS[key]
-    return world, start, batches.notes
+    said = [note for note in costs.notes if note != costs.partial_note]
+    if costs.partial_note:
+        said.append(
+            f"seconds and intervals are of {costs.spec.layers} of {costs.spec.moe_layers} MoE layers: the whole model "
+            f"takes {costs.spec.stands_for:.3g} times as long, to the same shares"
+        )
+    return world, start, (*batches.notes, *said)
 
 
 def row_of(found: Replay, never: Replay, rule: Rebalancing) -> Row:
