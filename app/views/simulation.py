@@ -53,7 +53,8 @@ with right:
          "Mean seconds of a step, from its start until the last GPU has its last result."),
         ("Throughput", f"{report.tokens_per_s / 1e6:,.2f}M tokens/s" if report.tokens_per_s >= 1e6 else
          f"{report.tokens_per_s / 1e3:,.0f}k tokens/s",
-         f"{report.tokens_per_s / len(report.rank_node):,.0f} a GPU", "Tokens that the group processes in a second."),
+         f"{report.tokens_per_s / len(report.rank_node):,.0f} a GPU",
+         "Tokens that the group takes through the MoE layers of the trace in a second."),
         ("All-to-all", f"{report.all_to_all_s / total:.0%} of the step", show(report.all_to_all_s, "time"),
          "Share of the critical path that runs through dispatch and combine."),
         ("Experts", f"{report.compute_s / total:.0%} of the step", show(report.compute_s, "time"),

@@ -56,5 +56,5 @@ def _model_of(placement: Placement) -> ModelSpec | None:
         return None
     return ModelSpec(
         "model", placement.layer_ids, placement.num_hidden_layers, placement.num_experts,
-        top_k=1, hidden=1, intermediate=1,
+        top_k=1, hidden=1, intermediate=1, left_out=placement.left_out,
     )  # fmt: skip

@@ -72,6 +72,12 @@ class Placement(Sealed):
                     f"Placement.layer_ids: expected {self.layers} ascending decoder indices "
                     f"in 0..{self.num_hidden_layers - 1}, got {ids}"
                 )
+        most = 0 if self.num_hidden_layers is None else self.num_hidden_layers - self.layers
+        if not 0 <= self.left_out <= most:
+            raise InputError(
+                f"Placement.left_out: expected 0..{most}, the decoder layers that are not among layer_ids, got "
+                f"{self.left_out}"
+            )
 
     @property
     def layers(self) -> int:
@@ -196,7 +202,7 @@ class Placement(Sealed):
         return hash(self.digest)
 
     def _facts(self) -> tuple[object, ...]:
-        return self.num_experts, self.layer_ids, self.num_hidden_layers
+        return self.num_experts, self.layer_ids, self.num_hidden_layers, self.left_out
 
     def __repr__(self) -> str:
         shape = f"{self.layers} layers, {self.ranks} ranks of {self.slots_per_rank} slots"

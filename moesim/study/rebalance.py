@@ -214,6 +214,8 @@ def replay(
     step_s, stall_s, imbalance = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     running, plans, cut, moves, moved, planned_at, fresh = start, 0, 0, 0, 0.0, 0, 0.0
     leaving, under_way = start, 0.0
+    # of the engine, as all other seconds are of the layers that the trace holds
+    engine_stall_s = how.stall_s / world.costs.spec.stands_for
     for step in range(steps):
         wanted = _wanted(world, how, step, planned_at, imbalance, fresh)
         old = running
@@ -231,9 +233,9 @@ def replay(
             moves += len(copies)
             moved += copies.bytes(world.costs.spec.expert_bytes)
             if how.migrate == "stop":
-                stall_s[step] = how.stall_s + world.move_s(old, running)
+                stall_s[step] = engine_stall_s + world.move_s(old, running)
             elif how.migrate == "overlap":
-                stall_s[step] = how.stall_s
+                stall_s[step] = engine_stall_s
                 leaving, under_way = old, under_way + _steps_of_move(world, how, old, running, step)
         if under_way > 0:
             # layers switch one after the other, so that in the mean half of them run the old plan

@@ -105,7 +105,7 @@ def served_model(trace: Trace, dims: ModelSpec | None) -> tuple[ModelSpec, tuple
     """
     spec = trace.spec if dims is None else trace.spec.at_dimensions(dims)
     dims = dims or trace.spec.whole()
-    if dims.layers == trace.layers:
+    if dims.layers == trace.layers and not spec.left_out:
         return spec, ()
     spec = dataclasses.replace(
         spec,

@@ -88,6 +88,7 @@ def test_which_scenarios_are_drawn_to_their_mean(make_problem, aim: str, risk: s
         [np.bincount(trace.routes[run, 0].ravel(), minlength=problem.experts) * 256 / len(run) for run in runs]
     )
     if risk == "mean":
+        np.testing.assert_allclose(sample_rows(problem, 512, parts, drawn=False).demand[:, 0], raw)
         np.testing.assert_allclose(found[:, 0].mean(axis=0), raw.mean(axis=0))
         assert found[:, 0].std(axis=0).mean() < 0.75 * raw.std(axis=0).mean()  # sqrt((2 + 1) / (8 - 1)) is 0.65
     else:

@@ -241,11 +241,19 @@ def test_a_world_plans_within_the_deadline_of_the_other_verbs(world: World):
 def test_a_study_says_what_its_seconds_are_of(trace: Trace):
     settings = {"trace": "drift.parquet", "topology": "h100-1x8", "tokens_per_rank": 32, "block_steps": 3, "cycles": 1}
     chosen = RebalanceSettings(**settings)
-    told = {}
+    assert trace.routes is not None
+    alike = dataclasses.replace(trace, routes=np.repeat(trace.routes[:, :1], 3, axis=1))
+    rows = {}
     for layers in (1, 3):
-        part = trace.of_layers(list(range(layers)))
+        part = alike.of_layers(list(range(layers)))
         shared = {chosen.trace_key: part, chosen.cluster_key: Cluster.preset("h100-1x8")}
-        told[layers] = run(settings, Path(), shared)["notes"]
-        assert "expert compute by roofline" in told[layers]
-    assert "seconds and intervals are of 1 of 3 MoE layers: the whole model takes 3 times as long" in told[1]
-    assert "MoE layers" not in told[3]
+        for stall_s in (0.0, 0.5):
+            row = rows[layers, stall_s] = run({**settings, "stall_s": stall_s}, Path(), shared)
+            assert "expert compute by roofline" in row["notes"]
+    assert "moves and bytes are of 1 of 3 MoE layers: of the whole" in rows[1, 0.0]["notes"]
+    assert "MoE layers" not in rows[3, 0.0]["notes"]
+    for stall_s in (0.0, 0.5):
+        some, every = rows[1, stall_s], rows[3, stall_s]
+        assert some["saved_share"] == pytest.approx(every["saved_share"], abs=0.02)
+        assert 3 * some["stopped_s"] == pytest.approx(every["stopped_s"], rel=0.1)
+    assert rows[1, 0.5]["saved_share"] < rows[1, 0.0]["saved_share"] - 0.05

@@ -89,3 +89,13 @@ def require_full(placement: Placement, engine: str) -> None:
             f"placement: layer {layer}, rank {rank}, slot {slot} is empty, and {engine} needs an expert in every slot; "
             "fill them with moesim.placement.fill_empty(placement, loads)"
         )
+
+
+def require_whole(placement: Placement, engine: str) -> None:
+    """Raise where an engine would meet an empty slot, or miss a layer of the model."""
+    require_full(placement, engine)
+    if placement.left_out:
+        raise InputError(
+            f"placement: holds {placement.layers} of the {placement.layers + placement.left_out} MoE layers of the "
+            f"model, and {engine} needs all of them; record and plan them all"
+        )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moesim.base.errors import FormatError
 from moesim.base.files import write_text
-from moesim.placement.formats import require_full
+from moesim.placement.formats import require_whole
 from moesim.placement.formats.native import first_problem, load_json
 from moesim.placement.formats.rows import placement_from_rows
 from moesim.placement.placement import Placement
@@ -111,7 +111,7 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
         If a slot is empty.
     """
     placement = placement if spec is None else placement.for_model(spec)
-    require_full(placement, "vllm-ascend")
+    require_whole(placement, "vllm-ascend")
     layers = [
         {
             "layer_id": layer,

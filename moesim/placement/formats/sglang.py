@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
 from moesim.base.units import count
-from moesim.placement.formats import require_full
+from moesim.placement.formats import require_whole
 from moesim.placement.formats.native import first_problem, load_json
 from moesim.placement.formats.rows import placement_from_rows
 from moesim.placement.placement import Placement
@@ -90,12 +90,7 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
             "SGLang numbers all decoder layers, and this placement does not know them: "
             "use placement.for_model(spec), or give spec="
         )
-    if placement.left_out:
-        raise InputError(
-            f"SGLang needs a row for each MoE layer, and this placement holds {placement.layers} of "
-            f"{placement.layers + placement.left_out}: record and plan all of them"
-        )
-    require_full(placement, "SGLang")
+    require_whole(placement, "SGLang")
     slots = placement.ranks * placement.slots_per_rank
     rows = np.tile(np.arange(slots) % placement.num_experts, (placement.num_hidden_layers, 1))
     rows[list(placement.layer_ids)] = placement.physical_to_logical

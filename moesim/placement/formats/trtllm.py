@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moesim.base.errors import FormatError, InputError
 from moesim.base.files import write_text
-from moesim.placement.formats import require_full
+from moesim.placement.formats import require_whole
 from moesim.placement.formats.native import first_problem
 from moesim.placement.formats.rows import placement_from_rows
 from moesim.placement.placement import Placement
@@ -110,7 +110,7 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
             "TensorRT-LLM numbers all decoder layers, and this placement does not know them: "
             "use placement.for_model(spec), or give spec="
         )
-    require_full(placement, "TensorRT-LLM")
+    require_whole(placement, "TensorRT-LLM")
     lines = [f"num_slots: {placement.ranks * placement.slots_per_rank}", "initial_global_assignments:"]
     rows = zip(placement.layer_ids, placement.physical_to_logical.tolist(), strict=True)
     lines += [f"  {layer}: {row}" for layer, row in rows]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moesim.placement.formats import native, require_full
+from moesim.placement.formats import native, require_whole
 from moesim.placement.placement import Placement
 from moesim.spec import ModelSpec
 
@@ -25,7 +25,7 @@ def read(path: Path, *, ranks: int | None = None, spec: ModelSpec | None = None)
         If a slot is empty.
     """
     placement = native.read(path, ranks=ranks, spec=spec)
-    require_full(placement, "vLLM")
+    require_whole(placement, "vLLM")
     return placement
 
 
@@ -37,5 +37,5 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
     InputError
         If a slot is empty.
     """
-    require_full(placement, "vLLM")
+    require_whole(placement, "vLLM")
     native.write(placement, path, spec=spec)

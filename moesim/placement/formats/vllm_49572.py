@@ -14,7 +14,7 @@ from pydantic import ConfigDict, RootModel, ValidationError
 
 from moesim.base.errors import FormatError
 from moesim.base.files import write_text
-from moesim.placement.formats import require_full
+from moesim.placement.formats import require_whole
 from moesim.placement.formats.native import first_problem, load_json
 from moesim.placement.formats.rows import placement_from_rows
 from moesim.placement.placement import Placement
@@ -67,5 +67,5 @@ def write(placement: Placement, path: Path, *, spec: ModelSpec | None = None) ->
         If a slot is empty.
     """
     placement = placement if spec is None else placement.for_model(spec)
-    require_full(placement, "vLLM")
+    require_whole(placement, "vLLM")
     write_text(path, json.dumps(placement.physical_to_logical.tolist()).replace("], [", "],\n [") + "\n")

@@ -44,10 +44,11 @@ def moesim(problem: Problem) -> Array:
         Tokens of a layer whose copies the search counts.
     scenarios
         Equal runs of the traffic over which the time of the fullest rank is averaged, so that a placement
-        that is balanced only in the sum of all does not pass; drawn to their mean so that they vary as a step does.
-        0: 16, or 64 where load alone counts; under ``batch-lp``, and ``shares`` and ``token-aware`` where nodes do not
-        count, 8 for time, as they are. Unseen ones of the objective are among them. Windows by domain, and those of an
-        objective that looks at single ones, are scenarios themselves, as they are.
+        that is balanced only in the sum of all does not pass; 0: 16, or 64 where load alone counts. They are drawn to
+        their mean, so that they vary as a step does; not for time under ``batch-lp``, and under ``shares`` and
+        ``token-aware`` where nodes do not count: there they stay as they are, 8 by default. Unseen ones of the
+        objective are among them. Windows by domain, and those of an objective that looks at single ones, are
+        scenarios themselves, as they are.
     hot, cold
         First and last temperature as shares of the starting time.
     balance

@@ -105,5 +105,8 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "finished": facts["finished"],
         "fewest_copies": int(plan.placement.replicas.min()),
         "fit_step_s": plan.score_s,
-        "notes": "\n".join(dict.fromkeys([*plan.notes, *report.notes])),
+        # served are all layers, whatever the trace holds
+        "notes": "\n".join(
+            dict.fromkeys(note for note in [*plan.notes, *report.notes] if note != serving.costs.partial_note)
+        ),
     }

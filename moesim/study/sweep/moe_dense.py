@@ -81,7 +81,9 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "attention_s": attention,
         "weight_bytes_per_gpu": trace.layers * _width(costs) * _matrices(costs) * spec.hidden * spec.weight_bytes
         / chosen.tp,
-        "notes": "all-reduces of the dense model stand under all_to_all_s",
+        "notes": "\n".join(
+            note for note in ("all-reduces of the dense model stand under all_to_all_s", costs.partial_note) if note
+        ),
     }  # fmt: skip
 
 

@@ -116,8 +116,8 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
     said = [note for note in costs.notes if note != costs.partial_note]
     if costs.partial_note:
         said.append(
-            f"seconds and intervals are of {costs.spec.layers} of {costs.spec.moe_layers} MoE layers: the whole model "
-            f"takes {costs.spec.stands_for:.3g} times as long, to the same shares"
+            f"seconds, intervals, moves and bytes are of {costs.spec.layers} of {costs.spec.moe_layers} MoE layers: of "
+            f"the whole model all are {costs.spec.stands_for:.3g} times as much, to the same shares; so are stalls"
         )
     return world, start, (*batches.notes, *said)
 
