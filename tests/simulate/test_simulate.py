@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,15 @@ transports = st.sampled_from(["direct", "rank-dedup", "hierarchical", "allgather
 policies = st.sampled_from(["nearest", "hash", "uniform"])
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Return whether plain data is equal, numbers to twelve digits."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-16) if isinstance(one, float) else bool(one == other)
+
+
 @few
 @given(
     world=few_worlds, transport=transports, policy=policies, schedule=st.sampled_from(["sequential", "shared-overlap"])
@@ -42,7 +53,9 @@ def test_every_engine_gives_the_same_report(world: worlds.World, transport: str,
         ).to_dict()  # fmt: skip
         assert report.pop("engine") == engine
         reports[engine] = report
-    assert reports["events"] == reports["closed-form"] == reports["reference"]
+    # sums over ranks may differ in their last digit
+    assert alike(reports["events"], reports["closed-form"])
+    assert alike(reports["reference"], reports["closed-form"])
 
 
 @few
