@@ -70,7 +70,7 @@ def advise(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
-    running = given.running(previous)
+    running, made_on = given.running(previous)
     if isinstance(running, Placement) and slots_per_rank not in (None, running.slots_per_rank):
         raise InputError(
             f"--slots-per-rank: {previous} has {count(running.slots_per_rank, 'slot')} a rank, and one more and one "
@@ -79,7 +79,7 @@ def advise(
     with screen.progress() as say:
         found = run(
             given.routing, given.group, slots_per_rank=given.slots(slots_per_rank), previous=running,
-            previous_inputs=given.fitted_on(previous), policy=policy, transport=transport, network=network,
+            previous_inputs=made_on, policy=policy, transport=transport, network=network,
             compute=compute, fit=fit, dims=given.dims, tokens_per_rank=tokens_per_rank,
             phase=phase, max_steps=steps, seed=seed, deadline_s=deadline,
             horizon_s=terms.seconds(horizon) or 0.0, progress=say,

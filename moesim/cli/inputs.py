@@ -60,24 +60,8 @@ class Inputs:
         """
         return load.plan_or_placement(path, ranks=self.group.ranks, spec=self.routing.spec)
 
-    def placement(self, path: Path | None) -> Placement | None:
-        """Read the placement of a plan, or a placement; None where no file was named.
-
-        Raises
-        ------
-        FormatError
-            If the file is neither.
-        """
-        return None if path is None else load.placement_of(self.plan(path))
-
-    def fitted_on(self, path: Path | None) -> Mapping[str, Any] | None:
-        """Return the inputs of a plan, which say what it was fitted on; None of a placement, or without one."""
-        from moesim.solve import Plan
-
-        return Plan.read(path).inputs if path is not None and load.is_plan(path) else None
-
-    def running(self, path: Path | None) -> Any:
-        """Return the placement that runs, None where no file was named.
+    def running(self, path: Path | None) -> tuple[Any, Mapping[str, Any] | None]:
+        """Return the placement that runs, None where no file was named, and the inputs of its plan where it is of one.
 
         A placement of the whole cluster is cut down to the experts, int [layers, ranks, slots], of the ranks that are
         left; those that only lost ranks held are then nowhere.
@@ -89,14 +73,16 @@ class Inputs:
         InputError
             If the placement is of neither the whole cluster nor what is left of it.
         """
-        if path is None or self.whole is None:
-            return self.placement(path)
+        if path is None:
+            return None, None
+        group = self.whole or self.group
+        source = load.plan_or_placement(path, ranks=group.ranks, spec=self.routing.spec)
+        found, made_on = load.placement_of(source), getattr(source, "inputs", None)
+        if self.whole is None or found.ranks == self.group.ranks:
+            return found, made_on
         from moesim.solve.survival import survivors
 
-        found = load.placement_of(load.plan_or_placement(path, ranks=self.whole.ranks, spec=self.routing.spec))
-        if found.ranks == self.group.ranks:
-            return found
-        return found.experts[:, survivors(self.whole, self.group, found.ranks)]
+        return found.experts[:, survivors(self.whole, self.group, found.ranks)], made_on
 
     def steps(
         self,

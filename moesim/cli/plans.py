@@ -77,7 +77,7 @@ def solve(
         trace, topology, format=format, model=model, format_option=format_option, ranks=ranks, set=set,
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
-    slots, running = given.slots(slots_per_rank), given.running(previous)
+    slots, (running, _) = given.slots(slots_per_rank), given.running(previous)
     limits = terms.constraints(
         given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
         hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
@@ -302,7 +302,7 @@ def compare(
         without=without, degrade=degrade, like=like, dims=dims,
     )  # fmt: skip
     other = None if held_out is None else load.tokens(held_out, format, model, format_option)
-    slots, running = given.slots(slots_per_rank), given.running(previous)
+    slots, (running, made_on) = given.slots(slots_per_rank), given.running(previous)
     limits = terms.constraints(
         given.group, given.priced, slots, rank_slots=rank_slots, slot_budget=slot_budget, hot=hot, hot_nodes=hot_nodes,
         hot_mode=hot_mode, hot_price=hot_price, most_moves=most_moves, most_bytes=most_bytes,
@@ -314,7 +314,7 @@ def compare(
             solvers=names, policy=policy, transport=transport, network=network, compute=compute,
             fit=fit, held_out=other,
             objective=terms.objective(objective, risk, worst, unseen), constraints=limits, windows=windows,
-            previous=running, previous_inputs=given.fitted_on(previous), horizon_s=terms.seconds(horizon),
+            previous=running, previous_inputs=made_on, horizon_s=terms.seconds(horizon),
             regret=regret, dims=given.dims,
             tokens_per_rank=tokens_per_rank, phase=phase, max_steps=steps, seed=seed, deadline_s=deadline, progress=say,
         )  # fmt: skip

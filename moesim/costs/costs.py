@@ -145,8 +145,13 @@ class Costs:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """What a reader must know of these costs: the assumptions, and whether layers are left out."""
+        return (self.partial_note, *self.assumptions) if self.partial_note else self.assumptions
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
         """What was assumed."""
-        extra = [self.partial_note] if self.partial_note else []
+        extra: list[str] = []
         if self.spec.attention is None:
             extra.append(f"attention of {self.spec.name} is not known: only its gate is priced")
         if self.spec.dense_layers and not self.spec.dense_intermediate:

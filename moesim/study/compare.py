@@ -216,9 +216,7 @@ def compare(
     for name, plan in plans.items():
         say(f"judging {name} on {count(len(judged), 'held-out step')}")
         found[name] = judge(plan, fitted, judged, group, costs, name=name, bound_s=bound_s, dims=dims, seed=seed)
-    found = {
-        name: dataclasses.replace(one, row=_with_move(one, found, costs.spec.stands_for)) for name, one in found.items()
-    }
+    found = {name: dataclasses.replace(one, row=_with_move(one, found)) for name, one in found.items()}
     if windows == "domain":
         say("judging every domain")
         for name, one in found.items():
@@ -241,7 +239,7 @@ def compare(
     )  # fmt: skip
 
 
-def _with_move(one: Judged, found: Mapping[str, Judged], stands_for: float) -> Row:
+def _with_move(one: Judged, found: Mapping[str, Judged]) -> Row:
     """Return the row of a plan with what it takes to get there, where something runs."""
     move, stay = one.plan.terms.get("migration"), found.get(STAY)
     if stay is None:
@@ -252,7 +250,7 @@ def _with_move(one: Judged, found: Mapping[str, Judged], stands_for: float) -> R
     if one is not stay:
         # who stays must restore what lost ranks held alone, too
         anyway_s = stay.plan.terms.get("migration", {"move_s": 0.0})["move_s"]
-        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s, stands_for)
+        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s, one.report.stands_for)
     return dataclasses.replace(one.row, moves=move["moves"], move_s=move["move_s"], break_even_s=even)
 
 

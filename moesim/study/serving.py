@@ -189,7 +189,7 @@ def serve_plan(
         "digests": {"trace": trace.digest, "placements": [part.placement.digest for part in parts]},
     }
     # all layers are served, which the notes say already
-    said = [*notes, *source.notes, *(note for note in serving.costs.notes if note != serving.costs.partial_note)]
+    said = [*notes, *source.notes, *serving.costs.assumptions]
     if dims is not None:
         said.append(f"routing of {trace.spec.name} replayed at the dimensions of {dims.name}")
     return serve(

@@ -113,7 +113,7 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
             start = world.plan(0, min(chosen.window, len(batches)), None)
         _WORLDS[key] = world, start
     world, start = _WORLDS[key]
-    said = [note for note in costs.notes if note != costs.partial_note]
+    said = list(costs.assumptions)
     if costs.partial_note:
         said.append(
             f"seconds, intervals, moves and bytes are of {costs.spec.layers} of {costs.spec.moe_layers} MoE layers: of "

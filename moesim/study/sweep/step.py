@@ -91,8 +91,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     )  # fmt: skip
     bound_s = step_bound(judged, group, costs, slots).step_s if chosen.schedule is None else None
     mean = report.mean_step_s
-    notes = [note for note in (*plan.notes, *judged.notes) if note not in costs.notes]
-    notes += [costs.partial_note] if costs.partial_note else []
+    notes = [note for note in (*plan.notes, *judged.notes) if note not in costs.assumptions]
     return {
         "gpus": group.ranks,
         "nodes": group.nodes,
