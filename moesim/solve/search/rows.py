@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
 from moesim.solve.problem import Problem
+from moesim.solve.search.chance import chance
 from moesim.trace.kernels import count_picks
+
+_LITTLE: Final = 0.1
+"""Part of a layer's unevenness below which chance is left alone: plans are no better for taking it out."""
 
 
 class Rows(NamedTuple):
     """A sample of the traffic: ``routes`` int16 [rows, layers, picks]; ``home`` int32, ``key`` int64 [rows].
 
     ``demand`` float64 [scenarios, layers, experts]: picks of a step of all ranks, as each part of the traffic has it,
-    drawn to the mean where that is asked for, and as in unseen traffic;
-    ``share`` float64 [ranks]: part of the tokens that live on each rank.
+    drawn to the mean where that is asked for, less uneven by what is chance, and as in unseen traffic;
+    ``share`` float64 [ranks]: part of the tokens that live on each rank; ``chance`` float64 [layers]: part of the
+    unevenness that was taken out of ``demand``.
     """
 
     routes: NDArray[np.int16]
@@ -25,6 +30,7 @@ class Rows(NamedTuple):
     key: NDArray[np.int64]
     demand: NDArray[np.float64]
     share: NDArray[np.float64]
+    chance: NDArray[np.float64]
 
 
 def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = True) -> Rows:
@@ -39,6 +45,11 @@ def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = T
         Scenarios in all, unseen ones included; where they are windows of the problem, these and the unseen ones.
     drawn
         Draw scenarios to their mean, unless they are windows, see :func:`steadied`.
+
+    Notes
+    -----
+    Where few requests are fitted much of what experts differ by is :func:`~moesim.solve.search.chance.chance`: every
+    scenario is that much less uneven, unless they are windows.
     """
     unseen = problem.unseen_share
     # the objective looks at single windows, or these differ for a reason
@@ -75,9 +86,14 @@ def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = T
     seen = demand
     if drawn and not by_window:
         seen = steadied(demand, total, len(unique) / (len(token) / steps))
+    taken_out = np.zeros(problem.layers)
+    if not by_window:
+        by_chance = chance(trace, unique)
+        taken_out = np.where(by_chance < _LITTLE, 0.0, by_chance)
+        seen = seen + (seen.mean(axis=2, keepdims=True) - seen) * taken_out[:, None]
     demand = with_unseen(seen, demand, unseen, scenarios, problem.seed)
     share = np.bincount(homes, minlength=problem.ranks) / len(homes)
-    return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share)
+    return Rows(np.ascontiguousarray(trace.routes[rows]), home, key, demand, share, taken_out)
 
 
 def steadied(demand: NDArray[np.float64], tokens: Array, steps: float) -> NDArray[np.float64]:

@@ -17,10 +17,12 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
+from moesim.base.units import count
 from moesim.placement.clock import working_s
 from moesim.solve.problem import Problem
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.anytime import Anytime
+from moesim.solve.search.chance import recorded
 from moesim.solve.search.cost import Prices, compute_s, cost, prices
 from moesim.solve.search.cover import NODES, PICKS
 from moesim.solve.search.rows import Rows, sample_rows
@@ -127,6 +129,8 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     drawn = load_only or not poured
     scenarios = options["scenarios"] or (_SCENARIOS_LOAD if load_only else _SCENARIOS if drawn else _SCENARIOS_RAW)
     rows = sample_rows(problem, int(options["rows"]), int(scenarios), drawn=drawn)
+    if rows.chance.any():
+        problem.note(_chance_note(problem, float(rows.chance.mean())))
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
@@ -134,6 +138,21 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     if cover > 0:
         stages.append(Stage(problem, COVER, rows, effort * cover, 1.0))
     return stages
+
+
+def _chance_note(problem: Problem, part: float) -> str:
+    trace = problem.batches[0].trace
+    rows = np.unique(np.concatenate([window.token for window in problem.batches]))
+    requests = len(np.unique(trace.request[rows]))
+    held = (
+        count(requests, "request")
+        if recorded(requests, len(rows))
+        else f"{count(len(rows), 'token')}, requests not told apart"
+    )
+    return (
+        f"few to fit ({held}): {part:.0%} of what makes experts uneven there is put down to chance, and the search "
+        "balances the rest; more requests make plans that hold better"
+    )
 
 
 def improve(
