@@ -140,7 +140,8 @@ def compare(
     held_out
         Other traffic of the same model to judge on; plans are then fitted on all of ``trace``.
     deployment
-        The GPUs of the expert-parallel group; default all.
+        The GPUs of the expert-parallel group, default all, and how many share attention, which given costs say
+        themselves.
     dims
         Model at whose dimensions the routing is replayed; default its own.
     tokens_per_rank, phase, max_steps
@@ -184,7 +185,9 @@ def compare(
     say("packing steps")
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
     fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
-    costs = costs or costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
+    if costs is None:
+        costs = costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
+        costs = dataclasses.replace(costs, attention_tp=(deployment or Deployment()).attention_tp)
 
     cut: Any = fitted
     if windows == "domain":

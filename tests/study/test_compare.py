@@ -75,6 +75,14 @@ def test_rows_are_what_simulate_says_of_the_plans(found: Comparison):
         assert row.fit_step_s == pytest.approx(plan.score_s, rel=1e-9)
 
 
+def test_attention_is_shared_as_the_deployment_says(trace: Trace):
+    deployment = dataclasses.replace(TWO_NODES, attention_tp=3)
+    found = compare(trace, CLUSTER, solvers=("lpt",), **HOW | {"deployment": deployment})
+    assert found.costs.attention_tp == 3
+    plan = found.plans["lpt"]
+    assert simulate(found.judged, CLUSTER, plan, deployment=deployment).mean_step_s == found.rows[0].step_s
+
+
 def test_the_same_comparison_gives_the_same_numbers(trace: Trace):
     one, two = (compare(trace, CLUSTER, solvers=("lpt", "eplb"), **HOW).to_dict() for _ in range(2))
     for row in (*one["rows"], *two["rows"]):
