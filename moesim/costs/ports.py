@@ -62,7 +62,7 @@ def _read(cluster: Cluster) -> Ports:
         have = np.flatnonzero(peer[:, kind] >= 0)
         if len(have):
             cost[have, kind] = cluster.paths.alone_s(1 / cluster.link_bandwidth, have, peer[have, kind])
-    spread = _spread(cluster)
+    spread = spread_s(cluster, cluster.same_node & ~np.eye(ranks, dtype=bool))
     # one peer stands for all, to the last digit, where all share a port
     cost[:, 0] = np.where(spread < cost[:, 0] * (1 - 1e-9), spread, cost[:, 0])
     latency = cluster.paths.latency_matrix()
@@ -70,9 +70,14 @@ def _read(cluster: Cluster) -> Ports:
     return Ports(cost, latency, float(inside.max()) if inside.size else 0.0)
 
 
-def _spread(cluster: Cluster) -> Array:
-    """Return the time of one byte that a rank alone in the network deals out over its peers in the node [R]."""
-    pairs = cluster.same_node & ~np.eye(cluster.ranks, dtype=bool)
+def spread_s(cluster: Cluster, pairs: Array) -> Array:
+    """Return the time of one byte that a rank alone in the network deals out over its peers [R], 0 where it has none.
+
+    Parameters
+    ----------
+    pairs
+        Who is a peer of whom, bool [R, R].
+    """
     source, target = np.nonzero(pairs)
     flow, link, share = cluster.paths.flows(source, target)
     used, place = np.unique(source[flow] * cluster.links + link, return_inverse=True)
