@@ -21,9 +21,9 @@ class Ports(Sealed):
     Attributes
     ----------
     seconds_per_byte
-        Time of one byte to a peer alone in the network, inside the node and across nodes [R, 2]; 0 where a rank has
-        no such peer. The nearest other rank of the node, and the rank of the same rail in the next node, stand for
-        all peers.
+        Time of one byte of a rank alone in the network, inside the node and across nodes [R, 2]; 0 where a rank has
+        no such peer. Inside the node its bytes go to all peers alike, over as many links as it has (in a mesh one to
+        each); the rank of the same rail in the next node stands for all other nodes.
     latency_s
         Path latency of every pair [R, R].
     inside_latency_s
@@ -62,6 +62,27 @@ def _read(cluster: Cluster) -> Ports:
         have = np.flatnonzero(peer[:, kind] >= 0)
         if len(have):
             cost[have, kind] = cluster.paths.alone_s(1 / cluster.link_bandwidth, have, peer[have, kind])
+    spread = spread_s(cluster, cluster.same_node & ~np.eye(ranks, dtype=bool))
+    # one peer stands for all, to the last digit, where all share a port
+    cost[:, 0] = np.where(spread < cost[:, 0] * (1 - 1e-9), spread, cost[:, 0])
     latency = cluster.paths.latency_matrix()
     inside = latency[cluster.same_node]
     return Ports(cost, latency, float(inside.max()) if inside.size else 0.0)
+
+
+def spread_s(cluster: Cluster, pairs: Array) -> Array:
+    """Return the time of one byte that a rank alone in the network deals out over its peers [R], 0 where it has none.
+
+    Parameters
+    ----------
+    pairs
+        Who is a peer of whom, bool [R, R].
+    """
+    source, target = np.nonzero(pairs)
+    flow, link, share = cluster.paths.flows(source, target)
+    used, place = np.unique(source[flow] * cluster.links + link, return_inverse=True)
+    rank, link = np.divmod(used, cluster.links)
+    seconds = np.bincount(place.ravel(), share) / cluster.link_bandwidth[link] / pairs.sum(axis=1)[rank]
+    slowest = np.zeros(cluster.ranks)
+    np.maximum.at(slowest, rank, seconds)
+    return slowest

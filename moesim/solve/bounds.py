@@ -118,7 +118,7 @@ def _step(
     back = Exchange(costs, "combine", ways[1], moved, fixed)
     # means over ranks of what adds up on a rank: experts; arrival and experts; experts and results; all three
     mean, through, early, late, later, chain, traffic = np.zeros((7, len(moved.left.active)))
-    for share in _shares(costs, work):
+    for share in _shares(work):
         arrive, experts, results, far = out.received(share), work.shared(share), back.sent(share), work.far_s
         mean = np.maximum(mean, np.minimum(experts, far))
         through = np.maximum(through, np.minimum(arrive + experts, far))
@@ -148,11 +148,10 @@ def _step(
     return _longest(early, alone, late, later), alone, load, traffic
 
 
-def _shares(costs: Costs, work: Work) -> list[Array]:
+def _shares(work: Work) -> list[Array]:
     """Return weights of ranks by which means are taken, each adding up to 1: equal, and by speed where it differs."""
-    ranks = costs.cluster.ranks
-    speed = 1 / costs.experts_s(np.full((ranks, 1), max(float(work.mean.max(initial=0)), 1.0)))
-    equal = np.full(ranks, 1 / ranks)
+    speed = work.speed
+    equal = np.full(work.ranks, 1 / work.ranks)
     return [equal] if np.ptp(speed) == 0 else [equal, speed / speed.sum()]
 
 

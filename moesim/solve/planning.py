@@ -75,7 +75,8 @@ def solve(
     transport
         Name of the transport; None takes that of ``costs``, or ``hierarchical``.
     deployment
-        Which ranks of the cluster form the expert-parallel group; all by default.
+        Which ranks of the cluster form the expert-parallel group, and how many share attention; all, and none by
+        default.
     dims
         Replay the routing at another model's dimensions.
     tokens_per_rank, phase
@@ -121,7 +122,7 @@ def solve(
     if dims is not None:
         spec = spec.at_dimensions(dims)
         notes.append(f"routing of {batches.trace.spec.name} replayed at the dimensions of {dims.name}")
-    costs = _costs(costs, spec, group, transport)
+    costs = _costs(costs, spec, group, transport, deployment)
     _check_slots(slots_per_rank, spec, group)
     running = None if previous is None else running_experts(previous, spec, group, slots_per_rank)
     if horizon_s is not None and running is None:
@@ -282,9 +283,17 @@ def _steps(
     return cut, [*notes, *joined(cut).notes]
 
 
-def _costs(costs: Costs | None, spec: ModelSpec, cluster: Cluster, transport: str | None) -> Costs:
+def _costs(
+    costs: Costs | None, spec: ModelSpec, cluster: Cluster, transport: str | None, deployment: Deployment | None
+) -> Costs:
+    tp = deployment.attention_tp if deployment else 1
     if costs is None:
-        return Costs.default(spec, cluster, transport=transport or "hierarchical")
+        return Costs.default(spec, cluster, transport=transport or "hierarchical", attention_tp=tp)
+    if deployment is not None and tp != costs.attention_tp:
+        raise InputError(
+            f"solve: the costs are for attention_tp {costs.attention_tp}, the deployment has {tp}; give Costs.default "
+            "the same"
+        )
     if transport is not None and transport != costs.transport:
         costs = costs.with_transport(transport)
     if costs.cluster.digest != cluster.digest:

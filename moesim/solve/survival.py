@@ -275,8 +275,17 @@ def without_ranks(batches: Batches, dead: Array) -> Batches:
 
 
 def costs_on(costs: Costs, cluster: Cluster) -> Costs:
-    """Return the same cost models on a part of the cluster."""
-    return Costs.default(costs.spec, cluster, costs.transport, costs.network, costs.compute_name, costs.shared_expert)
+    """Return the same cost models on a part of the cluster.
+
+    Raises
+    ------
+    InputError
+        If the ranks that shared attention are no longer whole groups.
+    """
+    return Costs.default(
+        costs.spec, cluster, costs.transport, costs.network, costs.compute_name, costs.shared_expert,
+        attention_tp=costs.attention_tp,
+    )  # fmt: skip
 
 
 def survivors(whole: Cluster, left: Cluster, ranks: int) -> Array:

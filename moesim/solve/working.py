@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from moesim.base.arrays import Array
+from moesim.base.errors import InputError
 from moesim.costs import Costs
 
 _GRID: Final = 768
@@ -42,6 +43,12 @@ class Work:
         self.seconds = _sampled(costs, self.grid[:, None] * np.eye(1, slots))
         self.filling = _sampled(costs, _SOME * np.tril(np.ones((slots + 1, slots)), -1))
         self.last = int(np.searchsorted(self.grid, far, side="right")) - 1
+
+    @property
+    def speed(self) -> Array:
+        """One over the seconds of every rank at the mean load, all of it in one slot [ranks]."""
+        most = max(float(self.mean.max(initial=0)), 1.0)
+        return np.asarray(1 / self.seconds[np.searchsorted(self.grid, most, side="right") - 1])
 
     @property
     def idle_s(self) -> float:
@@ -77,11 +84,31 @@ class Work:
 def _sampled(costs: Costs, slot_tokens: Array) -> Array:
     """Return the seconds of every rank with these tokens per slot [points, slots]; [points, ranks], never falling.
 
-    A model that is not monotone is bounded from below by its running minimum.
+    Points stand in ascending order. A model that is not monotone is bounded from below by its running minimum, and
+    beyond what it knows (a kernel table ends somewhere) it takes no less than at the last point that it does know.
     """
     points, slots = slot_tokens.shape
-    seconds = costs.experts_s(np.broadcast_to(slot_tokens[:, None, :], (points, costs.cluster.ranks, slots)))
+    tokens = np.broadcast_to(slot_tokens[:, None, :], (points, costs.cluster.ranks, slots))
+    try:
+        seconds = costs.experts_s(tokens)
+    except InputError:
+        known = costs.experts_s(tokens[: _known(costs, tokens)])
+        seconds = known[np.minimum(np.arange(points), len(known) - 1)]
     return np.asarray(np.minimum.accumulate(seconds[::-1], axis=0)[::-1])
+
+
+def _known(costs: Costs, tokens: Array) -> int:
+    """Return how many of ascending points, at least one, the compute model has an answer for."""
+    low, high = 1, len(tokens)
+    while low < high - 1:
+        middle = (low + high) // 2
+        try:
+            costs.experts_s(tokens[middle - 1])
+        except InputError:
+            high = middle
+        else:
+            low = middle
+    return low
 
 
 def _fullest(grid: Array, seconds: Array, total: float) -> float:

@@ -278,8 +278,10 @@ def advise(
             found = case.judge(placement, name, steps)
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
     say("planning on the held-out steps, to tell the regret")
-    # with the re-plan as a candidate, so that it is never worse
-    knowing = plan_for(judged, slots, previous=best)
+    # the fastest re-placement is a candidate, so that it is never worse; renumbering ranks may have cost it a little
+    knowing_s = min(
+        plan_for(judged, slots, previous=best).score_s, *(o.step_s for o in options if o.kind == "placement")
+    )
     replanned = next(option for option in options if option.name == "re-plan")
     facts = {
         "trace": {"model": trace.spec.name, "tokens": trace.tokens, "digest": trace.digest},
@@ -320,7 +322,7 @@ def advise(
         now=now,
         options=tuple(options),
         answers=answers(options, policy, slots),
-        regret=replanned.step_s / knowing.score_s - 1,
+        regret=replanned.step_s / knowing_s - 1,
         plan=plans["re-plan" if choice is None else choice.name],
         advised=None if choice is None else choice.name,
         notes=tuple(dict.fromkeys(note for note in notes if note not in judged.notes)),

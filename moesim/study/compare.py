@@ -140,7 +140,8 @@ def compare(
     held_out
         Other traffic of the same model to judge on; plans are then fitted on all of ``trace``.
     deployment
-        The GPUs of the expert-parallel group; default all.
+        The GPUs of the expert-parallel group, default all, and how many share attention, which given costs say
+        themselves.
     dims
         Model at whose dimensions the routing is replayed; default its own.
     tokens_per_rank, phase, max_steps
@@ -184,7 +185,9 @@ def compare(
     say("packing steps")
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
     fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
-    costs = costs or costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
+    if costs is None:
+        costs = costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
+        costs = dataclasses.replace(costs, attention_tp=(deployment or Deployment()).attention_tp)
 
     cut: Any = fitted
     if windows == "domain":
@@ -227,10 +230,15 @@ def compare(
     if regret:
         say("planning on the held-out steps, to tell the regret")
         # with the best of the rows as a candidate, so that it is never worse than any
-        best = min(found.values(), key=lambda one: one.row.step_s).plan.placement
-        knowing = solve(judged, group, previous=best, **asked | {"constraints": _lasting(constraints)})
+        best = min(found.values(), key=lambda one: one.row.step_s)
+        lasting = asked | {"constraints": _lasting(constraints)}
+        knowing_s = solve(judged, group, previous=best.plan.placement, **lasting).score_s
+        goal = objective or Objective()
+        if (goal.aim, goal.risk) == ("time", "mean"):
+            # renumbering its ranks, to move little, may have cost it a little
+            knowing_s = min(knowing_s, best.row.step_s)
         for name, one in found.items():
-            row = dataclasses.replace(one.row, regret=one.row.step_s / knowing.score_s - 1)
+            row = dataclasses.replace(one.row, regret=one.row.step_s / knowing_s - 1)
             found[name] = dataclasses.replace(one, row=row)
     facts = facts_of(trace, held_out, group, costs, fitted, judged, slots_per_rank, fit, seed)
     return gather(

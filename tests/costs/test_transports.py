@@ -14,6 +14,7 @@ from moesim.base.arrays import Array
 from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster
 from moesim.costs import NETWORKS, TRANSPORTS, Transfer
+from moesim.costs.ports import ports
 from moesim.costs.types import DIRECTIONS
 from moesim.placement import Flow
 
@@ -38,6 +39,26 @@ def test_a_copy_per_pair_costs_at_least_one_per_rank_which_costs_at_least_one_pe
         # per-copy metadata differs between the libraries, by less than one part in ten
         assert nodes <= dedup * 1.1
         assert dedup <= direct * 1.1
+
+
+def test_a_rank_of_a_mesh_sends_over_all_its_links():
+    mesh = preset("mi300x-4x8-rail").restrict(range(8))
+    # seven links of 48 GB/s
+    np.testing.assert_allclose(ports(mesh).seconds_per_byte[:, 0], 1 / 336e9)
+    flow = random_flow(mesh, SPEC, 4096)
+    for direction in DIRECTIONS:
+        transfer = TRANSPORTS.get("hierarchical")(flow, mesh, SPEC, direction)
+        timing = NETWORKS.get("bottleneck")(transfer, mesh)
+        # traffic is nearly even, so that links and ports are about as busy; over one link it would be seven times
+        assert timing.makespan_s[0] - timing.floor_s[0] < 1.3 * timing.link_time_s.max()
+        assert (timing.own_s < 1.1 * timing.makespan_s[0]).all()
+
+
+def test_a_slow_gpu_does_not_slow_the_ports_of_its_neighbours():
+    whole = preset("h100-1x8")
+    slow = whole.edit(degrade={"node0.gpu3": 0.25})
+    before, after = (ports(each).seconds_per_byte[:, 0] for each in (whole, slow))
+    np.testing.assert_allclose(after / before, [1, 1, 1, 4, 1, 1, 1, 1])
 
 
 @settings(deadline=None, max_examples=40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moesim.simulate.serving import (
     Limits,
     PoolSpec,
     ServingReport,
+    StepBatch,
     TokenSource,
     gamma,
     poisson,
@@ -202,6 +204,28 @@ def test_more_layers_take_longer_in_proportion(world: dict[str, Any]):
     arrivals = poisson(5, 30, prompt=100, output=20)
     once, twice = served(world, arrivals, exact=True), served(world, arrivals, exact=True, layers=24)
     assert twice.steps["all"]["step_s"].mean() == pytest.approx(2 * once.steps["all"]["step_s"].mean(), rel=0.05)
+
+
+def test_answers_beside_prompts_read_their_cache_in_dense_layers_as_in_the_others(world: dict[str, Any]):
+    source = TokenSource(world["trace"], 16, seed=0)
+    deeper = replace(SPEC, num_hidden_layers=SPEC.num_hidden_layers + 4)
+    few, many = (
+        ClosedForm(source, world["cluster"], world["placement"], "nearest", world["costs"], model=model, exact=True)
+        for model in (SPEC, deeper)
+    )
+
+    def dense_s(before: int) -> float:
+        """Return what four dense layers add to a step of an answer and a chunk of a prompt on every rank."""
+        every = np.arange(8)
+        batch = StepBatch(
+            request=np.arange(16), home=np.r_[every, every], start=np.zeros(16, np.int64), count=np.repeat([1, 32], 8),
+            before=np.repeat([before, 0], 8), answer=np.repeat([True, False], 8),
+        )  # fmt: skip
+        return float(many(batch)[0] - few(batch)[0])
+
+    costs, one = world["costs"], np.ones(8)
+    read = costs.attention_s(one, one * 100_001, True) - costs.attention_s(one, one, True)
+    assert dense_s(100_000) - dense_s(0) == pytest.approx(4 * float(read.max()))
 
 
 def test_affinity_sends_a_request_where_its_experts_are(world: dict[str, Any]):

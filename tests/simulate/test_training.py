@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import InputError
+from moesim.cluster import Cluster
 from moesim.costs import Costs
+from moesim.costs.attention import exchange_s
 from moesim.simulate import Training, simulate
 from moesim.simulate.training import ATTENTION_BACKWARD, EXPERTS_BACKWARD, drop_beyond
 from moesim.spec import ModelSpec
@@ -171,6 +173,12 @@ def test_tensor_parallel_attention_shares_heads_and_pays_for_gathering() -> None
     one, four = (Costs.default(latent, cluster, decode=True, attention_tp=tp) for tp in (1, 4))
     even = np.full(8, 64.0)
     assert four.attention_s(even, even * 1e5, True).max() > one.attention_s(even, even * 1e5, True).max()
+    # in a mesh every further rank of the group is a further link: less time where a switch takes more
+    mesh = Cluster.preset("mi300x-4x8-rail").restrict(range(8))
+    many = np.full(8, 8192.0)
+    pair, all_eight = (exchange_s(many, mesh, spec, tp).max() for tp in (2, 8))
+    assert all_eight < 0.5 * pair
+    assert exchange_s(many, cluster, spec, 8).max() > exchange_s(many, cluster, spec, 2).max()
     with pytest.raises(InputError, match="does not divide the 8 ranks"):
         Costs.default(spec, cluster, attention_tp=3)
     assert shared.digest != alone.digest

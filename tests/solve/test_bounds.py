@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from moesim.solve.objective import score
 from moesim.spec import FP8_BLOCK, ModelSpec
 from moesim.trace import Trace
 from moesim.trace.batching import Batches, make_batches
+from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 
 MakeProblem = Callable[..., Problem]
 TRANSPORTS = ["hierarchical", "direct", "rank-dedup", "allgather"]
@@ -62,6 +65,35 @@ def test_random_placements_never_beat_the_bound(
     )  # fmt: skip
     check(problem, Placement(SOLVERS.get("random")(problem), experts))
     check(problem, Placement(SOLVERS.get("eplb")(problem), experts))
+
+
+def table_up_to(most: int, path: Path) -> Path:
+    """Write a kernel table whose last row has so many tokens for an expert."""
+    tokens = [16 * 4**power for power in range(8) if 16 * 4**power <= most]
+    rows = [
+        {"tokens_per_expert": m, "active_experts": a, "seconds": 1e-6 * a * max(m, 32)} for m in tokens for a in (1, 4)
+    ]
+    table = {"schema": 1, "kind": "moesim-kernel-table", "device": "H100-SXM", "dtype": "bf16", "hidden": 4096,
+             "intermediate": 2048, "provenance": {}, "rows": rows}  # fmt: skip
+    path.write_text(json.dumps(table))
+    return path
+
+
+@pytest.mark.parametrize("solver", ["lpt", "moesim"])
+def test_a_kernel_table_need_not_reach_to_all_tokens_on_one_expert(solver: str, tmp_path: Path) -> None:
+    spec, cluster = tiny_spec(), tiny_cluster()
+    trace = tiny_trace(spec, 4096)
+    short, long = (table_up_to(most, tmp_path / f"{most}.json") for most in (4096, 1 << 18))
+    plans = [
+        solve(
+            trace, cluster, slots_per_rank=3, solver=solver, tokens_per_rank=1024, jobs=1,
+            costs=Costs.default(spec, cluster, compute=table), **({"effort": 1e5} if solver == "moesim" else {}),
+        )
+        for table in (short, long)
+    ]  # fmt: skip
+    # of 8192 picks no expert has more than 4096, so that where the table ends changes no score
+    assert plans[0].score_s == pytest.approx(plans[1].score_s)
+    assert 0.9 * plans[1].bound_s <= plans[0].bound_s <= plans[1].bound_s <= plans[0].score_s
 
 
 @lru_cache

@@ -217,6 +217,21 @@ def test_survival_tells_who_is_gone_and_what_a_step_then_costs() -> None:
         survival(placement, make_batches(tiny_trace(spec, 768), 4, tokens_per_rank=64), costs)
 
 
+def test_a_step_after_a_loss_shares_attention_as_the_step_before() -> None:
+    spec = tiny_spec(layers=1, experts=4)
+    cluster = tiny_cluster(2, 2)
+    batches = make_batches(tiny_trace(spec, 768), 4, tokens_per_rank=64)
+    costs = Costs.default(spec, cluster, attention_tp=2)
+    placement = Placement([[[0, 1], [2, 3], [0, 1], [2, 3]]], 4)
+    found = survival(placement, batches, costs, kinds=("node",))
+    left = Costs.default(spec, cluster.restrict([0, 1]), attention_tp=2)
+    again = score(without_ranks(batches, np.array([2, 3])), Placement(placement.experts[:, :2], 4), left).mean_s
+    assert found.losses[1].step_s == pytest.approx(again)
+    # three ranks make no whole groups of two
+    with pytest.raises(InputError, match="attention_tp: 2 does not divide the 3 ranks"):
+        survival(placement, batches, costs, kinds=("gpu",))
+
+
 def test_what_is_lost_cannot_come_back_where_the_memory_leaves_no_room_for_it() -> None:
     spec = tiny_spec(layers=1, experts=6)
     batches = make_batches(tiny_trace(spec, 768), 6, tokens_per_rank=64)

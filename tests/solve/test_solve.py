@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from moesim.base.errors import FormatError, Infeasible, InputError, UnknownName
 from moesim.cluster import Cluster, Deployment
 from moesim.costs import Costs
+from moesim.simulate import simulate
 from moesim.solve import SOLVERS, Plan, Problem, solve
 from moesim.solve.objective import score
 from moesim.spec import ModelSpec
@@ -182,6 +183,16 @@ def test_what_cannot_be_is_said_and_why(trace: Trace, cluster: Cluster) -> None:
 def test_a_deployment_plans_for_part_of_the_cluster(trace: Trace) -> None:
     plan = plan_of(trace, tiny_cluster(2, 4), deployment=Deployment(ranks=(0, 1, 4, 5)))
     assert plan.placement.ranks == 4
+
+
+def test_a_plan_is_scored_with_attention_shared_as_it_will_run(trace: Trace, cluster: Cluster) -> None:
+    deployment = Deployment(attention_tp=2)
+    alone, shared = (plan_of(trace, cluster, solver="lpt", deployment=each) for each in (None, deployment))
+    again = simulate(trace, cluster, shared, tokens_per_rank=64, deployment=deployment)
+    assert shared.score_s == pytest.approx(again.mean_step_s, rel=1e-12)
+    assert shared.bound_s > alone.bound_s  # two NCCL collectives a layer
+    with pytest.raises(InputError, match="the costs are for attention_tp 1, the deployment has 2"):
+        plan_of(trace, cluster, solver="lpt", deployment=deployment, costs=Costs.default(trace.spec, cluster))
 
 
 def test_inputs_tell_what_a_plan_has_seen(trace: Trace, cluster: Cluster) -> None:

@@ -75,6 +75,23 @@ def test_rows_are_what_simulate_says_of_the_plans(found: Comparison):
         assert row.fit_step_s == pytest.approx(plan.score_s, rel=1e-9)
 
 
+def test_attention_is_shared_as_the_deployment_says(trace: Trace):
+    deployment = dataclasses.replace(TWO_NODES, attention_tp=3)
+    found = compare(trace, CLUSTER, solvers=("lpt",), **HOW | {"deployment": deployment})
+    assert found.costs.attention_tp == 3
+    plan = found.plans["lpt"]
+    assert simulate(found.judged, CLUSTER, plan, deployment=deployment).mean_step_s == found.rows[0].step_s
+
+
+def test_no_plan_is_faster_than_one_that_had_seen_the_held_out_steps():
+    spec = dataclasses.replace(SPEC, experts=16, hidden=2048, intermediate=1024, groups=1, group_limit=1)
+    # renumbering its ranks makes the plan for the held-out steps slower here than the one that it began with
+    traffic = router(spec, 6000, seed=20, request_tokens=40)
+    how = HOW | {"slots_per_rank": 3, "tokens_per_rank": 128, "seed": 20}
+    found = compare(traffic, CLUSTER, solvers=("lpt", "moesim"), regret=True, **how)
+    assert all(row.regret is not None and row.regret >= 0 for row in found.rows)
+
+
 def test_the_same_comparison_gives_the_same_numbers(trace: Trace):
     one, two = (compare(trace, CLUSTER, solvers=("lpt", "eplb"), **HOW).to_dict() for _ in range(2))
     for row in (*one["rows"], *two["rows"]):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.arrays import Array
+from moesim.base.errors import InputError
 from moesim.placement import Flow
 from moesim.solve.problem import Problem
 from moesim.solve.search.state import (
@@ -85,7 +86,10 @@ def _token_s(problem: Problem) -> Array:
     used = min(problem.slots_per_rank, problem.experts)
     slots = np.full((problem.ranks, used), pairs / used)
     # over a doubling, so that whole tiles and waves even out
-    spent = problem.costs.experts_s(2 * slots) - problem.costs.experts_s(slots)
+    try:
+        spent = problem.costs.experts_s(2 * slots) - problem.costs.experts_s(slots)
+    except InputError:  # a kernel table ends somewhere
+        spent = 2 * (problem.costs.experts_s(slots) - problem.costs.experts_s(slots / 2))
     return np.asarray(np.maximum(spent, 0.0) / pairs)
 
 
