@@ -177,7 +177,7 @@ def moving(before: Plan, after: Plan, given: Inputs) -> Callable[[Job], Move]:
 
 def paid_after(move: Move, before: Judged, after: Judged) -> float | None:
     """Return the seconds of serving after which faster steps have made up for a move; None: never."""
-    return break_even_s(move.seconds, before.row.step_s, after.row.step_s, after.report.stands_for)
+    return break_even_s(move.seconds, before.row.step_s, after.row.step_s, after.report.model_step_s)
 
 
 def survival_key(plan: Plan, given: Inputs) -> str:

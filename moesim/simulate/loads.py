@@ -15,7 +15,7 @@ from moesim.simulate.inputs import Setup
 from moesim.simulate.jitter import jittered
 from moesim.simulate.training import ATTENTION_BACKWARD, EXPERTS_BACKWARD, drop_beyond
 from moesim.simulate.work import Work, pack
-from moesim.trace import DECODE, PREFILL
+from moesim.trace import DECODE
 
 _CHUNK_ELEMENTS = 4_000_000
 """Elements of one [layers, ranks, ranks] array held at a time (32 MB); more layers go in several passes.
@@ -105,11 +105,8 @@ class Loader:
         setup, batches, micro_batches = self.setup, self.setup.batches, self.setup.schedule.micro_batches
         routes, home, position = batches.routes(step), batches.homes(step), batches.positions(step)
         phase, dropped = int(batches.phase[step]), 0
-        # who needs the output head: all tokens, of prompts that are served the last one
-        ends = np.ones(len(home), bool)
-        if phase == PREFILL and setup.training is None:
-            ends = np.zeros(len(home), bool)
-            ends[np.unique(np.stack([home, batches.requests(step)]), axis=1, return_index=True)[1]] = True
+        # who needs the output head
+        ends = batches.answered(step) if setup.training is None else np.ones(len(home), bool)
         if setup.training is not None and setup.training.capacity_factor is not None:
             weights = batches.weights(step) if setup.training.drop == "probs" else None
             routes, dropped = drop_beyond(

@@ -138,7 +138,7 @@ def staging_room(
     return room
 
 
-def break_even_s(move_s: float, stay_s: float, step_s: float, stands_for: float) -> float | None:
+def break_even_s(move_s: float, stay_s: float, step_s: float, model_step_s: float) -> float | None:
     """Return the seconds of serving after which a move has paid off, None where it never does.
 
     Parameters
@@ -147,10 +147,11 @@ def break_even_s(move_s: float, stay_s: float, step_s: float, stands_for: float)
         Seconds of the move, in which nothing is served (the upper bound of what it costs).
     stay_s, step_s
         Seconds of a step before and after, of the layers that move.
-    stands_for
-        Layers of the model for each of these, see :attr:`moesim.spec.ModelSpec.stands_for`: what they save, they save
-        once in a step of all.
+    model_step_s
+        Seconds of a step of the whole model after it: what is saved is saved once in a step of all.
     """
+    if step_s > stay_s:
+        return None
     if move_s <= 0:
         return 0.0
-    return move_s * stands_for / (stay_s / step_s - 1) if stay_s > step_s else None
+    return move_s * model_step_s / (stay_s - step_s) if stay_s > step_s else None

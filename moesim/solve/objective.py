@@ -132,6 +132,10 @@ class Score(Sealed):
         Seconds of dispatch and combine alone, and of the slowest rank's experts alone; float64 [steps, layers].
     window
         Window of each step, int64 [steps].
+    outside_s
+        Seconds of each step outside the MoE layers, whatever the placement (the slowest rank's); float64 [steps].
+    stands_for
+        Layers of the model for each of these, see :attr:`moesim.spec.ModelSpec.stands_for`.
     """
 
     step_s: Array
@@ -140,6 +144,8 @@ class Score(Sealed):
     traffic_s: Array
     load_s: Array
     window: Array
+    outside_s: Array
+    stands_for: float = 1.0
 
     def __post_init__(self) -> None:
         seal(self, "step_s", self.step_s, np.float64, ("steps",))
@@ -148,20 +154,30 @@ class Score(Sealed):
         for name in ("balance", "traffic_s", "load_s"):
             seal(self, name, getattr(self, name), np.float64, ("steps", "layers"), shape)
         seal(self, "window", self.window, np.int64, ("steps",), shape)
+        seal(self, "outside_s", self.outside_s, np.float64, ("steps",), shape)
 
     @property
     def mean_s(self) -> float:
         """Mean seconds of a step."""
         return float(self.step_s.mean())
 
+    @property
+    def model_step_s(self) -> float:
+        """Mean seconds of a step of the whole model: every layer, and what is outside the MoE layers."""
+        return float(self.mean_s * self.stands_for + self.outside_s.mean())
+
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """What a step costs whatever the placement: tokens, attention and shared experts of each rank, float64 [ranks]."""
+    """What a step costs whatever the placement, float64 [ranks].
+
+    Tokens of each rank, its attention and shared experts in a layer, and what it does outside the MoE layers.
+    """
 
     tokens: Array
     attention_s: Array
     shared_s: Array
+    outside_s: Array
 
 
 def fixed_parts(batches: Batches, step: int, costs: Costs) -> Fixed:
@@ -171,7 +187,9 @@ def fixed_parts(batches: Batches, step: int, costs: Costs) -> Fixed:
     # a token attends to itself and to all before it
     context = np.bincount(home, weights=batches.positions(step) + 1.0, minlength=ranks)
     decode = int(batches.phase[step]) == DECODE
-    return Fixed(tokens, costs.attention_s(tokens, context, decode), costs.shared_s(tokens))
+    logits = np.bincount(home, weights=batches.answered(step), minlength=ranks)
+    outside_s = costs.outside_s(tokens, context, logits, decode)
+    return Fixed(tokens, costs.attention_s(tokens, context, decode), costs.shared_s(tokens), outside_s)
 
 
 def step_flow(
@@ -214,7 +232,7 @@ def score(
     numbers = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
     table = table_of(policy, placement, costs.cluster.node)
 
-    def one(each: tuple[Batches, int]) -> tuple[float, Array, Array, Array, Array]:
+    def one(each: tuple[Batches, int]) -> tuple[float, Array, Array, Array, Array, float]:
         window, step = each
         flow = step_flow(window, step, placement, costs, policy, seed, table)
         fixed = fixed_parts(window, step, costs)
@@ -227,14 +245,15 @@ def score(
             load_balance(flow),
             sent.makespan_s + back.makespan_s,
             experts.max(axis=1),
+            fixed.outside_s.max(),
         )
 
     room = int(_MATRIX_ELEMENTS / (placement.layers * placement.ranks**2))
     threads = max(1, min(jobs, len(numbers), room))
     with ThreadPoolExecutor(threads) as pool:
         steps = list((map if threads == 1 else pool.map)(one, every_step(windows)))
-    step_s, layer_s, balance, traffic_s, load_s = (np.array(part) for part in zip(*steps, strict=True))
-    return Score(step_s, layer_s, balance, traffic_s, load_s, numbers)
+    step_s, layer_s, balance, traffic_s, load_s, outside_s = (np.array(part) for part in zip(*steps, strict=True))
+    return Score(step_s, layer_s, balance, traffic_s, load_s, numbers, outside_s, costs.spec.stands_for)
 
 
 def load_balance(flow: Flow) -> Array:

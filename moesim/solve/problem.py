@@ -175,14 +175,13 @@ class Problem:
             seconds = seconds * (1 + limits.price * lonely)
         if self.running is not None and np.isfinite(self.horizon_s):
             # seconds of moving for each second served, until the horizon
-            seconds = seconds + self.move(placement).layer_s * (self.stay_s * self.spec.stands_for / self.horizon_s)
+            seconds = seconds + self.move(placement).layer_s * (self.stay.model_step_s / self.horizon_s)
         return seconds
 
     @cached_property
-    def stay_s(self) -> float:
-        """Mean seconds of a step if nothing moves, or as little as must."""
-        stay = self.previous or Placement(self.start, self.experts)
-        return self.score(stay).mean_s
+    def stay(self) -> Score:
+        """The score if nothing moves, or as little as must."""
+        return self.score(self.previous or Placement(self.start, self.experts))
 
     def score(self, placement: Placement, policy: str | None = None) -> Score:
         """Return the score of a placement on the traffic to fit, under another policy than the problem's if named."""

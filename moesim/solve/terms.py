@@ -72,15 +72,17 @@ def respecting(placement: Placement, problem: Problem, solver: str) -> Placement
 def renumbered(placement: Placement, problem: Problem) -> Placement:
     """Return a placement with like ranks renumbered so that the fewest experts move, where that costs next to nothing.
 
-    Renumbered ranks change whose tokens are near, and with them what a placement that was fitted to it is worth.
+    Renumbered ranks change whose tokens are near, and with them what a placement that was fitted to it is worth. No
+    layer is renumbered that would be faster than what runs only as it is.
     """
     if problem.running is None or problem.limits.most is not None:
         return problem.relabelled(placement)
-    both = [problem.relabelled(placement), keep_slots(problem.running, placement)]
-    scores = [problem.score(one) for one in both]
-    fewest, fitted = problem.worth(scores, both)
-    kept = np.where((fitted < fewest * (1 - _SAVED))[:, None, None], both[1].experts, both[0].experts)
-    return Placement(kept, problem.experts)
+    ways = [
+        problem.relabelled(placement), keep_slots(problem.running, placement), Placement(problem.start, problem.experts)
+    ]  # fmt: skip
+    fewest, fitted, stay = problem.worth([problem.score(one) for one in ways], ways)
+    as_it_is = (fitted < fewest * (1 - _SAVED)) | ((fitted < stay) & (stay < fewest))
+    return Placement(np.where(as_it_is[:, None, None], ways[1].experts, ways[0].experts), problem.experts)
 
 
 def staying(placement: Placement, problem: Problem) -> Placement:
@@ -144,9 +146,9 @@ def report(placement: Placement, scored: Score, problem: Problem) -> dict[str, A
         steps = steps_of_move(problem.running, placement, problem.spec, problem.cluster)
         move = price(steps, problem.cluster, problem.spec.expert_bytes)
         found["migration"] = move.to_dict() | {
-            "stay_step_s": problem.stay_s,
+            "stay_step_s": problem.stay.mean_s,
             "step_s": scored.mean_s,
-            "break_even_s": break_even_s(move.seconds, problem.stay_s, scored.mean_s, problem.spec.stands_for),
+            "break_even_s": break_even_s(move.seconds, problem.stay.mean_s, scored.mean_s, scored.model_step_s),
             "horizon_s": problem.horizon_s if np.isfinite(problem.horizon_s) else None,
         }
         if not move.moves:

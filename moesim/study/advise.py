@@ -117,7 +117,7 @@ class _Case:
         move = None if plan is None else plan.terms.get("migration")
         move_s = None if move is None else float(move["move_s"])
         even = None if move_s is None else break_even_s(
-            move_s - self.anyway_s, now, found.mean_s, self.costs.spec.stands_for
+            move_s - self.anyway_s, now, found.mean_s, found.model_step_s
         )  # fmt: skip
         in_time = move_s is None or (even is not None and even <= self.horizon_s)
         return Option(

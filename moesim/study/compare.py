@@ -258,7 +258,7 @@ def _with_move(one: Judged, found: Mapping[str, Judged]) -> Row:
     if one is not stay:
         # who stays must restore what lost ranks held alone, too
         anyway_s = stay.plan.terms.get("migration", {"move_s": 0.0})["move_s"]
-        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s, one.report.stands_for)
+        even = break_even_s(move["move_s"] - anyway_s, stay.row.step_s, one.row.step_s, one.report.model_step_s)
     return dataclasses.replace(one.row, moves=move["moves"], move_s=move["move_s"], break_even_s=even)
 
 

@@ -176,7 +176,7 @@ def recover(
                 balance=float(found.balance.mean()),
                 recovered=(stay.mean_s - found.mean_s) / gain if gain > 0 else 0.0,
                 balance_recovered=(float(found.balance.mean()) - uneven) / evened if evened > 0 else 0.0,
-                break_even_s=break_even_s(move["move_s"], stay.mean_s, found.mean_s, costs.spec.stands_for),
+                break_even_s=break_even_s(move["move_s"], stay.mean_s, found.mean_s, found.model_step_s),
             )
         )
     facts = {

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.base.arrays import Array, Sealed, digest, seal
 from moesim.base.errors import InputError
 from moesim.trace.checks import need_routes
-from moesim.trace.trace import PHASES, Trace
+from moesim.trace.trace import PHASES, PREFILL, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,18 @@ class Batches(Sealed):
     def requests(self, step: int) -> Array:
         """Return the requests of one step's tokens, int32 [n]."""
         return np.asarray(self.trace.request[self._rows(step)])
+
+    def answered(self, step: int) -> NDArray[np.bool_]:
+        """Return which of one step's tokens are answered when served: of prompts the last of each request, bool [n].
+
+        Only these need the output head.
+        """
+        home = self.homes(step)
+        if int(self.phase[step]) != PREFILL:
+            return np.ones(len(home), bool)
+        found = np.zeros(len(home), bool)
+        found[np.unique(np.stack([home, self.requests(step)]), axis=1, return_index=True)[1]] = True
+        return found
 
     def weights(self, step: int) -> Array | None:
         """Return the gate weights of one step's tokens, float16 [n, layers, top_k], None where not recorded."""

@@ -85,13 +85,14 @@ def test_a_round_takes_its_busiest_link() -> None:
 
 
 def test_break_even() -> None:
-    assert break_even_s(0.0, 1.0, 1.0, 1) == 0
-    assert break_even_s(1.0, 1.0, 1.0, 1) is None
-    assert break_even_s(1.0, 1.0, 2.0, 1) is None
+    assert break_even_s(0.0, 1.0, 1.0, 1.0) == 0
+    assert break_even_s(1.0, 1.0, 1.0, 1.0) is None
+    assert break_even_s(1.0, 1.0, 2.0, 2.0) is None
+    assert break_even_s(0.0, 1.0, 2.0, 2.0) is None  # not even for nothing
     # a step of 1 s becomes 0.5 s: each second served saves one
-    assert break_even_s(3.0, 1.0, 0.5, 1) == pytest.approx(3.0)
-    # of a model with twice the layers, which takes 2 s and then 1.5 s
-    assert break_even_s(3.0, 1.0, 0.5, 2) == pytest.approx(6.0)
+    assert break_even_s(3.0, 1.0, 0.5, 0.5) == pytest.approx(3.0)
+    # with as much again outside the layers that move, only each second second does
+    assert break_even_s(3.0, 1.0, 0.5, 1.0) == pytest.approx(6.0)
 
 
 def test_staging_is_what_the_memory_leaves() -> None:
