@@ -20,7 +20,7 @@ from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, check_fit, parse
-from moesim.study.windows import costs_of, parts_of, steps_of
+from moesim.study.windows import costs_of, parts_of, steps_of, steps_of_parts
 from moesim.trace import PHASES, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "batch_imbalance", "cross_node_bytes")
@@ -76,8 +76,11 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     group = chosen.group(shared)
     fit_part, judge_part = chosen.parts(shared)
     size: dict[str, Any] = {"tokens_per_rank": chosen.tokens_per_rank, "max_steps": chosen.steps, "seed": chosen.seed}
-    judged = steps_of(judge_part, group, phase=chosen.phase, **size)
-    fitted = steps_of(fit_part, group, phase=chosen.fit_phase or chosen.phase, **size)
+    if chosen.fit_phase is None:
+        fitted, judged = steps_of_parts(fit_part, judge_part, group, phase=chosen.phase, **size)
+    else:
+        judged = steps_of(judge_part, group, phase=chosen.phase, **size)
+        fitted = steps_of(fit_part, group, phase=chosen.fit_phase, **size)
     dims = chosen.dimensions(trace)
     how: dict[str, Any] = {"dims": dims, "network": chosen.network, "compute": chosen.compute}
     costs = costs_of(judged, group, transport=chosen.transport, **how)
