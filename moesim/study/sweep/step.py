@@ -94,7 +94,8 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     )  # fmt: skip
     bound_s = step_bound(judged, group, costs, slots).step_s if chosen.schedule is None else None
     mean = report.mean_step_s
-    notes = [note for note in (*plan.notes, *judged.notes) if note not in costs.assumptions]
+    notes = [note for note in plan.notes if note not in (*fitted.notes, *costs.assumptions)]
+    notes += [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
     return {
         "gpus": group.ranks,
         "nodes": group.nodes,
@@ -106,8 +107,11 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "step_s": mean,
         "p99_step_s": report.p99_step_s,
         "layer_s": mean / trace.layers,
+        "model_step_s": report.model_step_s,
         "tokens_per_s": report.tokens_per_s,
         "tokens_per_s_per_gpu": report.tokens_per_s / group.ranks,
+        # what `simulate` calls tokens_per_s_per_gpu: here that name is of the layers in the trace, as step_s is
+        "model_tokens_per_s_per_gpu": report.tokens_per_s_per_gpu,
         "all_to_all_s": report.all_to_all_s,
         "compute_s": report.compute_s,
         "attention_s": report.attention_s,
