@@ -24,7 +24,7 @@ from moesim.costs import Costs
 from moesim.placement import Placement
 from moesim.solve import Plan
 from moesim.spec import ModelSpec
-from moesim.study import adopt, costs_of, fewest_slots, part_of, steps_of
+from moesim.study import adopt, costs_of, fewest_slots, part_of, steps_of_parts
 from moesim.trace import Batches, Trace
 
 AUTO = "as recorded"
@@ -238,7 +238,7 @@ def _inputs(
         else:
             raise InputError("the held-out trace is the fit trace itself; choose other traffic, or the rest of it")
     size: dict[str, Any] = {"tokens_per_rank": tokens, "phase": phase, "max_steps": steps}
-    fitted, judged = steps_of(fit_trace, group, **size), steps_of(judge_trace, group, **size)
+    fitted, judged = steps_of_parts(fit_trace, judge_trace, group, **size)
     costs = costs_of(judged, group, dims=dims, network=network)
     return Inputs(trace, held_out, fit, whole, group, dims, phase, tokens, fitted, judged, costs, network, steps)
 

@@ -47,7 +47,22 @@ def take_uploads() -> None:
             st.session_state[f"{key}_error"] = str(error)
 
 
+def follow_trace() -> None:
+    """Let go of what belongs to the samples once another trace is chosen: who judges them, and the replayed dimensions.
+
+    Otherwise a trace of one's own would be refused beside the samples' held-out traffic, or priced as another model.
+    """
+    chosen = state.get("trace")
+    before, st.session_state["followed"] = st.session_state.get("followed", chosen), chosen
+    if chosen == before or str(chosen).startswith("sample:"):
+        return
+    for key, own in (("held", state.REST), ("dims", state.OWN)):
+        if state.get(key) == state.SHARED[key]:
+            state.put(key, own)
+
+
 take_uploads()
+follow_trace()
 with left:
     traces = state.choices("trace")
     topologies = state.choices("topology")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moesim.base.errors import InputError
 from moesim.base.units import count
 from moesim.cli import load, screen
 from moesim.cli import options as opt
@@ -63,6 +64,11 @@ def sweep(
         screen.print_json(found.to_dict())
     else:
         print_sweep(found)
+    if not any(row["status"] == "done" for row in found.rows):
+        # a table without a result is none for a script that goes on with it; its rows say why
+        raise InputError(
+            f"{study}: none of {count(len(found.rows), 'point')} could run; the first: {found.rows[0]['status']}"
+        )
 
 
 def print_sweep(found: Swept) -> None:
@@ -77,7 +83,7 @@ def print_sweep(found: Swept) -> None:
         console.print(f"and {len(rows) - _MOST_ROWS} more rows: {found.table}", markup=False, soft_wrap=True)
     for row in found.rows:
         if row["status"] != "done":
-            where = ", ".join(f"{key} = {row.get(key)}" for key in found.study.varied)
+            where = ", ".join(f"{key} = {row.get(key)}" for key in found.study.varied) or "the only point"
             console.print(f"{where}: {row['status']}", markup=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from moesim.study.compare import DEFAULT_SOLVERS, Comparison, compare, facts_of, gather
 from moesim.study.judge import Judged, Row, adopt, judge
-from moesim.study.windows import PARTS, costs_of, fewest_slots, part_of, steps_of
+from moesim.study.windows import PARTS, costs_of, fewest_slots, part_of, steps_of, steps_of_parts
 
 __all__ = [
     "DEFAULT_SOLVERS",
@@ -19,4 +19,5 @@ __all__ = [
     "judge",
     "part_of",
     "steps_of",
+    "steps_of_parts",
 ]

@@ -26,7 +26,7 @@ from moesim.solve.survival import restored_note, standing
 from moesim.spec import ModelSpec
 from moesim.study.answers import LEAST_GAIN, Option, advised, answers
 from moesim.study.budget import Budget
-from moesim.study.windows import costs_of, fewest_slots, part_of, steps_of
+from moesim.study.windows import costs_of, fewest_slots, parts_of, steps_of_parts
 from moesim.trace import PHASES, Batches, Trace
 
 FEW_MOVES: Final = 16
@@ -201,8 +201,8 @@ def advise(
     POLICIES.get(policy)
     say("packing steps")
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
-    parts = [part_of(trace, part, fit=fit, seed=seed) for part in ("fit", "held-out")]
-    fitted, judged = (steps_of(part, cluster, **size) for part in parts)
+    fit_trace, judge_trace = parts_of(trace, None, fit=fit, seed=seed)
+    fitted, judged = steps_of_parts(fit_trace, judge_trace, cluster, **size)
     costs = costs_of(judged, cluster, dims=dims, transport=transport, network=network, compute=compute)
     if not deadline_s > 0:
         raise InputError(f"advise: deadline: expected more than 0 s for all searches together, got {deadline_s}")

@@ -25,7 +25,7 @@ from moesim.solve.windows import check_way, domain_windows
 from moesim.spec import ModelSpec
 from moesim.study.judge import Judged, Row, adopt, judge
 from moesim.study.spread import by_domain
-from moesim.study.windows import costs_of, parts_of, steps_of
+from moesim.study.windows import costs_of, parts_of, steps_of_parts
 from moesim.trace import PHASES, Batches, Trace
 
 DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
@@ -145,7 +145,7 @@ def compare(
     dims
         Model at whose dimensions the routing is replayed; default its own.
     tokens_per_rank, phase, max_steps
-        How the trace becomes steps; see :func:`moesim.study.windows.steps_of`.
+        How the trace becomes steps; see :func:`moesim.study.windows.steps_of_parts`.
     costs
         Given costs, instead of ``transport``, ``network`` and ``compute``.
     windows
@@ -184,7 +184,7 @@ def compare(
     fit_trace, judge_trace = parts_of(trace, held_out, fit=fit, seed=seed)
     say("packing steps")
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
-    fitted, judged = (steps_of(part, group, **size) for part in (fit_trace, judge_trace))
+    fitted, judged = steps_of_parts(fit_trace, judge_trace, group, **size)
     if costs is None:
         costs = costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
         costs = dataclasses.replace(costs, attention_tp=(deployment or Deployment()).attention_tp)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from moesim.base.arrays import Array
 from moesim.base.errors import InputError, TooShort, UnknownName
 from moesim.base.units import count
 from moesim.cluster import Cluster
@@ -109,6 +110,42 @@ def steps_of(
             "give a longer trace or fewer tokens per rank",
         )
     return batches
+
+
+def steps_of_parts(
+    fit: Trace, held_out: Trace, cluster: Cluster, *, phase: str | None = None, **size: Any
+) -> tuple[Batches, Batches]:
+    """Return the steps that plans are fitted on and those they are judged on, of one phase.
+
+    Parameters
+    ----------
+    phase
+        Default: the first of prefill, decode and train that both parts hold.
+    size
+        As in :func:`steps_of`.
+
+    Raises
+    ------
+    InputError
+        If the parts hold no phase in common, or no step comes of one of them.
+    """
+    if phase is None:
+        ours, theirs = np.unique(fit.phase), np.unique(held_out.phase)
+        both = np.intersect1d(ours, theirs)
+        if len(ours) and len(theirs) and not len(both):
+            # a trace in which all prompts ran before the first answer, cut in time, is such a one
+            raise InputError(
+                f"plans would be fitted on {_phases(ours)} and judged on {_phases(theirs)}, and a step of one phase "
+                "says nothing about the other; cut the trace elsewhere (another fraction to fit on), or judge on "
+                "other traffic of the same phase"
+            )
+        phase = PHASES[int(both[0])] if len(both) else None
+    fitted, judged = (steps_of(part, cluster, phase=phase, **size) for part in (fit, held_out))
+    return fitted, judged
+
+
+def _phases(codes: Array) -> str:
+    return " and ".join(PHASES[int(code)] for code in codes)
 
 
 def costs_of(

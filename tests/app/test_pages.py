@@ -298,6 +298,16 @@ def test_a_trace_can_be_uploaded(start: Start, tmp_path: Path):
     assert "trace" not in session.query_params
 
 
+def test_an_uploaded_trace_lets_go_of_what_belongs_to_the_samples(start: Start, tmp_path: Path):
+    make_trace(3).write(tmp_path / "mine.parquet")
+    session = start(trace="sample:bundled-moe-fit.parquet", held="sample:bundled-moe-eval.parquet", dims="deepseek-v3")
+    session.file_uploader(key="up_trace").upload("mine.parquet", (tmp_path / "mine.parquet").read_bytes(), "x/y").run()
+    # of another model than the samples: judged on them it would be refused, and priced as DeepSeek-V3
+    clean(session)
+    assert session.selectbox(key="held").value == "the rest of the same trace"
+    assert session.selectbox(key="dims").value == "its own"
+
+
 def test_a_bad_upload_says_what_is_wrong_and_keeps_the_inputs(start: Start):
     session = start()
     session.file_uploader(key="up_trace").upload("broken.parquet", b"PAR1 no", "x/y").run()

@@ -187,3 +187,15 @@ def test_a_demo_without_traces_says_what_to_do(run: Run, monkeypatch: pytest.Mon
 def test_errors_do_not_hide_what_json_was_asked_for(trace_file: Path, setting: list[str], run: Run):
     done = run("solve", trace_file, *setting, "--solver", "lpt", "--json")
     assert set(json.loads(done.out)) >= {"solver", "score_s", "bound_s", "gap", "wall_s"}
+
+
+def test_a_sweep_without_a_result_fails_and_shows_why(run: Run, trace_file: Path, tmp_path: Path):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'[study]\nname = "none"\n[settings]\ntrace = "{trace_file}"\ntopology = "h100-1x8"\n'
+        'solver = "lpt"\nslots = 1\n'
+    )
+    found = run("sweep", study, "-o", tmp_path / "out")
+    assert found.code == 1
+    assert "the only point: infeasible: slots" in found.out
+    assert "none of 1 point could run; the first: infeasible: slots" in found.err

@@ -209,7 +209,9 @@ def test_a_slot_budget_beyond_all_slots_is_one_that_holds_them_all(trace: Trace,
 
 def a_score(step_s: list[float], window: list[int]) -> Score:
     column = np.array(step_s)[:, None]
-    return Score(np.array(step_s), column, np.ones_like(column), column / 2, column / 4, np.array(window), np.zeros(len(step_s)))
+    return Score(
+        np.array(step_s), column, np.ones_like(column), column / 2, column / 4, np.array(window), np.zeros(len(step_s))
+    )
 
 
 def test_cvar_is_the_mean_of_the_worst_windows_and_mean_that_of_all() -> None:

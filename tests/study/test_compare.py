@@ -14,7 +14,7 @@ from moesim.cluster import Cluster, Deployment
 from moesim.report import html
 from moesim.simulate import simulate
 from moesim.spec import ModelSpec
-from moesim.study import PARTS, Comparison, compare, costs_of, fewest_slots, part_of, steps_of
+from moesim.study import PARTS, Comparison, compare, costs_of, fewest_slots, part_of, steps_of, steps_of_parts
 from moesim.trace import Trace
 from moesim.trace.synthetic import router
 
@@ -180,3 +180,17 @@ def test_requests_on_both_sides_of_a_cut_in_time_are_told():
     how = HOW | {"tokens_per_rank": 16}
     found = compare(recorded, CLUSTER, solvers=("contiguous",), **how)
     assert any(re.match(r"cut in time: [1-9]\d* of \d+ held-out requests had begun", note) for note in found.notes)
+
+
+def test_fit_and_held_out_steps_are_of_one_phase():
+    whole = router(SPEC, 4000, seed=2, request_tokens=40)
+    step = np.arange(4000) // 200
+    late = dataclasses.replace(whole, step=step, phase=np.where(step < 6, 0, 1).astype(np.uint8))
+    group = TWO_NODES.restrict(CLUSTER)
+    fit, held_out = (part_of(late, part) for part in ("fit", "held-out"))
+    # prompts ran first: the part that judges holds answers only, so plans must be fitted on answers too
+    fitted, judged = steps_of_parts(fit, held_out, group, tokens_per_rank=16)
+    assert set(fitted.phase) == set(judged.phase) == {1}
+    halves = dataclasses.replace(late, phase=np.where(step < 10, 0, 1).astype(np.uint8))
+    with pytest.raises(InputError, match=r"fitted on prefill and judged on decode.*cut the trace elsewhere"):
+        compare(halves, CLUSTER, **HOW)

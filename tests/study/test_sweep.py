@@ -220,6 +220,26 @@ def test_what_cannot_run_is_a_row_and_not_an_end(study: Path, tmp_path: Path):
     assert status[8, 1].startswith("infeasible: slots: 8 ranks of 1 slot can hold 8 experts")
 
 
+def test_figures_of_the_whole_model_are_those_of_a_simulation(tmp_path: Path):
+    deeper = dataclasses.replace(LITTLE, layer_ids=(1, 2), num_hidden_layers=3)
+    lognormal(deeper, 4000, seed=1).write(tmp_path / "little.parquet")
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    row = sweep(read_study(path, smoke=True), tmp_path / "out", jobs=1).rows[0]
+    # a dense layer and the head come on top of the MoE layers that the trace holds
+    assert row["model_step_s"] > row["step_s"]
+    whole = row["tokens_per_step"] / row["model_step_s"] / row["gpus"]
+    assert row["tokens_per_s_per_gpu"] == pytest.approx(whole)
+
+
+def test_notes_say_whether_they_are_of_fitted_or_of_held_out_steps(study: Path, tmp_path: Path):
+    study.write_text(STUDY.replace("steps = 1\n", ""))
+    row = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).rows[0]
+    # the fitted part fills its steps to the last token
+    (dropped,) = [note for note in row["notes"].splitlines() if "dropped" in note]
+    assert dropped.startswith("held-out steps dropped: ")
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "says"),
     [

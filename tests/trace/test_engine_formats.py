@@ -74,6 +74,13 @@ class TestSglangStat:
         assert np.array_equal(trace.loads, whole.loads)
         assert trace.origin["phase"].startswith("assumed prefill")
 
+    def test_routed_dense_layers_tell_of_another_model(self, tmp_path, whole):
+        counts = all_layers(whole.loads, axis=0)
+        counts[next(layer for layer in range(HIDDEN) if layer not in SPEC.layer_ids), 3] = 5
+        path = tmp_path / "counts.json"
+        path.write_text(json.dumps({"logical_count": counts.tolist()}))
+        refused(path, "is dense in mixed, but tokens were routed in it; give another model=")
+
     @pytest.mark.parametrize(
         ("counts", "message"),
         [
@@ -565,6 +572,12 @@ class TestEplbLoads:
         torch = pytest.importorskip("torch")
         torch.save(torch.from_numpy(whole.loads.copy()), tmp_path / "loads.pt")
         assert np.array_equal(read_any(tmp_path / "loads.pt", "eplb-loads", model=SPEC).loads, whole.loads)
+
+    def test_tensor_of_bfloat16(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        loads = np.arange(SPEC.layers * SPEC.experts).reshape(SPEC.layers, SPEC.experts)
+        torch.save(torch.from_numpy(loads).bfloat16(), tmp_path / "loads.pt")
+        assert np.array_equal(read_any(tmp_path / "loads.pt", "eplb-loads", model=SPEC).loads, loads)
 
     def test_shares_need_a_scale(self, tmp_path, whole):
         path = tmp_path / "loads.npy"

@@ -170,7 +170,7 @@ class ServingReport(Sealed):
         out = [
             f"{self.facts['model']} on {self.facts['topology']}: {count(len(self.arrival_s), 'request')} "
             f"({self.facts['arrivals']}), {int(self.finished.sum()):,} answered in {self.span_s:,.0f} s",
-            line("time to first token ", ttft),
+            line("time to first token  ", ttft),
             line("time per output token", tpot),
             f"throughput             {self.tokens_per_s:,.0f} tokens/s, {self.requests_per_s:.4g} requests/s",
             f"goodput                {self.goodput:.4g} requests/s within {show(self.slo_ttft_s, 'time')} and "

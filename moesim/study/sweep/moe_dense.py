@@ -20,6 +20,7 @@ from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.costs.attention import attention_s, exchange_s, grouped
 from moesim.costs.roofline import Device, mlp_s, uses_fp8
+from moesim.solve.objective import fixed_parts
 from moesim.study.sweep import step as moe
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import parse
@@ -64,9 +65,12 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         max_steps=chosen.steps, seed=chosen.seed,
     )  # fmt: skip
     costs = costs_of(batches, group, dims=chosen.dimensions(trace), compute=chosen.compute)
-    parts = np.mean([dense_layer_s(batches, step, group, costs, chosen.tp) for step in range(len(batches))], axis=0)
+    steps = range(len(batches))
+    parts = np.mean([dense_layer_s(batches, step, group, costs, chosen.tp) for step in steps], axis=0)
+    outside_s = np.mean([fixed_parts(batches, step, costs).outside_s.max() for step in steps])
     attention, forward, reduced = (float(part) * trace.layers for part in parts)
     step_s = attention + forward + reduced
+    model_step_s = step_s * costs.spec.stands_for + float(outside_s)
     tokens = len(batches.token) / len(batches)
     spec = costs.spec
     return {
@@ -74,8 +78,9 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "nodes": group.nodes,
         "tokens_per_step": tokens,
         "step_s": step_s,
+        "model_step_s": model_step_s,
         "tokens_per_s": tokens / step_s,
-        "tokens_per_s_per_gpu": tokens / step_s / group.ranks,
+        "tokens_per_s_per_gpu": tokens / model_step_s / group.ranks,
         "all_to_all_s": reduced,
         "compute_s": forward,
         "attention_s": attention,

@@ -20,7 +20,7 @@ from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, check_fit, parse
-from moesim.study.windows import costs_of, parts_of, steps_of
+from moesim.study.windows import costs_of, parts_of, steps_of, steps_of_parts
 from moesim.trace import PHASES, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "batch_imbalance", "cross_node_bytes")
@@ -76,8 +76,11 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     group = chosen.group(shared)
     fit_part, judge_part = chosen.parts(shared)
     size: dict[str, Any] = {"tokens_per_rank": chosen.tokens_per_rank, "max_steps": chosen.steps, "seed": chosen.seed}
-    judged = steps_of(judge_part, group, phase=chosen.phase, **size)
-    fitted = steps_of(fit_part, group, phase=chosen.fit_phase or chosen.phase, **size)
+    if chosen.fit_phase is None:
+        fitted, judged = steps_of_parts(fit_part, judge_part, group, phase=chosen.phase, **size)
+    else:
+        judged = steps_of(judge_part, group, phase=chosen.phase, **size)
+        fitted = steps_of(fit_part, group, phase=chosen.fit_phase, **size)
     dims = chosen.dimensions(trace)
     how: dict[str, Any] = {"dims": dims, "network": chosen.network, "compute": chosen.compute}
     costs = costs_of(judged, group, transport=chosen.transport, **how)
@@ -91,7 +94,8 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     )  # fmt: skip
     bound_s = step_bound(judged, group, costs, slots).step_s if chosen.schedule is None else None
     mean = report.mean_step_s
-    notes = [note for note in (*plan.notes, *judged.notes) if note not in costs.assumptions]
+    notes = [note for note in plan.notes if note not in (*fitted.notes, *costs.assumptions)]
+    notes += [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
     return {
         "gpus": group.ranks,
         "nodes": group.nodes,
@@ -103,8 +107,9 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
         "step_s": mean,
         "p99_step_s": report.p99_step_s,
         "layer_s": mean / trace.layers,
+        "model_step_s": report.model_step_s,
         "tokens_per_s": report.tokens_per_s,
-        "tokens_per_s_per_gpu": report.tokens_per_s / group.ranks,
+        "tokens_per_s_per_gpu": report.tokens_per_s_per_gpu,
         "all_to_all_s": report.all_to_all_s,
         "compute_s": report.compute_s,
         "attention_s": report.attention_s,

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.base.arrays import Array
 from moesim.base.errors import FormatError, InputError, UnknownName
 from moesim.base.units import count
 from moesim.presets import PRESETS
@@ -73,6 +74,26 @@ def moe_rows(path: str | Path, place: str, rows: int, spec: ModelSpec) -> list[i
         f"expected the {count(spec.num_hidden_layers, 'decoder layer')} of {spec.name} or its "
         f"{count(spec.layers, 'MoE layer')}, found {rows}; give another model=",
     )
+
+
+def moe_part(path: str | Path, place: str, found: Array, spec: ModelSpec) -> Array:
+    """Return the MoE layers of counts [any, layers, any], of which the rows of dense layers are empty.
+
+    Raises
+    ------
+    FormatError
+        If the number of layers fits the model in no way, or a layer that is dense in it was routed.
+    """
+    rows = moe_rows(path, place, found.shape[1], spec)
+    # engines leave zeros there: anything else was recorded from a model with other dense layers
+    routed = np.setdiff1d(np.flatnonzero((found > 0).any(axis=(0, 2))), rows)
+    if len(routed):
+        raise FormatError(
+            path,
+            place,
+            f"decoder layer {routed[0]} is dense in {spec.name}, but tokens were routed in it; give another model=",
+        )
+    return found[:, rows]
 
 
 NUMBERINGS: Final = ("decoder", "decoder+1", "ordinal")

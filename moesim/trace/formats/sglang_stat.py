@@ -26,7 +26,7 @@ from moesim.trace.formats.common import (
     problems_of,
     read_text,
 )
-from moesim.trace.formats.model import check_options, given_model, moe_rows
+from moesim.trace.formats.model import check_options, given_model, moe_part
 from moesim.trace.trace import PREFILL, Trace
 
 
@@ -78,7 +78,7 @@ def read(
                 "logical_count",
                 f"expected {count(spec.experts, 'expert')} as in {spec.name}, found {counts.shape[2]}",
             )
-        counts = counts[:, moe_rows(path, "logical_count", counts.shape[1], spec)].astype(np.int64)
+        counts = moe_part(path, "logical_count", counts, spec).astype(np.int64)
         used = counts.any(axis=(1, 2))
         if not used.any():
             raise FormatError(path, "logical_count", "expected counts, found zeros only; record while requests run")

@@ -54,7 +54,9 @@ def load(path: str | Path) -> Any:
 
 def _plain(value: Any, tensor: type) -> Any:
     if isinstance(value, tensor):
-        return value.detach().numpy()  # type: ignore[attr-defined]
+        plain = value.detach()  # type: ignore[attr-defined]
+        # numpy knows no bfloat16, and every one of its values is a float32
+        return (plain.float() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()
     if isinstance(value, dict):
         return {key: _plain(item, tensor) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
