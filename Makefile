@@ -6,7 +6,7 @@ VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 TESTS ?= tests
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 .PHONY: demo test lint bench docs clean
 

@@ -120,7 +120,9 @@ class Paths(Sealed):
             raise InputError(
                 f"traffic: expected axes [..., {self.ranks}, {self.ranks}] (rank to rank), got shape {array.shape}"
             )
-        out = kernels.link_bytes(array.reshape(-1, self.ranks, self.ranks), self.links, *self.tables())
+        square = array.reshape(-1, self.ranks, self.ranks)
+        square.flags.writeable = False  # one kernel for what can be written and what cannot
+        out = kernels.link_bytes(square, self.links, *self.tables())
         return out.reshape(*array.shape[:-2], self.links)
 
     def flows(self, source: ArrayLike, target: ArrayLike) -> tuple[Array, Array, Array]:
@@ -172,7 +174,8 @@ class Paths(Sealed):
         return self.latency_s(source, target).reshape(self.ranks, self.ranks)
 
     def _per_link(self, value: ArrayLike) -> Array:
-        array = np.ascontiguousarray(value, dtype=np.float64)
+        array = np.ascontiguousarray(value, dtype=np.float64).view()
+        array.flags.writeable = False  # one kernel for what can be written and what cannot
         if array.ndim == 0 or array.shape[-1] != self.links:
             raise InputError(f"link_time_s: expected axes [..., {self.links}] (links), got shape {array.shape}")
         return array

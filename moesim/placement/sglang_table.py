@@ -46,7 +46,7 @@ def sglang_table(placement: Placement, node: Array, layers: Sequence[int]) -> Ar
     out = np.empty((ranks, experts), np.int32)
     last = max(layers, default=-1)
     for row in rows.tolist():
-        flat = trivial if row < 0 else np.ascontiguousarray(placement.physical_to_logical[row])
+        flat = trivial if row < 0 else np.array(placement.physical_to_logical[row])
         _fill(flat, placement.slots_per_rank, np.ascontiguousarray(node, dtype=np.int32), experts, words, used, out)
         if row >= 0:
             table[row] = out

@@ -67,10 +67,11 @@ class Limits(Sealed):
     def rules(self, layer: int) -> Rules:
         """Return the limits of a layer as the search takes them; room is that of the first slots of a rank."""
         most = -1 if self.most is None else self.most
+        # copies: the search would be compiled once more for arrays that cannot be written
         return Rules(
-            np.arange(self.slots) < self.room[layer][:, None], self.was[layer], np.array([most], np.int64),
+            np.arange(self.slots) < self.room[layer][:, None], np.array(self.was[layer]), np.array([most], np.int64),
             np.array(self.hot[layer]), np.array([self.nodes], np.int64), np.array([int(self.hard)], np.int64),
-            np.array([0.0 if self.hard else self.price]), self.node,
+            np.array([0.0 if self.hard else self.price]), np.array(self.node),
         )  # fmt: skip
 
     def breaking(self, experts: Array) -> Array:

@@ -106,7 +106,7 @@ def lightest_first(load: ArrayLike, ranks: int, slots: int, speed: ArrayLike | N
     copies = greedy_copies(load, ranks * slots, ranks)
     item, count = copies_by_weight(load, copies)
     experts = np.full((len(load), ranks, slots), EMPTY, np.int32)
-    pace = np.ones(ranks) if speed is None else np.ascontiguousarray(speed, dtype=np.float64)
+    pace = np.ones(ranks) if speed is None else np.array(speed, dtype=np.float64)
     _lightest(load / copies, item, count, pace, experts)
     return repair_duplicates(experts, load)[0]
 
@@ -194,7 +194,7 @@ def balance(load: ArrayLike, ranks: int, slots: int, speed: ArrayLike | None = N
     """
     load = np.ascontiguousarray(load, dtype=np.float64)
     experts = lightest_first(load, ranks, slots, speed)
-    pace = np.ones(ranks) if speed is None else np.ascontiguousarray(speed, dtype=np.float64)
+    pace = np.ones(ranks) if speed is None else np.array(speed, dtype=np.float64)
     _swap(experts, load, pace, rounds)
     return experts
 

@@ -94,6 +94,6 @@ def repair_duplicates(
         Area of each rank, [ranks]: experts do not leave theirs (EPLB's hierarchy). One area by default.
     """
     repaired = np.array(experts, dtype=np.int32, order="C")
-    areas = np.zeros(repaired.shape[1], np.int32) if area is None else np.asarray(area, dtype=np.int32)
+    areas = np.zeros(repaired.shape[1], np.int32) if area is None else np.array(area, dtype=np.int32)
     changed = _repair(repaired, np.ascontiguousarray(load, dtype=np.float64), areas)
     return repaired, int(changed)

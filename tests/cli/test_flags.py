@@ -62,7 +62,7 @@ def test_a_folder_with_a_configuration_is_a_model(run: Run, tmp_path: Path):
 
 def test_plans_are_made_from_counts_and_say_so(run: Run, setting: list[str], tmp_path: Path):
     steps, whole = tmp_path / "steps.npy", tmp_path / "loads.npy"
-    loads = np.random.default_rng(0).integers(50, 4000, (3, 32, 8))
+    loads = np.random.default_rng(0).integers(50, 400, (3, 32, 8))
     np.save(steps, loads)
     np.save(whole, loads.sum(axis=0))
     model = ("--model", "mixtral-8x7b")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from moesim.placement import Placement, dispatch, nearest_table
-from moesim.placement.policies import POLICIES, LayerBatch, physical_holders
+from moesim.placement.policies import POLICIES, LayerBatch, frozen, physical_holders
 from moesim.placement.shares import _alone, node_shares
 from moesim.placement.token_aware import covered, load_cap, shed, token_aware
 
@@ -18,7 +18,8 @@ def grouped(world: World, layer: int) -> tuple[LayerBatch, np.ndarray]:
     order = np.argsort(world.home, kind="stable")
     ptr = np.concatenate([[0], np.cumsum(np.bincount(world.home, minlength=len(world.node)))])
     holders = physical_holders(world.placement, layer)
-    batch = LayerBatch(layer, world.placement, world.node, *holders, world.routes[order, layer].copy(), ptr, 0)
+    node = frozen(world.node, np.int32)  # as dispatch hands it over
+    batch = LayerBatch(layer, world.placement, node, *holders, world.routes[order, layer].copy(), ptr, 0)
     return batch, world.home[order]
 
 
@@ -171,7 +172,7 @@ def test_shares_add_up_per_source_node_and_expert(world: World) -> None:
 def test_shares_balance_where_traffic_is_free_and_stay_home_where_it_is_dear() -> None:
     # expert 0 on both nodes, the others once: 30 picks of expert 0 from node 0, 10 each of experts 1 and 2 from node 1
     placement = Placement([[[0, 1], [0, 2]]], 3)
-    node, indptr = np.array([0, 1]), placement.holders(0)[0]
+    node, indptr = frozen([0, 1], np.int32), placement.holders(0)[0]
     routes = np.repeat([0, 1, 2], [30, 10, 10]).astype(np.int16)[:, None]
     given_ = (routes, np.array([0, 30, 50]), indptr, placement.holders(0)[1], node)
     share, _ = node_shares(*given_, traffic=0.0)
@@ -183,7 +184,7 @@ def test_shares_balance_where_traffic_is_free_and_stay_home_where_it_is_dear() -
 def test_shares_send_picks_of_a_token_to_one_node() -> None:
     # all tokens live on node 0 and pick experts 0 and 1; node 1 holds both, node 2 one of them beside expert 2
     placement = Placement([[[3, 4], [0, 1], [0, 2]]], 5)
-    node, indptr = np.arange(3), placement.holders(0)[0]
+    node, indptr = frozen(np.arange(3), np.int32), placement.holders(0)[0]
     routes = np.tile(np.array([[0, 1]], np.int16), (30, 1))
     given_ = (routes, np.array([0, 30, 30, 30]), indptr, placement.holders(0)[1], node)
     share, _ = node_shares(*given_, traffic=10.0)
@@ -223,7 +224,7 @@ def test_copies_that_merge_are_counted_as_the_flow_counts_them(world: World) -> 
 
 def test_shedding_takes_picks_first_that_leave_a_node_for_another() -> None:
     # three nodes of one rank each; node 1 is over its cap and node 2 holds what it holds
-    node, rank = np.arange(3), np.array([0, 1, 2, 1, 2])
+    node, rank = frozen(np.arange(3), np.int32), np.array([0, 1, 2, 1, 2], np.int32)
     indptr = np.array([0, 1, 3, 5])  # expert 0 at home; experts 1 and 2 on nodes 1 and 2
     # tokens that pick both can visit node 1 for both; tokens that pick one of them go there for it alone
     routes = np.array([[1, 2]] * 10 + [[0, 1]] * 10, np.int16)
@@ -236,7 +237,7 @@ def test_shedding_takes_picks_first_that_leave_a_node_for_another() -> None:
 def test_token_aware_moves_no_picks_for_nothing() -> None:
     # rank 0 is full of expert 0, which nobody else holds; ranks 1 and 2 could even out experts 1 and 2, over nodes
     placement = Placement([[[0, 3], [1, 2], [1, 2], [4, 5]]], 6)
-    node, (indptr, rank, slot) = np.array([0, 0, 1, 1]), physical_holders(placement, 0)
+    node, (indptr, rank, slot) = frozen([0, 0, 1, 1], np.int32), physical_holders(placement, 0)
     routes = np.array([[0, 1]] * 40 + [[0, 2]] * 20, np.int16)
     given_ = (routes, np.array([0, 60, 60, 60, 60]), indptr, rank)
     free = token_aware(*given_, slot, node, cap=10**9)

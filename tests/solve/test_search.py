@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.placement import Placement, dispatch
+from moesim.placement.policies import frozen
 from moesim.placement.token_aware import covered
 from moesim.solve.rules import no_rules, received
 from moesim.solve.search.anneal import anneal
 from moesim.solve.search.cost import compute_s, cost, network_s, powers_s, prices
-from moesim.solve.search.reroute import outlook, reroute, take_back
+from moesim.solve.search.reroute import outlook_hashed, outlook_nearest, reroute, take_back
 from moesim.solve.search.settle import make_state, recount, settle
 from moesim.solve.search.shift import shift, take, working
 from moesim.solve.search.state import (
@@ -76,12 +77,26 @@ def build(
     return state, routes, home
 
 
-def column_of(state: State, expert: int, columns: NDArray, parts: NDArray, index: int) -> int:
+def column_of(state: State, expert: int, columns: NDArray, parts: NDArray, index: int) -> np.int32:
     served = choose(
         expert, state.held, state.copies, state.node, state.policy[0], state.holder, state.scratch, columns, index
     )
-    spread(served, state.holder, state.share, evenly(state), columns, parts, index)
-    return int(served)
+    spread(served, state.holder, state.share, evenly(state.policy[0], state.even), columns, parts, index)
+    return np.int32(served)  # as annealing keeps it, whose compiled moves serve here too
+
+
+def outlook(state: State, expert: int, columns: NDArray, index: int, served: int, counts: NDArray, every: int) -> int:
+    """Look ahead as annealing does, which does not look where traffic is free."""
+    if state.mode[0] == NOTHING:
+        return 0
+    if state.policy[0] != NEAREST:
+        return int(outlook_hashed(state, expert, columns, index, served, counts, every))
+    looked = outlook_nearest(
+        state.sets, state.on_rank.some, state.on_rank.more, state.on_node.some, state.on_node.more, state.itself,
+        state.node, state.landing, state.mode[0], state.indptr, expert, state.serves, columns, index, state.left,
+        state.came, counts,
+    )  # fmt: skip
+    return int(looked)
 
 
 CASES = [(mode, policy) for mode in (DIRECT, PER_RANK, PER_NODE, NOTHING) for policy in (NEAREST, ROW_HASH, PICK_HASH)]
@@ -147,7 +162,7 @@ def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, policy: int,
     state, _, _ = build(seed, mode, policy)
     rng = np.random.default_rng(seed + 1)
     for _ in range(10):
-        expert, rank = int(rng.integers(8)), int(rng.integers(RANKS))
+        expert, rank = np.int32(rng.integers(8)), int(rng.integers(RANKS))
         if state.held[expert, rank] and state.copies[expert] < 2:
             continue
         # counts know nothing of slots, so that a copy may come or go alone
@@ -156,7 +171,7 @@ def test_outlook_on_one_expert_is_what_rerouting_it_does(mode: int, policy: int,
         column, part = np.zeros((1, RANKS), np.int32), np.zeros((1, RANKS))
         served = column_of(state, expert, column, part, 0)
         counts = state.counts.copy()
-        looked = outlook(state, expert, column, 0, served, counts)
+        looked = outlook(state, expert, column, 0, served, counts, 1)
         assert (reroute(state, expert, column, 0, served) > 0) == (looked > 0)
         np.testing.assert_array_equal(state.counts, counts)
 
@@ -168,7 +183,7 @@ def test_one_row_in_several_stands_for_all_of_them(mode: int, policy: int) -> No
     for seed in range(60):
         state, _, _ = build(seed, mode, policy)
         rng = np.random.default_rng(seed + 1)
-        expert, rank = int(rng.integers(8)), int(rng.integers(RANKS))
+        expert, rank = np.int32(rng.integers(8)), int(rng.integers(RANKS))
         if state.held[expert, rank]:
             continue
         state.copies[expert] += 1
@@ -233,7 +248,7 @@ def test_covered_rows_visit_as_few_nodes_as_token_aware_dispatch_without_a_cap(s
     indptr, rank, _ = placement.holders(0)
     group_ptr = np.searchsorted(home[order], np.arange(RANKS + 1))
     chosen = np.empty(routes.shape, np.int64)
-    covered(routes[order], group_ptr, indptr, rank, NODE, chosen)
+    covered(routes[order], group_ptr, indptr, rank, frozen(NODE, np.int32), chosen)
     visited = [{NODE[rank[c]] for c in row if c >= 0} - {NODE[home[t]]} for row, t in zip(chosen, order, strict=True)]
     # greedy covers can differ where nodes tie, but for three picks each is a smallest one
     bits = [int(state.visits[t]).bit_count() for t in order]

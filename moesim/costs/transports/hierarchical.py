@@ -68,7 +68,7 @@ def hierarchical(
         outside = np.einsum("lsd,sd->ld", copies, ~cluster.same_node) / cluster.same_node.sum(axis=1)
         own[:, :, 0], own[:, :, 1] = nvlink.sum(axis=2), outside * size
         legs, engines = (nvlink, nic), ((out_s, idle), (in_s, idle))
-    senders = copies > 0 if direction == "dispatch" else copies.transpose(0, 2, 1) > 0
+    senders = np.ascontiguousarray((copies if direction == "dispatch" else copies.transpose(0, 2, 1)) > 0)
     launch = tuned(cluster, "hierarchical_floor", k.NORMAL_DISPATCH_FLOOR_S)
     used = {
         "floor": launch,

@@ -13,7 +13,7 @@ from moesim.base.compiled import compiled
 from moesim.placement.clock import working_s
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
 from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
-from moesim.solve.search.reroute import outlook, outlook_cover, outlook_nearest, reroute, take_back
+from moesim.solve.search.reroute import outlook_cover, outlook_hashed, outlook_nearest, reroute, take_back
 from moesim.solve.search.screen import Screen, at_best, guess, learn, look_again, look_at, make_screen
 from moesim.solve.search.settle import settle
 from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
@@ -154,7 +154,7 @@ def _anneal(
     blind = shares and mode == NOTHING
     # rows that are looked at one by one take long
     hashed = not covered and policy != NEAREST and mode != NOTHING
-    even = evenly(state)
+    even = evenly(policy, state.even)
     scenarios = load.shape[1]
     scale, worst = prices.scale, prices.worst[0]
     ruled = budget >= 0 or rules.hard[0] > 0
@@ -251,7 +251,7 @@ def _anneal(
         if looked and hashed:
             counts[:] = present
             for index in range(several):
-                spent += outlook(state, pair[index], column, index, served[index], counts, _SAMPLED)
+                spent += outlook_hashed(state, pair[index], column, index, served[index], counts, _SAMPLED)
             looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
         if looked and not covered:
             counts[:] = present
@@ -261,8 +261,8 @@ def _anneal(
                         sets, some, more, node_some, node_more, itself, node, landing, mode, indptr, pair[index],
                         serves, column, index, left, came, counts,
                     )  # fmt: skip
-                else:
-                    spent += outlook(state, pair[index], column, index, served[index], counts)
+                elif hashed:
+                    spent += outlook_hashed(state, pair[index], column, index, served[index], counts, 1)
             seen = network_s(counts, scale)
             if stride == 1:
                 learn(fit, change, seen - network)

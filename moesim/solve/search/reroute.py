@@ -153,33 +153,18 @@ def reroute(state: State, expert: int, serves: Any, index: int, served: int) -> 
 
 
 @compiled
-def outlook(state: State, expert: int, serves: Any, index: int, served: int, counts: Any, every: int = 1) -> int:
-    """Change ``counts`` about as :func:`reroute` would change those of the state; return the work done.
-
-    Where copies are hashed, from one row in ``every``, which then stands for so many.
-
-    For all but covered rows, see :func:`outlook_cover`. Looks only, so that a move that is not taken costs one look. Of
-    two experts of one move each is looked at as if the other stayed: a place that one leaves and the other reaches then
-    seems to lose the row. Two that leave, or reach, the same place seem to cost one copy too many, but nearest copies
-    do so only where far ones are dealt anew.
-    """
-    if state.mode[0] == NOTHING:
-        return 0
-    if state.policy[0] != NEAREST:
-        return _outlook_hashed(state, expert, serves[index], served, counts, every)
-    return outlook_nearest(
-        state.sets, state.on_rank.some, state.on_rank.more, state.on_node.some, state.on_node.more, state.itself,
-        state.node, state.landing, state.mode[0], state.indptr, expert, state.serves, serves, index, state.left,
-        state.came, counts,
-    )  # fmt: skip
-
-
-@compiled
 def outlook_nearest(
     sets: Sets, some: Any, more: Any, node_some: Any, node_more: Any, itself: Any, node: Any, landing: Any, mode: int,
     indptr: Any, expert: int, before: Any, after: Any, index: int, left: Any, came: Any, counts: Any,
 ) -> int:  # fmt: skip
-    """Do what :func:`outlook` does among nearest copies; the arrays are those of the state, see there."""
+    """Change ``counts`` about as :func:`reroute` would among nearest copies; return the work done.
+
+    The arrays are those of the state; ``after[index]`` is the column that :func:`reroute` would be given.
+
+    Looks only, so that a move that is not taken costs one look. Of two experts of one move each is looked at as if the
+    other stayed: a place that one leaves and the other reaches then seems to lose the row. Two that leave, or reach,
+    the same place seem to cost one copy too many, but nearest copies do so only where far ones are dealt anew.
+    """
     looked = 0
     if mode != DIRECT:
         looked += LOOKING * look(sets, some, more, itself, expert, before, after, index, left, came, 0)
@@ -189,14 +174,15 @@ def outlook_nearest(
 
 
 @compiled
-def _outlook_hashed(state: State, expert: int, serves: Any, served: int, counts: Any, every: int) -> int:
-    ranks, mode, node = len(state.node), state.mode[0], state.node
+def outlook_hashed(state: State, expert: int, serves: Any, index: int, served: int, counts: Any, every: int) -> int:
+    """Do what :func:`outlook_nearest` does where copies are hashed, from one row in ``every``, standing for so many."""
+    ranks, mode, node, policy = len(state.node), state.mode[0], state.node, state.policy[0]
     present, before = state.serves[expert], state.served[expert]
     first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
     for position in range(first + expert % every, last, every):
         row = state.rows[position]
-        key = pick_key(state, row, expert)
-        old, new = present[key % before if before > 1 else 0], serves[key % served if served > 1 else 0]
+        key = pick_key(policy, state.key, row, expert)
+        old, new = present[key % before if before > 1 else 0], serves[index, key % served if served > 1 else 0]
         if old == new:
             continue
         left = came = (0, 0)
@@ -295,7 +281,7 @@ def take_back(state: State) -> None:
 
 @compiled
 def _reroute_hashed(state: State, expert: int, serves: Any, served: int) -> int:
-    ranks, mode, node = len(state.node), state.mode[0], state.node
+    ranks, mode, node, policy = len(state.node), state.mode[0], state.node, state.policy[0]
     before = state.served[expert]
     holder = state.serves[expert, :before].copy()
     state.serves[expert] = serves
@@ -305,8 +291,8 @@ def _reroute_hashed(state: State, expert: int, serves: Any, served: int) -> int:
         return 0
     for position in range(first, last):
         row = state.rows[position]
-        old = holder[pick_key(state, row, expert) % before]
-        new = serving_rank(state, row, expert)
+        old = holder[pick_key(policy, state.key, row, expert) % before]
+        new = serving_rank(policy, state.serves, state.served, state.home, state.key, row, expert)
         if old == new:
             continue
         left_rank = left_node = came_rank = came_node = 0

@@ -71,7 +71,7 @@ def recount(state: State) -> Any:
             expert = state.routes[row, pick]
             if expert < 0:
                 continue
-            rank = serving_rank(state, row, expert)
+            rank = serving_rank(state.policy[0], state.serves, state.served, state.home, state.key, row, expert)
             if mode == DIRECT:
                 edge(counts, state.node, home, rank, 1)
                 continue
@@ -188,7 +188,7 @@ def settle(state: State) -> None:
     for row in range(state.at_rank.shape[1]):
         for expert in state.routes[row]:
             if expert >= 0:
-                rank = serving_rank(state, row, expert)
+                rank = serving_rank(state.policy[0], state.serves, state.served, state.home, state.key, row, expert)
                 state.at_rank[rank, row] += np.uint8(1)
                 if state.at_node.shape[1]:
                     state.at_node[state.node[rank], row] += np.uint8(1)

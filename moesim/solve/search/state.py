@@ -102,8 +102,8 @@ def choose(
 ) -> int:
     """Write ``serves[index]``, the column that follows from ``held[expert]``; return the number of copies.
 
-    Like all that is called for every move it takes arrays of the state alone: handing over the whole of it takes longer
-    than what is done with it.
+    Like all that is called for every move or row it takes arrays of the state alone: handing over the whole of it takes
+    longer than what is done with it, and longer to compile.
     """
     total = 0
     for rank in range(len(node)):
@@ -147,9 +147,9 @@ def spread(served: int, holder: Any, share: Any, even: float, serves: Any, part:
 
 
 @compiled
-def evenly(state: State) -> float:
+def evenly(policy: int, even: Any) -> float:
     """Return the part of an expert's work that its copies share evenly."""
-    return float(state.even[0] if state.policy[0] in (NEAREST, COVER) else 1.0)
+    return float(even[0] if policy in (NEAREST, COVER) else 1.0)
 
 
 @compiled
@@ -158,23 +158,24 @@ def refresh(state: State, expert: int) -> None:
     state.served[expert] = choose(
         expert, state.held, state.copies, state.node, state.policy[0], state.holder, state.scratch, state.serves, expert
     )
-    spread(state.served[expert], state.holder, state.share, evenly(state), state.serves, state.part, expert)
+    even = evenly(state.policy[0], state.even)
+    spread(state.served[expert], state.holder, state.share, even, state.serves, state.part, expert)
     state.mask[expert] = holding_nodes(state.held[expert], state.node)
 
 
 @compiled
-def pick_key(state: State, row: int, expert: int) -> int:
+def pick_key(policy: int, key: Any, row: int, expert: int) -> int:
     """Return the key by which the copy of a pick is chosen."""
-    if state.policy[0] == ROW_HASH:
-        return int(state.key[row])
+    if policy == ROW_HASH:
+        return int(key[row])
     # Fibonacci hashing: the high bits of the product are well mixed
-    return int(((state.key[row] + expert) * 2654435769 & 0xFFFFFFFF) >> 8)
+    return int(((key[row] + expert) * 2654435769 & 0xFFFFFFFF) >> 8)
 
 
 @compiled
-def serving_rank(state: State, row: int, expert: int) -> int:
+def serving_rank(policy: int, serves: Any, served: Any, home: Any, key: Any, row: int, expert: int) -> int:
     """Return the rank that computes a pick of a row."""
-    if state.policy[0] == NEAREST:
-        return int(state.serves[expert, state.home[row]])
-    copies = state.served[expert]
-    return int(state.serves[expert, pick_key(state, row, expert) % copies if copies > 1 else 0])
+    if policy == NEAREST:
+        return int(serves[expert, home[row]])
+    copies = served[expert]
+    return int(serves[expert, pick_key(policy, key, row, expert) % copies if copies > 1 else 0])
