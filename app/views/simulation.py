@@ -51,10 +51,11 @@ with right:
     ui.kpis([
         ("Step time, mean", show(total, "time"), f"p99 {show(report.p99_step_s, 'time')}",
          "Mean seconds of a step, from its start until the last GPU has its last result."),
-        ("Throughput", f"{report.tokens_per_s / 1e6:,.2f}M tokens/s" if report.tokens_per_s >= 1e6 else
-         f"{report.tokens_per_s / 1e3:,.0f}k tokens/s",
-         f"{report.tokens_per_s / len(report.rank_node):,.0f} a GPU",
-         "Tokens that the group takes through the MoE layers of the trace in a second."),
+        ("Throughput", f"{report.model_tokens_per_s / 1e6:,.2f}M tokens/s" if report.model_tokens_per_s >= 1e6 else
+         f"{report.model_tokens_per_s / 1e3:,.0f}k tokens/s",
+         f"{report.tokens_per_s_per_gpu:,.0f} a GPU",
+         f"Tokens that the group takes through the whole model in a second; a step of it is "
+         f"{show(report.model_step_s, 'time')}: every MoE layer, dense layers and output head."),
         ("All-to-all", f"{report.all_to_all_s / total:.0%} of the step", show(report.all_to_all_s, "time"),
          "Share of the critical path that runs through dispatch and combine."),
         ("Experts", f"{report.compute_s / total:.0%} of the step", show(report.compute_s, "time"),

@@ -182,7 +182,7 @@ def results(name: str, wanted: Scenario) -> None:
         st.error(str(now))
         return
     a, b = now.report, then.report
-    earned = b.tokens_per_s / len(b.rank_node), a.tokens_per_s / len(a.rank_node)
+    earned = b.tokens_per_s_per_gpu, a.tokens_per_s_per_gpu
 
     def against(attribute: str) -> str:
         return f"{ui.change(getattr(b, attribute), getattr(a, attribute))} vs now"
@@ -192,7 +192,7 @@ def results(name: str, wanted: Scenario) -> None:
         ("All-to-all", show(b.all_to_all_s, "time"), against("all_to_all_s"), "Critical path in dispatch and combine."),
         ("Experts", show(b.compute_s, "time"), against("compute_s"), "Critical path in experts."),
         ("Load imbalance", f"{b.batch_imbalance:.2f}×", against("batch_imbalance"), "Busiest GPU over the mean."),
-        ("Tokens/s of a GPU", f"{earned[0]:,.0f}", f"now {earned[1]:,.0f}", "What a GPU earns; more is better."),
+        ("Tokens/s of a GPU", f"{earned[0]:,.0f}", f"now {earned[1]:,.0f}", "What a GPU earns, of the whole model."),
         ("GPUs", f"{then.cluster.ranks} in {count(then.cluster.nodes, 'node')}",
          f"{count(then.placement.slots_per_rank, 'slot')} each",
          "GPUs of the group and nodes that are left, and expert slots of a GPU and layer."),

@@ -16,6 +16,7 @@ _WIDE: Final = 200
 """Columns of a stdout that is not a terminal: a file has no edge at which a table must be cut."""
 _WIDEST: Final = 10_000
 """Columns in which any table fits, to find what it needs."""
+_COMPILING: Final = "compiling kernels: once after an installation, for a minute or more; no deadline counts it"
 
 
 def stdout(width: int | None = None) -> Console:
@@ -48,13 +49,21 @@ def say(line: str) -> None:
 @contextmanager
 def progress() -> Iterator[Any]:
     """Yield a function that shows what is being done: one line on a terminal, a line each elsewhere."""
+    from moesim.placement.clock import when_compiling
+
     begin = time.monotonic()
     if not sys.stderr.isatty():
-        yield lambda line: say(f"[{time.monotonic() - begin:6.1f} s] {line}")
+
+        def line(text: str) -> None:
+            say(f"[{time.monotonic() - begin:6.1f} s] {text}")
+
+        with when_compiling(lambda: line(_COMPILING)):
+            yield line
         return
     from rich.markup import escape
 
-    with stderr().status("starting") as status:
+    console = stderr()
+    with console.status("starting") as status, when_compiling(lambda: console.print(f"[dim]{_COMPILING}")):
         yield lambda line: status.update(f"{escape(line)}  [dim]{time.monotonic() - begin:.0f} s")
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 from numba.core import event
+
+_LONG_S: Final = 5.0
+"""Seconds of compiling after which it is worth a word; reading kernels from disk takes less."""
 
 
 class _Compiling(event.Listener):  # type: ignore[misc]  # numba has no types
@@ -14,6 +19,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]  # numba has no types
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.tell: Callable[[], None] | None = None
         self._inside, self._since = 0, 0.0
         # threads that wait for the compiler tell so without holding its lock
         self._lock = threading.Lock()
@@ -27,8 +33,13 @@ class _Compiling(event.Listener):  # type: ignore[misc]  # numba has no types
     def on_end(self, _event: Any) -> None:
         with self._lock:
             self._inside -= 1
+            now = time.monotonic()
+            long = self.seconds + now - self._since > _LONG_S
             if not self._inside:
-                self.seconds += time.monotonic() - self._since
+                self.seconds += now - self._since
+            tell, self.tell = (self.tell, None) if long else (None, self.tell)
+        if tell is not None:
+            tell()
 
 
 _COMPILING = _Compiling()
@@ -42,3 +53,13 @@ def working_s() -> float:
     else on the second. The clock steps back when a compilation ends.
     """
     return time.monotonic() - _COMPILING.seconds
+
+
+@contextmanager
+def when_compiling(tell: Callable[[], None]) -> Iterator[None]:
+    """Have ``tell`` called, once, when this process has compiled for seconds: whoever waits shall know for what."""
+    _COMPILING.tell = tell
+    try:
+        yield
+    finally:
+        _COMPILING.tell = None

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moesim.solve import solve
+from moesim.solve import Objective, solve
 from moesim.solve.search import rows as rows_module
 from moesim.solve.search.chance import chance
 from moesim.solve.search.rows import sample_rows
+from moesim.solve.search.stages import make_stages
 from moesim.trace import Trace
 from tests.solve.conftest import tiny_cluster, tiny_spec, tiny_trace
 
@@ -109,3 +110,11 @@ def test_a_plan_from_few_requests_says_so() -> None:
     assert note.startswith("few to fit (64 tokens, requests not told apart): ")
     many = solve(tiny_trace(tiny_spec(), 2048), tiny_cluster(), **options)
     assert not any(note.startswith("few to fit") for note in many.notes)
+
+
+@pytest.mark.parametrize("policy", ["shares", "batch-lp", "token-aware"])
+def test_policies_that_even_out_every_batch_are_planned_for_what_was_seen(make_problem, policy: str) -> None:
+    problem = make_problem(tokens=64, skew=0.5, policy=policy)
+    assert not make_stages(problem, 1)[0].rows.chance.any()
+    for_load = dataclasses.replace(problem, objective=Objective("load"))
+    assert make_stages(for_load, 1)[0].rows.chance.all()

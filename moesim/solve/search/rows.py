@@ -33,7 +33,7 @@ class Rows(NamedTuple):
     chance: NDArray[np.float64]
 
 
-def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = True) -> Rows:
+def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = True, doubted: bool = True) -> Rows:
     """Return about ``count`` rows, and what each scenario asks of every expert.
 
     Every token of the batches is used equally often, give or take one. Homes are dealt anew: which rank a request
@@ -45,11 +45,9 @@ def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = T
         Scenarios in all, unseen ones included; where they are windows of the problem, these and the unseen ones.
     drawn
         Draw scenarios to their mean, unless they are windows, see :func:`steadied`.
-
-    Notes
-    -----
-    Where few requests are fitted much of what experts differ by is :func:`~moesim.solve.search.chance.chance`: every
-    scenario is that much less uneven, unless they are windows.
+    doubted
+        Make every scenario less uneven by what is :func:`~moesim.solve.search.chance.chance`, much where few requests
+        are fitted, unless they are windows.
     """
     unseen = problem.unseen_share
     # the objective looks at single windows, or these differ for a reason
@@ -87,7 +85,7 @@ def sample_rows(problem: Problem, count: int, scenarios: int, *, drawn: bool = T
     if drawn and not by_window:
         seen = steadied(demand, total, len(unique) / (len(token) / steps))
     taken_out = np.zeros(problem.layers)
-    if not by_window:
+    if doubted and not by_window:
         by_chance = chance(trace, unique)
         taken_out = np.where(by_chance < _LITTLE, 0.0, by_chance)
         seen = seen + (seen.mean(axis=2, keepdims=True) - seen) * taken_out[:, None]

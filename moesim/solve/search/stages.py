@@ -128,7 +128,8 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     # a program that evens out every batch has no floor; parts as uneven as they are leave it more room
     drawn = load_only or not poured
     scenarios = options["scenarios"] or (_SCENARIOS_LOAD if load_only else _SCENARIOS if drawn else _SCENARIOS_RAW)
-    rows = sample_rows(problem, int(options["rows"]), int(scenarios), drawn=drawn)
+    doubted = load_only or problem.policy not in _EASED
+    rows = sample_rows(problem, int(options["rows"]), int(scenarios), drawn=drawn, doubted=doubted)
     if rows.chance.any():
         problem.note(_chance_note(problem, float(rows.chance.mean())))
     stages = []
