@@ -104,15 +104,16 @@ class Batches(Sealed):
         return np.asarray(self.trace.request[self._rows(step)])
 
     def answered(self, step: int) -> NDArray[np.bool_]:
-        """Return which of one step's tokens are answered when served: of prompts the last of each request, bool [n].
+        """Return which of one step's tokens are answered when served, and need the output head, bool [n].
 
-        Only these need the output head.
+        All but those of prompts: of these one of each request on each rank, whose chunk may end the prompt.
         """
         home = self.homes(step)
         if int(self.phase[step]) != PREFILL:
             return np.ones(len(home), bool)
         found = np.zeros(len(home), bool)
-        found[np.unique(np.stack([home, self.requests(step)]), axis=1, return_index=True)[1]] = True
+        chunk = home.astype(np.int64) << 32 | self.requests(step).astype(np.uint32)
+        found[np.unique(chunk, return_index=True)[1]] = True
         return found
 
     def weights(self, step: int) -> Array | None:

@@ -187,6 +187,20 @@ def test_requests_arrive_in_recorded_order_and_are_shuffled_otherwise():
     assert len(orders) == 4
 
 
+@law
+@given(lengths=lengths, ranks=st.integers(1, 5), size=st.integers(1, 6), seed=st.integers(0, 3))
+def test_a_prompt_is_answered_once_on_each_rank_that_holds_some_of_it(lengths, ranks, size, seed):
+    batches = make_batches(random_trace(seed, lengths), ranks, tokens_per_rank=size, seed=seed)
+    for step in range(len(batches)):
+        home, request, found = batches.homes(step), batches.requests(step), batches.answered(step)
+        if batches.phase[step] == PREFILL:
+            held = set(zip(home.tolist(), request.tolist(), strict=True))
+            assert found.sum() == len(held)
+            assert set(zip(home[found].tolist(), request[found].tolist(), strict=True)) == held
+        else:
+            assert found.all()
+
+
 def test_take_gives_consecutive_steps():
     batches = make_batches(random_trace(0, [6] * 10), 2, tokens_per_rank=3)
     part = batches.take(slice(2, 4))
