@@ -11,6 +11,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.base.errors import InputError
+from moesim.base.units import count
 from moesim.cluster import Cluster
 from moesim.solve import Constraints, Plan, solve
 from moesim.solve.moving import break_even_s
@@ -154,7 +155,7 @@ def recover(
     running = solve(old, cluster, **common)
     plans: list[tuple[int | None, Plan]] = []
     for budget in [*budgets, None]:
-        say(f"planning after it with {'any number of' if budget is None else budget} moves a layer")
+        say(f"planning after it with {_budget(budget)}")
         limits = Constraints(most_moves=budget)
         plans.append((budget, solve(fitted, cluster, previous=running.placement, constraints=limits, **common)))
     say("judging")
@@ -194,6 +195,17 @@ def recover(
             *(f"before {note}" for note in old.notes),
             *(f"judged {note}" for note in judged.notes),
             *costs.notes,
+            *(f"plan before: {note}" for note in _doubts(running)),
+            *(f"plan with {_budget(budget)}: {note}" for budget, plan in plans for note in _doubts(plan)),
         ],
     }
     return Recovery(facts, tuple(rows))
+
+
+def _budget(moves: int | None) -> str:
+    return "any number of moves" if moves is None else f"{count(moves, 'move')} a layer"
+
+
+def _doubts(plan: Plan) -> list[str]:
+    """Return the notes that tell how much of a plan is the search's, the clock's and chance."""
+    return [note for note in plan.notes if note.startswith(("the deadline ", "few to fit "))]

@@ -155,3 +155,6 @@ def test_little_moves_are_answered_with_what_they_rest_on(part: Trace) -> None:
     notes = found.facts["notes"]
     assert any(note.startswith("the trace holds 3 of the 12") for note in notes)
     assert any(note.startswith("expert compute by roofline") for note in notes)
+    # a second buys a part of the search, and a reader of one budget beside another must know
+    for plan in ("plan before", "plan with 2 moves a layer", "plan with any number of moves"):
+        assert any(note.startswith(f"{plan}: the deadline bought ") for note in notes)
