@@ -122,7 +122,14 @@ Steps = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
-Policy = Annotated[str, typer.Option(metavar="NAME", help="Dispatch policy: who serves a token.", rich_help_panel=_RUN)]
+Policy = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Dispatch policy: who serves a token. SGLang's is sglang, vLLM's hash, TensorRT-LLM's uniform.",
+        rich_help_panel=_RUN,
+    ),
+]
 Transport = Annotated[
     str | None,
     typer.Option(
