@@ -44,7 +44,8 @@ class FormatError(InputError):
     def __init__(self, path: str | Path, place: str, problem: str) -> None:
         self.path, self.place, self.problem = str(path), place, problem
         where = f"{path}: {place}" if place else f"{path}"
-        super().__init__(f"{where}: {problem}")
+        # a key of the file may hold anything, and an error is one line
+        super().__init__(" ".join(f"{where}: {problem}".splitlines()))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.path, self.place, self.problem))

@@ -23,6 +23,10 @@ def test_a_format_error_names_file_and_place():
     assert str(FormatError("a.toml", "", "truncated")) == "a.toml: truncated"
 
 
+def test_a_format_error_is_one_line_whatever_the_file_holds():
+    assert str(FormatError("x.json", "a\nb", "no\r\nway\n")) == "x.json: a b: no way"
+
+
 @pytest.mark.parametrize(
     "error",
     [

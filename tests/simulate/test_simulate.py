@@ -52,6 +52,8 @@ def test_every_engine_gives_the_same_report(world: worlds.World, transport: str,
             transport=transport, policy=policy, schedule=schedule, engine=engine,
         ).to_dict()  # fmt: skip
         assert report.pop("engine") == engine
+        # of chains that are equally long, which is the longest hangs on the last digit
+        assert report.pop("bottleneck")
         reports[engine] = report
     # sums over ranks may differ in their last digit
     assert alike(reports["events"], reports["closed-form"])
