@@ -28,11 +28,14 @@ class Ports(Sealed):
         Path latency of every pair [R, R].
     inside_latency_s
         Largest latency of a path inside a node, 0 where there is none.
+    mesh
+        Whether ranks have links of their own to each other rank of their node, and no switch.
     """
 
     seconds_per_byte: Array
     latency_s: Array
     inside_latency_s: float
+    mesh: bool
 
     def __post_init__(self) -> None:
         seal(self, "seconds_per_byte", self.seconds_per_byte, np.float64, ("ranks", "kinds"), {"kinds": 2})
@@ -64,10 +67,11 @@ def _read(cluster: Cluster) -> Ports:
             cost[have, kind] = cluster.paths.alone_s(1 / cluster.link_bandwidth, have, peer[have, kind])
     spread = spread_s(cluster, cluster.same_node & ~np.eye(ranks, dtype=bool))
     # one peer stands for all, to the last digit, where all share a port
-    cost[:, 0] = np.where(spread < cost[:, 0] * (1 - 1e-9), spread, cost[:, 0])
+    apart = spread < cost[:, 0] * (1 - 1e-9)
+    cost[:, 0] = np.where(apart, spread, cost[:, 0])
     latency = cluster.paths.latency_matrix()
     inside = latency[cluster.same_node]
-    return Ports(cost, latency, float(inside.max()) if inside.size else 0.0)
+    return Ports(cost, latency, float(inside.max()) if inside.size else 0.0, bool(apart.all()))
 
 
 def spread_s(cluster: Cluster, pairs: Array) -> Array:

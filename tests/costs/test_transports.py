@@ -127,6 +127,11 @@ def test_nvlink_needs_one_domain():
     two = cluster(2, 2)
     with pytest.raises(InputError, match="several NVLink domains"):
         TRANSPORTS.get("nvlink")(random_flow(two, SPEC, 2), two, SPEC, "dispatch")
+    mesh = preset("mi300x-4x8-rail").restrict(range(8))
+    with pytest.raises(InputError, match="a link each to each other and no switch"):
+        TRANSPORTS.get("nvlink")(random_flow(mesh, SPEC, 2), mesh, SPEC, "dispatch")
+    slow = preset("h100-1x8").edit(degrade={"node0.gpu3": 0.25})
+    assert TRANSPORTS.get("nvlink")(random_flow(slow, SPEC, 2), slow, SPEC, "dispatch").total_bytes > 0
 
 
 @pytest.mark.parametrize("name", TRANSPORTS.names())

@@ -70,12 +70,17 @@ def nvlink(flow: FlowLike, cluster: Cluster, spec: ModelSpec, direction: Directi
     Raises
     ------
     InputError
-        If the ranks span several NVLink domains.
+        If the ranks span several NVLink domains, or there is no switch between them.
     """
     if cluster.nodes > 1:
         raise InputError(
             f"transport nvlink: the ranks of {cluster.name} span several NVLink domains and one-sided writes "
             "reach only one; choose transport hierarchical or direct, or the ranks of one domain"
+        )
+    if ports(cluster).mesh:
+        raise InputError(
+            f"transport nvlink: the GPUs of {cluster.name} have a link each to each other and no switch, where nobody "
+            "measured one-sided writes; choose transport direct or hierarchical"
         )
     copies = np.asarray(flow.rank_copies, np.float64)
     floor = tuned(cluster, "one_sided_floor", k.NVLINK_DISPATCH_FLOOR_S)
