@@ -9,6 +9,7 @@ import pytest
 
 from moesim.solve import Objective, solve
 from moesim.solve.search import rows as rows_module
+from moesim.solve.search import stages
 from moesim.solve.search.chance import chance
 from moesim.solve.search.rows import sample_rows
 from moesim.solve.search.stages import make_stages
@@ -110,6 +111,14 @@ def test_a_plan_from_few_requests_says_so() -> None:
     assert note.startswith("few to fit (64 tokens, requests not told apart): ")
     many = solve(tiny_trace(tiny_spec(), 2048), tiny_cluster(), **options)
     assert not any(note.startswith("few to fit") for note in many.notes)
+
+
+def test_the_note_is_of_the_layers_that_it_concerns(make_problem) -> None:
+    problem = make_problem(tokens=64)
+    assert "25% of what makes experts uneven is put down to chance in 1 of 2 layers, " in stages._chance_note(
+        problem, np.array([0.0, 0.25])
+    )
+    assert "put down to chance, " in stages._chance_note(problem, np.array([0.5, 0.25]))
 
 
 @pytest.mark.parametrize("policy", ["shares", "batch-lp", "token-aware"])

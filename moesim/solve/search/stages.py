@@ -131,7 +131,7 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     doubted = load_only or problem.policy not in _EASED
     rows = sample_rows(problem, int(options["rows"]), int(scenarios), drawn=drawn, doubted=doubted)
     if rows.chance.any():
-        problem.note(_chance_note(problem, float(rows.chance.mean())))
+        problem.note(_chance_note(problem, rows.chance))
     stages = []
     if cover < 1:
         by_copies = NEAREST if policy == COVER else policy
@@ -141,18 +141,17 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
     return stages
 
 
-def _chance_note(problem: Problem, part: float) -> str:
+def _chance_note(problem: Problem, part: Array) -> str:
     trace = problem.batches[0].trace
     rows = np.unique(np.concatenate([window.token for window in problem.batches]))
     requests = len(np.unique(trace.request[rows]))
-    held = (
-        count(requests, "request")
-        if recorded(requests, len(rows))
-        else f"{count(len(rows), 'token')}, requests not told apart"
-    )
+    held = f"{count(len(rows), 'token')}, requests not told apart"
+    if recorded(requests, len(rows)):
+        held = count(requests, "request")
+    where = "" if part.all() else f" in {int((part > 0).sum())} of {count(problem.layers, 'layer')}"
     return (
-        f"few to fit ({held}): {part:.0%} of what makes experts uneven there is put down to chance, and the search "
-        "balances the rest; more requests make plans that hold better"
+        f"few to fit ({held}): {part[part > 0].mean():.0%} of what makes experts uneven is put down to chance{where}, "
+        "and the search balances the rest; more requests make plans that hold better"
     )
 
 
