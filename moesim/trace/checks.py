@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from moesim.base.arrays import Array
@@ -34,11 +36,18 @@ def check_weights(weights: Array) -> None:
         raise InputError(f"Trace.weights: token {token}, layer {layer}: not a finite float16; rescale the weights")
 
 
+_MOST_PICKS: Final = 2**53
+"""Picks of a layer that are still counted one by one where they become floating-point numbers."""
+
+
 def check_counts(counts: Array, step: Array) -> None:
-    """Raise InputError unless counts [steps, layers, experts] are not negative and steps ascend."""
+    """Raise InputError unless counts [steps, layers, experts] are not negative, can be summed, and steps ascend."""
     if (counts < 0).any():
         row, layer, expert = np.argwhere(counts < 0)[0]
         raise InputError(f"Trace.given_counts: step {row}, layer {layer}, expert {expert}: negative count")
+    most = counts.sum(axis=(0, 2), dtype=np.float64).max(initial=0)
+    if most > _MOST_PICKS:
+        raise InputError(f"Trace.given_counts: {most:g} picks in a layer cannot be counted exactly; scale them down")
     if (np.diff(step) <= 0).any():
         raise InputError("Trace.step: a trace of counts has one row a step, in ascending order")
 

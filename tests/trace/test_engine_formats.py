@@ -596,6 +596,8 @@ class TestEplbLoads:
             (-np.ones((3, 8), int), r"expected loads from 0 to 2\^52, found -1 \(step 0, layer 0, expert 0\)"),
             (np.ones((9, 3, 2)), r"found 2; are these picks \[tokens, layers, picks\]\? they go into a npz file"),
             (np.full((3, 8), np.nan), r"expected loads from 0 to 2\^52, found nan"),
+            (np.zeros((3, 8), int), "expected loads, found zeros only"),
+            (np.ones((5, 8), int), "decoder layer 0 is dense in mixed, but tokens were routed in it"),
             (np.full((3, 8), "x"), r"expected loads \[layers, experts\]"),
             (np.full((3, 8), {}, object), "not a complete npy file"),
         ],

@@ -189,6 +189,10 @@ GOOD = random_trace(0, [3, 4, 5]).routes.astype(np.int64)
         ({"a_counts": np.ones((2, 8), int), "b_counts": np.ones((3, 8), int)}, "b_counts: expected integer counts"),
         ({"counts": np.ones((2, 8))}, "counts: expected integer counts"),
         ({"counts": -np.ones((2, 8), int)}, "step 0, layer 0, expert 0: negative count"),
+        (
+            {"counts": np.full((2, 8), 2**61)},
+            r"1.84467e\+19 picks in a layer cannot be counted exactly; scale them down",
+        ),
         ({"experts": np.array([{}], object)}, "experts: an object array is a pickle and is never loaded"),
     ],
 )

@@ -19,7 +19,7 @@ from moesim.base.units import count
 from moesim.spec import ModelSpec
 from moesim.trace.formats import torch_file
 from moesim.trace.formats.common import BROKEN_NPY, head, one_line, origin_of, phase_code, problems_of
-from moesim.trace.formats.model import check_options, given_model, moe_rows
+from moesim.trace.formats.model import check_options, given_model, moe_part
 from moesim.trace.formats.npz import load_arrays
 from moesim.trace.trace import PREFILL, Trace
 
@@ -78,7 +78,9 @@ def read(
             if counts.shape[2] == spec.top_k:
                 found += "; are these picks [tokens, layers, picks]? they go into a npz file, as an array named experts"
             raise FormatError(path, name, found)
-        counts = counts[:, moe_rows(path, name, counts.shape[1], spec)]
+        counts = moe_part(path, name, counts, spec)
+        if not counts.any():
+            raise FormatError(path, name, "expected loads, found zeros only; record while requests run")
         return Trace(
             spec,
             given_counts=counts,
