@@ -11,6 +11,9 @@ from moesim.base.errors import InputError
 from moesim.base.units import count
 from moesim.spec import ModelSpec
 
+_MOST_PICKS: Final = 2**53
+"""Picks of a layer that are still counted one by one where they become floating-point numbers."""
+
 
 def check_routes(routes: Array, spec: ModelSpec) -> None:
     """Raise InputError unless ids lie in -1..E-1 and no expert occurs twice in one pick [tokens, layers, top_k]."""
@@ -34,10 +37,6 @@ def check_weights(weights: Array) -> None:
     if not finite.all():
         token, layer, _ = np.argwhere(~finite)[0]
         raise InputError(f"Trace.weights: token {token}, layer {layer}: not a finite float16; rescale the weights")
-
-
-_MOST_PICKS: Final = 2**53
-"""Picks of a layer that are still counted one by one where they become floating-point numbers."""
 
 
 def check_counts(counts: Array, step: Array) -> None:
