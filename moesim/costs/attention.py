@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.ports import spread_s
+from moesim.costs.ports import group_seconds_per_byte
 from moesim.costs.roofline import Device, gemm_share, hbm_share, uses_fp8
 from moesim.costs.transports.channels import collective_floor
 from moesim.costs.tuned import tuned
@@ -83,23 +83,9 @@ def grouped(values: Array, tp: int) -> Array:
 
 
 def exchange_s(tokens: Array, cluster: Cluster, spec: ModelSpec, tp: int) -> Array:
-    """Return the seconds of gathering the group's tokens and scattering its sums; the slowest pair decides.
-
-    Where each two GPUs of a node have a link of their own, rings use all of them at once.
-    """
-    every = np.arange(cluster.ranks)
-    first = every // tp * tp
-    near, far = np.zeros((2, cluster.ranks))
-    for shift in range(1, tp):
-        peer = first + (every - first + shift) % tp
-        alone = cluster.paths.alone_s(1 / cluster.link_bandwidth, every, peer)
-        inside = cluster.same_node[every, peer]
-        near, far = np.maximum(near, alone * inside), np.maximum(far, alone * ~inside)
-    group = (first[:, None] == first) & ~np.eye(cluster.ranks, dtype=bool)
-    spread = spread_s(cluster, group & cluster.same_node).reshape(-1, tp).max(axis=1).repeat(tp)
-    cost = np.maximum(np.where(spread < near * (1 - 1e-9), spread, near), far)
+    """Return the seconds of gathering the group's tokens and scattering its sums."""
     moved = tokens * spec.hidden * BF16 * (tp - 1) / tp
-    return 2 * (moved * cost + collective_floor(cluster, tp).value)
+    return 2 * (moved * group_seconds_per_byte(cluster, tp) + collective_floor(cluster, tp).value)
 
 
 def _score_flops(shape: Attention, decode: bool) -> float:

@@ -177,9 +177,9 @@ class Costs:
         """Return the seconds of attention and gate of one layer [..., R]; see ``costs.attention``."""
         return attention.attention_s(tokens, context, decode, self.cluster, self.spec, self.attention_tp)
 
-    def outside_s(self, tokens: Array, context: Array, logits: Array, decode: bool) -> Array:
+    def outside_s(self, attention: Array, tokens: Array, logits: Array) -> Array:
         """Return the seconds of each rank outside the MoE layers [R]; see ``costs.outside``."""
-        return outside.outside_s(tokens, context, logits, decode, self.cluster, self.spec, self.attention_tp)
+        return outside.outside_s(attention, tokens, logits, self.cluster, self.spec)
 
     def shared_s(self, tokens: Array) -> Array:
         """Return the seconds of the shared experts on each rank [..., R]; zero where the model has none."""

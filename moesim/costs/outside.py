@@ -8,7 +8,6 @@ import numpy as np
 
 from moesim.base.arrays import Array
 from moesim.costs import constants as k
-from moesim.costs.attention import attention_s
 from moesim.costs.roofline import Device, gemm_share, mlp_s, uses_fp8
 from moesim.spec import BF16, ModelSpec
 
@@ -27,22 +26,22 @@ def sources(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def outside_s(
-    tokens: Array, context: Array, logits: Array, decode: bool, cluster: Cluster, spec: ModelSpec, attention_tp: int = 1
-) -> Array:
+def outside_s(attention: Array, tokens: Array, logits: Array, cluster: Cluster, spec: ModelSpec) -> Array:
     """Return the seconds of a forward pass outside its MoE layers on each rank [R].
 
     Parameters
     ----------
-    tokens, context, decode, attention_tp
-        As in :func:`moesim.costs.attention.attention_s` [R].
+    attention
+        Seconds of attention in one layer, dense or not [R].
+    tokens
+        Tokens of each rank [R].
     logits
         Tokens of each rank that need the output head [R].
     """
     tokens, logits = np.asarray(tokens, np.float64), np.asarray(logits, np.float64)
     seconds = np.zeros(cluster.ranks)
     if spec.dense_layers:
-        layer = attention_s(tokens, context, decode, cluster, spec, attention_tp)
+        layer = np.asarray(attention, np.float64)
         if spec.dense_intermediate:
             device = Device.of(cluster, uses_fp8(spec))
             layer = layer + mlp_s(tokens[:, None], device, spec, spec.dense_intermediate, permuted=False)

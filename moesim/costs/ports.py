@@ -65,13 +65,44 @@ def _read(cluster: Cluster) -> Ports:
         have = np.flatnonzero(peer[:, kind] >= 0)
         if len(have):
             cost[have, kind] = cluster.paths.alone_s(1 / cluster.link_bandwidth, have, peer[have, kind])
-    spread = spread_s(cluster, cluster.same_node & ~np.eye(ranks, dtype=bool))
-    # one peer stands for all, to the last digit, where all share a port
-    apart = spread < cost[:, 0] * (1 - 1e-9)
-    cost[:, 0] = np.where(apart, spread, cost[:, 0])
+    alone = cost[:, 0].copy()
+    cost[:, 0] = _over_all(alone, spread_s(cluster, cluster.same_node & ~np.eye(ranks, dtype=bool)))
     latency = cluster.paths.latency_matrix()
     inside = latency[cluster.same_node]
-    return Ports(cost, latency, float(inside.max()) if inside.size else 0.0, bool(apart.all()))
+    return Ports(cost, latency, float(inside.max()) if inside.size else 0.0, bool((cost[:, 0] < alone).all()))
+
+
+def _over_all(alone: Array, spread: Array) -> Array:
+    """Return the time of a byte over all links of a rank: as to one peer, to the last digit, where all share a port."""
+    return np.where(spread < alone * (1 - 1e-9), spread, alone)
+
+
+_GROUPS: weakref.WeakKeyDictionary[Cluster, dict[int, Array]] = weakref.WeakKeyDictionary()
+
+
+def group_seconds_per_byte(cluster: Cluster, size: int) -> Array:
+    """Return the time of one byte that groups of ``size`` consecutive ranks pass around [R], computed on first use.
+
+    The slowest pair decides; where each two GPUs of a node have a link of their own, rings use all of them at once.
+    """
+    known = _GROUPS.setdefault(cluster, {})
+    if size not in known:
+        known[size] = _around(cluster, size)
+    return known[size]
+
+
+def _around(cluster: Cluster, size: int) -> Array:
+    every = np.arange(cluster.ranks)
+    first = every // size * size
+    near, far = np.zeros((2, cluster.ranks))
+    for shift in range(1, size):
+        peer = first + (every - first + shift) % size
+        alone = cluster.paths.alone_s(1 / cluster.link_bandwidth, every, peer)
+        inside = cluster.same_node[every, peer]
+        near, far = np.maximum(near, alone * inside), np.maximum(far, alone * ~inside)
+    group = (first[:, None] == first) & ~np.eye(cluster.ranks, dtype=bool)
+    spread = spread_s(cluster, group & cluster.same_node).reshape(-1, size).max(axis=1).repeat(size)
+    return np.maximum(_over_all(near, spread), far)
 
 
 def spread_s(cluster: Cluster, pairs: Array) -> Array:

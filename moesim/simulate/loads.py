@@ -126,7 +126,8 @@ class Loader:
         L = routes.shape[1]
         tokens = np.bincount(home, minlength=R).astype(np.float64)
         context = np.bincount(home, weights=position + 1.0, minlength=R)
-        outside = costs.outside_s(tokens, context, np.bincount(home, weights=ends, minlength=R), decode)
+        attention = costs.attention_s(tokens, context, decode)
+        outside = costs.outside_s(attention, tokens, np.bincount(home, weights=ends, minlength=R))
         chunks = [self._layers(routes, home, slice(a, min(a + self.chunk, L))) for a in range(0, L, self.chunk)]
         slot_tokens, timings, packed, node_bytes = zip(*chunks, strict=True)
         slots = np.concatenate(slot_tokens)
@@ -139,7 +140,7 @@ class Loader:
 
         sends = np.stack([np.concatenate([bits[way] for bits in packed]) for way in (0, 1)])[None]
         work = Work(
-            attention_s=_every_layer(costs.attention_s(tokens, context, decode), L),
+            attention_s=_every_layer(attention, L),
             shared_s=_every_layer(costs.shared_s(tokens), L),
             experts_s=costs.experts_s(slots)[None],
             arrive_s=whole("arrive_s"),

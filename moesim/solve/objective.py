@@ -188,8 +188,8 @@ def fixed_parts(batches: Batches, step: int, costs: Costs) -> Fixed:
     context = np.bincount(home, weights=batches.positions(step) + 1.0, minlength=ranks)
     decode = int(batches.phase[step]) == DECODE
     logits = np.bincount(home, weights=batches.answered(step), minlength=ranks)
-    outside_s = costs.outside_s(tokens, context, logits, decode)
-    return Fixed(tokens, costs.attention_s(tokens, context, decode), costs.shared_s(tokens), outside_s)
+    attention_s = costs.attention_s(tokens, context, decode)
+    return Fixed(tokens, attention_s, costs.shared_s(tokens), costs.outside_s(attention_s, tokens, logits))
 
 
 def step_flow(

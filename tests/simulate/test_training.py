@@ -152,7 +152,8 @@ def test_training_needs_the_output_head_for_every_token() -> None:
     home, position = batches.homes(0), batches.positions(0)
     tokens = np.bincount(home, minlength=ranks).astype(float)
     context = np.bincount(home, weights=position + 1.0, minlength=ranks)
-    every = costs.outside_s(tokens, context, tokens, False).max() * (1 + ATTENTION_BACKWARD.value)
+    attention = costs.attention_s(tokens, context, False)
+    every = costs.outside_s(attention, tokens, tokens).max() * (1 + ATTENTION_BACKWARD.value)
     assert step.outside_s[0] == pytest.approx(every)
 
 

@@ -158,7 +158,7 @@ class ClosedForm:
         attention = self._attention(batch, home, said, asked)
         slowest = float(attention.max())
         moe_s, experts = self._moe(batch, home, said, asked, attention, slowest)
-        outside = self._outside(batch, home, said, asked, attention)
+        outside = self._outside(home, said + asked, attention)
         seconds = self.layers * (moe_s + slowest) + float(outside.max()) + self.overhead_s
         busy = self.layers * (attention * ((said + asked) > 0) + experts) + outside
         if self.rank_of is None:
@@ -181,19 +181,12 @@ class ClosedForm:
         alone = self.costs.attention_s(np.stack([said, said]), np.stack([read, np.zeros(R)]), True)
         return np.asarray(together + alone[0] - alone[1])
 
-    def _outside(self, batch: StepBatch, home: Array, said: Array, asked: Array, attention: Array) -> Array:
+    def _outside(self, home: Array, tokens: Array, attention: Array) -> Array:
         """Return the seconds of each rank outside the MoE layers [R]; every chunk of a prompt may end it."""
         R = self.cluster.ranks
         if self.model is None:
             return np.zeros(R)
-        context = np.bincount(home, weights=batch.count * (batch.before + (batch.count + 1) / 2), minlength=R)
-        logits = np.bincount(home, minlength=R)
-        seconds = outside_s(said + asked, context, logits, not asked.any(), self.cluster, self.model)
-        if said.any() and asked.any():
-            # in dense layers too, answers read their cache token by token, not once for many queries as prompts do
-            as_prompts = self.costs.attention_s(said + asked, context, False)
-            seconds = seconds + self.model.dense_layers * (attention - as_prompts)
-        return seconds
+        return outside_s(attention, tokens, np.bincount(home, minlength=R), self.cluster, self.model)
 
     def _moe(
         self, batch: StepBatch, home: Array, said: Array, asked: Array, attention: Array, slowest: float
