@@ -150,8 +150,6 @@ def break_even_s(move_s: float, stay_s: float, step_s: float, model_step_s: floa
     model_step_s
         Seconds of a step of the whole model after it: what is saved is saved once in a step of all.
     """
-    if step_s > stay_s:
-        return None
-    if move_s <= 0:
+    if move_s <= 0 and step_s <= stay_s:
         return 0.0
     return move_s * model_step_s / (stay_s - step_s) if stay_s > step_s else None

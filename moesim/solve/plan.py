@@ -113,6 +113,11 @@ class Plan(Sealed):
             }
         )
 
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """The notes that say that the clock ended the search, or bought less of it than asked for."""
+        return tuple(note for note in self.notes if note.startswith("the deadline ") or "the clock cut" in note)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         placement = self.placement

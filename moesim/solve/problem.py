@@ -179,6 +179,11 @@ class Problem:
         return seconds
 
     @cached_property
+    def rows(self) -> Array:
+        """Rows of the trace that its steps hold, each once, ascending [rows]."""
+        return np.unique(np.concatenate([window.token for window in self.batches]))
+
+    @cached_property
     def stay(self) -> Score:
         """The score if nothing moves, or as little as must."""
         return self.score(self.previous or Placement(self.start, self.experts))

@@ -278,7 +278,7 @@ def advise(
             found = case.judge(placement, name, steps)
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
     say("planning on the held-out steps, to tell the regret")
-    # the fastest re-placement is a candidate, so that it is never worse; renumbering ranks may have cost it a little
+    # the fastest re-placement is a candidate, so that no layer alone is worse; the whole may be by a little
     knowing_s = min(
         plan_for(judged, slots, previous=best).score_s, *(o.step_s for o in options if o.kind == "placement")
     )

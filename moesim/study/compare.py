@@ -25,7 +25,7 @@ from moesim.solve.windows import check_way, domain_windows
 from moesim.spec import ModelSpec
 from moesim.study.judge import Judged, Row, adopt, judge
 from moesim.study.spread import by_domain
-from moesim.study.windows import costs_of, parts_of, steps_of_parts
+from moesim.study.windows import costs_of, part_notes, parts_of, steps_of_parts
 from moesim.trace import PHASES, Batches, Trace
 
 DEFAULT_SOLVERS: Final = ("contiguous", "round-robin", "lpt", "snake", "eplb", "eplb-hierarchical", "moesim")
@@ -186,8 +186,10 @@ def compare(
     size: dict[str, Any] = {"tokens_per_rank": tokens_per_rank, "phase": phase, "max_steps": max_steps, "seed": seed}
     fitted, judged = steps_of_parts(fit_trace, judge_trace, group, **size)
     if costs is None:
-        costs = costs_of(judged, group, dims=dims, transport=transport, network=network, compute=compute)
-        costs = dataclasses.replace(costs, attention_tp=(deployment or Deployment()).attention_tp)
+        costs = costs_of(
+            judged, group, dims=dims, transport=transport, network=network, compute=compute,
+            attention_tp=(deployment or Deployment()).attention_tp,
+        )  # fmt: skip
 
     cut: Any = fitted
     if windows == "domain":
@@ -235,7 +237,7 @@ def compare(
         knowing_s = solve(judged, group, previous=best.plan.placement, **lasting).score_s
         goal = objective or Objective()
         if (goal.aim, goal.risk) == ("time", "mean"):
-            # renumbering its ranks, to move little, may have cost it a little
+            # no layer of it is slower alone, and the whole may be by a little
             knowing_s = min(knowing_s, best.row.step_s)
         for name, one in found.items():
             row = dataclasses.replace(one.row, regret=one.row.step_s / knowing_s - 1)
@@ -364,7 +366,7 @@ def _notes(
     plans: Mapping[str, Plan],
     reports: Mapping[str, Report],
 ) -> tuple[str, ...]:
-    notes = [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
+    notes = part_notes(fitted, judged)
     seen = {name: int(report.seen.sum()) for name, report in reports.items() if report.seen.any()}
     if seen:
         who = "plans" if len(seen) == len(reports) else ", ".join(seen)

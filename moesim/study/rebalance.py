@@ -194,8 +194,7 @@ class World:
             **self.options,
         )  # fmt: skip
         self.searches += 1
-        # how the notes of moesim's own search begin, and what that of cp-sat says
-        if any(note.startswith("the deadline ") or "the clock cut" in note for note in plan.notes):
+        if plan.cut:
             self.cut.add(plan.placement.digest)
         return plan.placement
 

@@ -208,4 +208,4 @@ def _budget(moves: int | None) -> str:
 
 def _doubts(plan: Plan) -> list[str]:
     """Return the notes that tell how much of a plan is the search's, the clock's and chance."""
-    return [note for note in plan.notes if note.startswith(("the deadline ", "few to fit "))]
+    return [note for note in plan.notes if note in plan.cut or note.startswith("few to fit ")]

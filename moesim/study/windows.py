@@ -144,6 +144,11 @@ def steps_of_parts(
     return fitted, judged
 
 
+def part_notes(fitted: Batches, judged: Batches) -> list[str]:
+    """Return the notes of both parts' steps, each with the part that it is of."""
+    return [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
+
+
 def _phases(codes: Array) -> str:
     return " and ".join(PHASES[int(code)] for code in codes)
 
@@ -156,6 +161,7 @@ def costs_of(
     transport: str | None = None,
     network: str = "bottleneck",
     compute: str = "roofline",
+    attention_tp: int = 1,
 ) -> Costs:
     """Return what turns the counts of these steps into seconds.
 
@@ -167,10 +173,12 @@ def costs_of(
         Default: ``direct`` in decode and ``hierarchical`` otherwise, as serving engines do.
     network, compute
         Names of models; ``compute`` may be the path of a kernel cost table.
+    attention_tp
+        Ranks that share attention.
     """
     return costs_in(
         int(batches.phase[0]), batches.trace.spec, cluster, dims=dims, transport=transport, network=network,
-        compute=compute,
+        compute=compute, attention_tp=attention_tp,
     )  # fmt: skip
 
 
@@ -183,11 +191,13 @@ def costs_in(
     transport: str | None = None,
     network: str = "bottleneck",
     compute: str = "roofline",
+    attention_tp: int = 1,
 ) -> Costs:
     """Return the same of steps of one phase, by its code, of a model."""
     priced = spec if dims is None else spec.at_dimensions(dims)
     return Costs.default(
-        priced, cluster, transport=transport, network=network, compute=compute, decode=phase == DECODE
+        priced, cluster, transport=transport, network=network, compute=compute, decode=phase == DECODE,
+        attention_tp=attention_tp,
     )  # fmt: skip
 
 

@@ -143,8 +143,7 @@ def scenario_of(problem: Problem, count: int, by_window: bool) -> NDArray[np.int
     if by_window:
         for number, window in reversed(list(enumerate(problem.batches))):
             found[window.token] = number
-        ran = np.unique(np.concatenate([window.token for window in problem.batches]))
-        found[ran] = np.unique(found[ran], return_inverse=True)[1]
+        found[problem.rows] = np.unique(found[problem.rows], return_inverse=True)[1]
         return found
     token = np.concatenate([window.token for window in problem.batches])
     unique, first = np.unique(token, return_index=True)

@@ -143,10 +143,10 @@ def make_stages(problem: Problem, searches: int) -> list[Stage]:
 
 def _chance_note(problem: Problem, part: Array) -> str:
     trace = problem.batches[0].trace
-    rows = np.unique(np.concatenate([window.token for window in problem.batches]))
-    requests = len(np.unique(trace.request[rows]))
-    held = f"{count(len(rows), 'token')}, requests not told apart"
-    if recorded(requests, len(rows)):
+    tokens = len(problem.rows)
+    requests = len(np.unique(trace.request[problem.rows]))
+    held = f"{count(tokens, 'token')}, requests not told apart"
+    if recorded(requests, tokens):
         held = count(requests, "request")
     where = "" if part.all() else f" in {int((part > 0).sum())} of {count(problem.layers, 'layer')}"
     return (

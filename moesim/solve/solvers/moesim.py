@@ -172,7 +172,7 @@ def baseline_candidates(problem: Problem) -> list[Placement]:
 def picked_together(problem: Problem) -> NDArray[np.int32]:
     """Return a placement with experts that tokens pick together on the same nodes, as the constraints allow."""
     trace = problem.batches[0].trace
-    token = np.unique(np.concatenate([window.token for window in problem.batches]))
+    token = problem.rows
     assert trace.routes is not None  # batches have routes
     found = together(
         trace.routes[token[:: -(-len(token) // GROUPED)]], problem.loads, problem.cluster.node, problem.slots_per_rank,

@@ -20,7 +20,7 @@ from moesim.solve.bounds import step_bound
 from moesim.spec import ModelSpec
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, check_fit, parse
-from moesim.study.windows import costs_of, parts_of, steps_of, steps_of_parts
+from moesim.study.windows import costs_of, part_notes, parts_of, steps_of, steps_of_parts
 from moesim.trace import PHASES, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "batch_imbalance", "cross_node_bytes")
@@ -95,7 +95,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     bound_s = step_bound(judged, group, costs, slots).step_s if chosen.schedule is None else None
     mean = report.mean_step_s
     notes = [note for note in plan.notes if note not in (*fitted.notes, *costs.assumptions)]
-    notes += [f"fit steps {note}" for note in fitted.notes] + [f"held-out steps {note}" for note in judged.notes]
+    notes += part_notes(fitted, judged)
     return {
         "gpus": group.ranks,
         "nodes": group.nodes,
