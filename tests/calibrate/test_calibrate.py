@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -254,6 +255,68 @@ def test_times_that_no_constant_explains_change_nothing(tmp_path: Path) -> None:
     assert tier.effective == before.effective
     write_overlay(fit, "h100-1x8", out)
     assert "effective" not in out.read_text().split("[", 2)[-1]
+
+
+def test_what_does_not_decide_a_time_is_not_fitted_to_it(tmp_path: Path) -> None:
+    start = Cluster.preset("h100-4x8-rail")
+    # two nodes: forwarding decides, so that any NIC of 36 GB/s or more gives the same times
+    inter = tmp_path / "internode.txt"
+    inter.write_text(INTERNODE)
+    slower = start.edit({"tier.rail.effective": "38 GB/s"})
+    seen = read_deepep(inter, start, Setting(nodes=2))
+    mine = [dataclasses.replace(one, measured_s=one.predict(slower)) for one in seen]
+    fit = calibrate(start, mine)
+    assert not fit.fitted
+    why = dict(fit.not_fitted)["tier.rail.effective"]
+    assert (
+        why == "10% slower than 46 GB/s it would change none of its 2 observations by 1%: something else decides them"
+    )
+    # four nodes: the NICs do
+    mine = [
+        dataclasses.replace(one, measured_s=one.predict(slower)) for one in read_deepep(inter, start, Setting(nodes=4))
+    ]
+    (found,) = calibrate(start, mine).fitted
+    assert float(str(found.value).split()[0]) == pytest.approx(38, rel=0.01)
+    # few tokens across nodes: a floor that is off must not be taken for a slow NIC
+    low = tmp_path / "low.txt"
+    low.write_text(LOW_LATENCY)
+    assert [o.decides for o in read_deepep(low, start, Setting(nodes=4, tokens=1))] == ["", ""]
+    assert {o.decides for o in read_deepep(low, start, Setting(nodes=4, tokens=64))} == {"tier.rail.effective"}
+
+
+def test_logs_in_two_units_change_nothing(tmp_path: Path) -> None:
+    micro, milli = tmp_path / "alltoall.txt", tmp_path / "alltoall_ms.txt"
+    micro.write_text(nccl_log(TIMES))
+    milli.write_text(nccl_log({size: time * 1e3 for size, time in TIMES.items()}))
+    start = Cluster.preset("h100-1x8")
+    fit = calibrate(start, read_nccl(micro, start) + read_nccl(milli, start))
+    assert not fit.fitted
+    assert "check their units" in dict(fit.not_fitted)["constants.collective_floor"]
+
+
+@pytest.mark.parametrize(
+    ("topology", "device", "before"),
+    [
+        ("h100-4x8-rail", "H100", ("7.4 us", "9.7 us", "245 GB/s")),
+        ("a100-4x8-rail", "A100", ("15.8 us", "9.7 us", "203 GB/s")),
+        ("b200-4x8-rail", "B200", ("10.1 us", "12.92 us", "545 GB/s")),
+    ],
+)
+def test_before_is_what_the_model_took_on_this_device(
+    topology: str, device: str, before: tuple[str, str, str], tmp_path: Path
+) -> None:
+    nccl, low = tmp_path / "alltoall.txt", tmp_path / "low.txt"
+    nccl.write_text(nccl_log({size: 2 * time for size, time in TIMES.items()}).replace("H100", device))
+    low.write_text(LOW_LATENCY)
+    start = Cluster.preset(topology)
+    kinds = (read_nccl(nccl, start), read_deepep(low, start))
+    seen = [one for kind in kinds for one in kind]
+    by_key = {item.key: item for kind in kinds for item in calibrate(start, kind).fitted}
+    keys = ("collective_floor", "direct_dispatch_floor", "direct_combine_bandwidth")
+    assert tuple(by_key[f"constants.{key}"].before for key in keys) == before
+    for key, told in zip(keys, before, strict=True):
+        mine = [one for one in seen if one.decides == f"constants.{key}"]
+        assert error(start.edit({f"constants.{key}": told}), mine) == pytest.approx(error(start, mine), abs=0.03)
 
 
 def test_a_log_of_other_gpus_is_refused(tmp_path: Path) -> None:
