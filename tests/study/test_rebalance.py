@@ -60,8 +60,10 @@ def test_domains_may_be_patterns_and_must_be_there(trace: Trace):
     assert labels == (first, first, f"{second}|{third}", f"{second}|{third}")
     with pytest.raises(UnknownName, match="domain of this trace"):
         drifting(trace, 8, domains=[first, "nowhere"])
-    with pytest.raises(InputError, match="only the domain"):
+    with pytest.raises(InputError, match=f"{first!r} is one; name at least two of the domains {first}, {second}, "):
         drifting(trace, 8, domains=[first])
+    with pytest.raises(InputError, match="the trace has only the domain"):
+        drifting(trace.select(trace.domain == 0), 8)
     with pytest.raises(InputError, match="at least 1 step, got 0"):
         drifting(trace, 8, max_steps=0)
     with pytest.raises(InputError, match="fewer tokens per rank"):
@@ -202,6 +204,20 @@ def test_the_verb_answers_in_one_line_and_in_json(trace: Trace, tmp_path: Path):
     assert data["rows"][0]["saved_share"] == 0
     assert "moving for free" in data["answer"]
     assert "How often to plan anew" in (tmp_path / "figure.html").read_text()
+
+
+def test_the_answer_claims_nothing_that_was_not_tried(trace: Trace, tmp_path: Path):
+    trace.write(tmp_path / "drift.parquet")
+    command = ["rebalance", str(tmp_path / "drift.parquet"), "-t", "h100-4x8-rail", "--ranks", "8", "--json"]
+    command += ["--block", "4", "--cycles", "1"]
+
+    def answer(*more: str) -> str:
+        return str(json.loads(CliRunner().invoke(app, [*command, *more], catch_exceptions=False).stdout)["answer"])
+
+    assert answer("--intervals", "100", "--thresholds", "9").startswith("no rule planned anew in these steps: take ")
+    beside = answer("--intervals", "2", "--thresholds", "9", "--migrate", "overlap", "--start", "first")
+    assert beside.startswith("best: every 2, saves ")
+    assert "apart" not in beside
 
 
 def test_a_plan_has_a_deadline_of_its_own_and_a_note_says_where_it_cut(trace: Trace, tmp_path: Path):
