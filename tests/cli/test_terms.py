@@ -155,6 +155,7 @@ def test_losses_of_a_plan(trace_file: Path, setting: list[str], run: Run, runnin
     done = run("survive", trace_file, *setting, "--plan", running, "--steps", 1, "--lose", "gpu")
     assert "experts gone" in done.out
     refused(run("survive", trace_file, *setting, "--plan", running, "--lose", "gpus"), 1, "did you mean 'gpu'?")
+    refused(run("survive", trace_file, *setting, "--plan", running, "--lose", ","), 1, "--lose: expected gpu, node or")
 
 
 def test_a_lost_gpu_is_planned_around(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
