@@ -191,8 +191,7 @@ class _Lines:
             self.phased += name is not None
             self.step.append(step)
             self.phase.append(phase)
-            domain = str(record.get("domain", "unlabelled"))
-            self.domain.append(self.domains.setdefault(domain, len(self.domains)))
+            self.domain.append(self.domains.setdefault(str(record.get("domain", "unlabelled")), len(self.domains)))
             return row
         domain = self.domains.get(str(record.get("domain")), -1)
         for key, own, first in (
