@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moesim.base.errors import InputError
 from moesim.base.files import write_text
 from moesim.base.units import count
 from moesim.base.version import VERSION
@@ -45,6 +46,18 @@ def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
     return tables
 
 
+def beside(topology: str, path: str | Path) -> None:
+    """Refuse to write an overlay over the file that it needs.
+
+    Raises
+    ------
+    InputError
+        If the two are one file.
+    """
+    if topology not in preset_names() and Path(topology).resolve() == Path(path).resolve():
+        raise InputError(f"{path}: is the topology that is calibrated, and what is fitted refers to it; name another")
+
+
 def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
     """Write the overlay atomically; ``solve``, ``simulate`` and ``compare`` take it as a topology.
 
@@ -52,7 +65,13 @@ def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
     ----------
     topology
         Preset or file that was calibrated, as it was named; a file is referred to from where the overlay lies.
+
+    Raises
+    ------
+    InputError
+        If the overlay would be written over that file.
     """
+    beside(topology, path)
     where = Path(path)
     base = topology
     if topology not in preset_names():

@@ -140,8 +140,15 @@ def test_an_overlay_is_a_topology_that_keeps_provenance(tmp_path: Path) -> None:
     again = tmp_path / "again.toml"
     ours.edit({"constants.launch": "9 us"}).write(again)
     assert Cluster.read(again).sources["constants.launch"].startswith("assumed: set by")
-    write_overlay(calibrate(ours, read_nccl(log, ours)), str(out), tmp_path / "third.toml")
+    again_fitted = calibrate(ours, read_nccl(log, ours))
+    write_overlay(again_fitted, str(out), tmp_path / "third.toml")
     assert Cluster.read(tmp_path / "third.toml").ranks == 8
+    # over itself it would lose what it stands on
+    with pytest.raises(InputError, match=r"ours\.toml: is the topology that is calibrated"):
+        write_overlay(again_fitted, str(out), out)
+    told = CliRunner().invoke(app, ["calibrate", "-t", str(out), "--nccl", str(log), "-o", str(out)])
+    assert isinstance(told.exception, InputError)
+    assert Cluster.read(out) == ours
 
 
 def test_a_kernel_table_tells_arithmetic_memory_and_launches(tmp_path: Path) -> None:
