@@ -207,6 +207,12 @@ def test_a_profile_tells_compute_and_only_compares_what_waits(tmp_path: Path) ->
     fit = calibrate(cluster, seen)
     assert {item.key for item in fit.fitted} == {"constants.gemm_share", "constants.attention_share"}
     assert all(item.error < 0.02 or item.limit for item in fit.fitted), fit.fitted
+    # joined traces of two ranks would tell of GPUs half as fast
+    path.unlink()
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        json.dump({"traceEvents": [*events, *({**event, "pid": 1} for event in events)]}, file)
+    with pytest.raises(FormatError, match="kernels of one GPU, found those of 2"):
+        read_profile(path, cluster, Step(spec, 4096, 32, 1, context=2048))
 
 
 def test_measured_rows_of_another_device_improve_on_sizes_that_were_not_fitted(
