@@ -194,7 +194,8 @@ def _kernel_seconds(path: str | Path) -> dict[str, float]:
             devices.add(str(event.get("pid")))
     if len(devices) > 1:
         raise FormatError(
-            path, "traceEvents", f"expected the kernels of one GPU, found those of {len(devices)} (pid); give the trace "
-            "of one rank, not one that joins several"
-        )  # fmt: skip
+            path,
+            "traceEvents",
+            f"expected the kernels of one GPU, found those of {len(devices)} (pid); give the trace of a single rank",
+        )
     return totals
