@@ -332,6 +332,18 @@ def test_before_is_what_the_model_took_on_this_device(
         assert error(start.edit({f"constants.{key}": told}), mine) == pytest.approx(error(start, mine), abs=0.03)
 
 
+@pytest.mark.parametrize("duration", [0, -5, float("nan"), float("inf")])
+def test_a_time_that_none_took_is_refused(duration: float, tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    kernel = {"ph": "X", "cat": "kernel", "name": "flash_fwd_kernel", "dur": duration, "ts": 0, "pid": 0}
+    path.write_text(json.dumps({"traceEvents": [kernel]}))
+    with pytest.raises(InputError, match=r"step\.json: attention, mean of 1 layer.*expected a time above 0, found"):
+        read_profile(path, Cluster.preset("h100-1x8"), Step(ModelSpec.preset("deepseek-v3"), 8, 8, 1))
+    path.write_text(LOW_LATENCY.replace("114.00", "0.00").replace("115.00", "0.00"))
+    with pytest.raises(InputError, match=r"step\.json: low latency combine.*expected a time above 0, found 0 s"):
+        read_deepep(path, Cluster.preset("h100-1x8"))
+
+
 def test_a_log_of_other_gpus_is_refused(tmp_path: Path) -> None:
     log = tmp_path / "alltoall.txt"
     log.write_text(nccl_log(TIMES))
