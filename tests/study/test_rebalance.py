@@ -94,6 +94,23 @@ def test_moves_are_paid_for(world: World):
     assert stalled.total_s - runs["stop"].total_s == pytest.approx(0.5 * moved)
 
 
+def test_the_next_plan_waits_for_what_is_moving(world: World):
+    start, steps = world.plan(0, 2, None), len(world.batches)
+    found = {
+        (when, repeat): replay(world, start, Rebalancing(when, interval=1, migrate="overlap", repeat=repeat))
+        for when in ("interval", "oracle")
+        for repeat in (1, 100_000)
+    }
+    assert found["interval", 100_000].plans == steps - 1
+    assert found["oracle", 100_000].plans == 6
+    # a step is shorter than a move, so that hardly any of the copies of a plan a step could have been made
+    slow = found["interval", 1]
+    assert 0 < slow.plans < steps / 2
+    seconds = slow.moved_bytes / (GROUP.ranks * 320e9)
+    assert seconds < slow.serving_s
+    assert 0 < found["oracle", 1].plans <= 6
+
+
 def test_a_move_takes_as_long_as_the_rounds_of_its_schedule(world: World):
     old = world.plan(0, 2, None)
     plan = solve(
