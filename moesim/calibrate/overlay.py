@@ -46,16 +46,21 @@ def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
     return tables
 
 
-def beside(topology: str, path: str | Path) -> None:
-    """Refuse to write an overlay over the file that it needs.
+def base_of(topology: str, path: str | Path) -> str:
+    """Return how an overlay at ``path`` names the topology that it is laid over.
 
     Raises
     ------
     InputError
-        If the two are one file.
+        If that is the overlay itself.
     """
-    if topology not in preset_names() and Path(topology).resolve() == Path(path).resolve():
+    where = Path(path).resolve()
+    base = topology
+    if topology not in preset_names():
+        base = os.path.relpath(Path(topology).resolve(), where.parent)
+    if (where.parent / base).resolve() == where:
         raise InputError(f"{path}: is the topology that is calibrated, and what is fitted refers to it; name another")
+    return base
 
 
 def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
@@ -71,9 +76,5 @@ def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
     InputError
         If the overlay would be written over that file.
     """
-    beside(topology, path)
     where = Path(path)
-    base = topology
-    if topology not in preset_names():
-        base = os.path.relpath(Path(topology).resolve(), where.resolve().parent)
-    write_text(where, dumps(overlay(fit, base, where.stem)))
+    write_text(where, dumps(overlay(fit, base_of(topology, where), where.stem)))

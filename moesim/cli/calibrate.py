@@ -103,10 +103,10 @@ def calibrate(
     from moesim.calibrate.deepep import Setting, read_deepep
     from moesim.calibrate.kernels import read_kernel_table
     from moesim.calibrate.nccl import read_nccl
-    from moesim.calibrate.overlay import beside
+    from moesim.calibrate.overlay import base_of
 
     if output is not None:
-        beside(topology, output)
+        base_of(topology, output)
     cluster = load.cluster(topology)
     setting = Setting(nodes=nodes, gpus=gpus, tokens=tokens, experts=experts)
     found: list[Observation] = []

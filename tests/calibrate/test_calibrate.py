@@ -146,6 +146,8 @@ def test_an_overlay_is_a_topology_that_keeps_provenance(tmp_path: Path) -> None:
     # over itself it would lose what it stands on
     with pytest.raises(InputError, match=r"ours\.toml: is the topology that is calibrated"):
         write_overlay(again_fitted, str(out), out)
+    with pytest.raises(InputError, match="h100-1x8: is the topology that is calibrated"):
+        write_overlay(fit, "h100-1x8", tmp_path / "h100-1x8")
     told = CliRunner().invoke(app, ["calibrate", "-t", str(out), "--nccl", str(log), "-o", str(out)])
     assert isinstance(told.exception, InputError)
     assert Cluster.read(out) == ours
