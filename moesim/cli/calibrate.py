@@ -107,6 +107,9 @@ def calibrate(
 
     if output is not None:
         base_of(topology, output)
+    given = [path.resolve() for paths in (nccl, deepep, kernels, profile) for path in paths or ()]
+    if twice := next((path for path in given if given.count(path) > 1), None):
+        raise InputError(f"{twice}: is given more than once, and its rows would count as often; give it once")
     cluster = load.cluster(topology)
     setting = Setting(nodes=nodes, gpus=gpus, tokens=tokens, experts=experts)
     found: list[Observation] = []

@@ -249,6 +249,8 @@ def test_the_verb_prints_writes_and_says_what_is_wrong(tmp_path: Path) -> None:
     assert set(facts) == {"fitted", "not_fitted", "residuals"}
     assert {item["key"] for item in facts["fitted"]} == {"tier.node.effective", "constants.collective_floor"}
     assert Cluster.read(out).ranks == 8
+    twice = run.invoke(app, ["calibrate", "-t", "h100-1x8", "--nccl", str(log), "--nccl", str(log)])
+    assert "given more than once" in str(twice.exception)
     table = run.invoke(app, ["calibrate", "-t", "h100-1x8", "--nccl", str(log)])
     (line,) = [line for line in table.output.splitlines() if "not fitted, no observation tells it: " in line]
     assert {"constants.gemm_share", "constants.launch"} <= set(line.split(": ", 2)[2].split(", "))
