@@ -150,7 +150,7 @@ class Cluster(Sealed):
 
     def ranks_of(self, name: str) -> list[int]:
         """Return the rank of a GPU, or those of all GPUs of a node, by its name; empty where nothing here has it."""
-        return [rank for rank, gpu in enumerate(self.rank_names) if gpu == name or gpu.startswith(f"{name}.")]
+        return [rank for rank, gpu in enumerate(self.rank_names) if name in (gpu, gpu.rpartition(".")[0])]
 
     def rank_of_node(self, node: int) -> Array:
         """Return the ranks of a node, ascending.

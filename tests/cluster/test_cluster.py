@@ -141,6 +141,7 @@ def test_nodes_with_names_of_hosts_are_taken_away_and_degraded(tmp_path: Path) -
     file.write_text(f'schema = 1\nbase = "h100-4x8-rail"\n{nodes}')
     hosts = Cluster.read(file)
     assert hosts.node_names == ("a.example.org", "b.example.org")
+    assert (hosts.ranks_of("a"), hosts.ranks_of("b.example.org")) == ([], list(range(8, 16)))
     assert hosts.edit(without=["a.example.org"]).node_names == ("b.example.org",)
     slower = hosts.edit(degrade={"b.example.org": 0.5}).link_bandwidth < hosts.link_bandwidth
     assert all("b.example.org" in hosts.link_name[k] for k in np.flatnonzero(slower))
