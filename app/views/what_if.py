@@ -104,7 +104,7 @@ def controls() -> tuple[str, Scenario]:
         tokens = knob("Tokens of a GPU in a step", "w_tokens",
                       [max(1, round(size_now * f)) for f in (0.125, 0.25, 0.5, 2, 4)])  # fmt: skip
     with st.container(border=True):
-        parts = [*whole.vertices[: len(whole.paths.node)], *[f"node{i}" for i in range(whole.nodes)],
+        parts = [*whole.vertices[: len(whole.paths.node)], *whole.node_names,
                  *[name for name in whole.vertices if ".nic" in name]]  # fmt: skip
         state.put("w_failed", [one for one in state.get("w_failed") if one in parts])
         failed = st.multiselect("Failed GPUs, nodes or NICs", parts, key="w_failed", persist_state="session",

@@ -91,8 +91,8 @@ def read_deepep(path: str | Path, cluster: Cluster, setting: Setting | None = No
         predict = timed((nodes, gpus), spec, "hierarchical", flow, direction, str(path), float(sms))
         label = f"normal {what}, {nodes} x {gpus} GPUs, {tokens} tokens, {sms} SMs"
         decides = "constants.hierarchical_copy_bandwidth" if nodes == 1 else nic_key(cluster)
-        if nodes == 1 and tokens <= _FEW:
-            decides = "constants.hierarchical_floor"
+        if tokens <= _FEW:
+            decides = "constants.hierarchical_floor" if nodes == 1 else ""
         found.append(Observation(name, label, decides, float(time[1]) * 1e-6, predict))
     if not found:
         raise FormatError(path, "", "the '[tuning] Best' lines print no time in us; run DeepEP of 2025-06 or later")
@@ -101,7 +101,8 @@ def read_deepep(path: str | Path, cluster: Cluster, setting: Setting | None = No
 
 def _low_key(side: str, tokens: int, nodes: int, cluster: Cluster) -> str:
     if nodes > 1:
-        return nic_key(cluster)
+        # of few tokens the floor is most, and a floor that is off would be taken for a slow NIC
+        return nic_key(cluster) if tokens > _FEW else ""
     if side == "combine" and tokens > _FEW:
         return "constants.direct_combine_bandwidth"
     return f"constants.direct_{side}_floor"

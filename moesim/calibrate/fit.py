@@ -13,6 +13,8 @@ from moesim.base.errors import InputError
 from moesim.base.units import count, parse
 from moesim.calibrate.observe import Observation
 from moesim.costs import constants as k
+from moesim.costs.roofline import gemm_share, hbm_share
+from moesim.costs.transports.channels import collective_floor
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -21,16 +23,19 @@ _SPAN: Final = 8.0  # how far from its first value a constant is looked for, as 
 _ROUNDS: Final = 2
 _AT_EDGE: Final = 1.01
 _ABSURD: Final = 0.5
-"""Mean relative error beyond which a constant that stands at its limit explains nothing and is left as it was."""
+"""Relative error beyond which a constant explains nothing and is left as it was: of the median observation, or the
+mean of all where the constant stands at its limit."""
+_SLOWER: Final = 1.1
+_TELLS: Final = 0.01
+"""Part by which some time must grow with a constant that much slower, for its observations to tell the constant."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A constant that can be fitted: its key, its kind (``time``, ``bandwidth`` or ``share``), its published value."""
+    """A constant that can be fitted: its key and its kind (``time``, ``bandwidth`` or ``share``)."""
 
     key: str
     kind: str
-    published: float | None = None
 
     def text(self, value: float) -> str | float:
         """Return a value as a topology file has it."""
@@ -46,16 +51,16 @@ KNOBS: Final = (
     Knob("tier.node.effective", "bandwidth"),
     Knob("tier.rail.effective", "bandwidth"),
     Knob("tier.leaf.effective", "bandwidth"),
-    Knob("constants.direct_combine_bandwidth", "bandwidth", k.LL_COMBINE_BANDWIDTH.value),
-    Knob("constants.hierarchical_copy_bandwidth", "bandwidth", k.SM_COPY_BANDWIDTH.value),
-    Knob("constants.collective_floor", "time", k.COLLECTIVE_FLOOR_S.value),
-    Knob("constants.direct_dispatch_floor", "time", k.LL_DISPATCH_FLOOR_S.value),
-    Knob("constants.direct_combine_floor", "time", k.LL_COMBINE_FLOOR_S.value),
-    Knob("constants.hierarchical_floor", "time", k.NORMAL_DISPATCH_FLOOR_S.value),
-    Knob("constants.gemm_share", "share", k.GEMM_SHARE.value),
-    Knob("constants.hbm_share", "share", k.HBM_SHARE.value),
-    Knob("constants.launch", "time", k.LAUNCH_S.value),
-    Knob("constants.attention_share", "share", k.ATTENTION_SHARE.value),
+    Knob("constants.direct_combine_bandwidth", "bandwidth"),
+    Knob("constants.hierarchical_copy_bandwidth", "bandwidth"),
+    Knob("constants.collective_floor", "time"),
+    Knob("constants.direct_dispatch_floor", "time"),
+    Knob("constants.direct_combine_floor", "time"),
+    Knob("constants.hierarchical_floor", "time"),
+    Knob("constants.gemm_share", "share"),
+    Knob("constants.hbm_share", "share"),
+    Knob("constants.launch", "time"),
+    Knob("constants.attention_share", "share"),
 )
 
 
@@ -134,14 +139,18 @@ def calibrate(
                 if progress:
                     progress(f"fitting {knob.key} to {count(len(mine), 'observation')}")
                 now, tried[knob] = _fit_one(now, knob, mine)
-    absurd = {knob: why for knob, ends in tried.items() if (why := _absurd(now, knob, ends, groups[knob]))}
-    if absurd:
-        kept = (knob for knob in tried if knob not in absurd)
+    vain = {
+        knob: why
+        for knob, ends in tried.items()
+        if (why := _absurd(now, knob, ends, groups[knob]) or _untold(now, knob, groups[knob]))
+    }
+    if vain:
+        kept = (knob for knob in tried if knob not in vain)
         now = cluster.edit({knob.key: knob.text(float(_value(now, knob) or np.nan)) for knob in kept})
     fitted, not_fitted = [], []
     for knob, mine in groups.items():
-        if knob not in tried or knob in absurd:
-            not_fitted.append((knob.key, absurd.get(knob) or _reason(cluster, knob, mine)))
+        if knob not in tried or knob in vain:
+            not_fitted.append((knob.key, vain.get(knob) or _reason(cluster, knob, mine)))
             continue
         before, after = _value(cluster, knob), _value(now, knob)
         value = float(after if after is not None else np.nan)
@@ -157,7 +166,11 @@ def calibrate(
 
 def error(cluster: Cluster, observations: Sequence[Observation]) -> float:
     """Return the mean of |predicted / measured - 1|."""
-    return float(np.mean([abs(o.predict(cluster) / o.measured_s - 1) for o in observations]))
+    return float(np.mean(_errors(cluster, observations)))
+
+
+def _errors(cluster: Cluster, observations: Sequence[Observation]) -> list[float]:
+    return [abs(o.predict(cluster) / o.measured_s - 1) for o in observations]
 
 
 def _limit(value: float, ends: tuple[float, float]) -> str:
@@ -168,12 +181,26 @@ def _limit(value: float, ends: tuple[float, float]) -> str:
 def _absurd(fitted: Cluster, knob: Knob, ends: tuple[float, float], mine: Sequence[Observation]) -> str:
     """Return why a fitted constant is not taken, or nothing."""
     value = float(_value(fitted, knob) or np.nan)
-    limit, off = _limit(value, ends), error(fitted, mine)
-    if not limit or off <= _ABSURD:
+    limit, errors = _limit(value, ends), _errors(fitted, mine)
+    off = float(np.mean(errors))
+    if not (limit and off > _ABSURD) and np.median(errors) <= _ABSURD:
+        return ""
+    where = f"its {limit} limit" if limit else "its best"
+    return (
+        f"off by {off:.3g} times what was measured in {count(len(mine), 'observation')} even at {where} of "
+        f"{knob.text(value)}; check their units, and whether they are of this cluster"
+    )
+
+
+def _untold(fitted: Cluster, knob: Knob, mine: Sequence[Observation]) -> str:
+    """Return why observations do not tell a constant, or nothing: something else may take all of their time."""
+    value = float(_value(fitted, knob) or np.nan)
+    slower = _set(fitted, knob, value * _SLOWER if knob.kind == "time" else value / _SLOWER)
+    if any(o.predict(slower) > (1 + _TELLS) * o.predict(fitted) for o in mine):
         return ""
     return (
-        f"off by {off:.3g} times what was measured in {count(len(mine), 'observation')} even at its {limit} limit of "
-        f"{knob.text(value)}; check their units, and whether they are of this cluster"
+        f"{_SLOWER - 1:.0%} slower than {knob.text(value)} it would change none of its "
+        f"{count(len(mine), 'observation')} by {_TELLS:.0%}: something else decides them"
     )
 
 
@@ -218,8 +245,33 @@ def _value(cluster: Cluster, knob: Knob) -> float | None:
     held = cluster.description.constants
     text = None if held is None else getattr(held, knob.key.split(".")[1])
     if text is None:
-        return knob.published
+        return _published(cluster, knob)
     return float(text) if knob.kind == "share" else parse(text, knob.kind, knob.key)
+
+
+def _published(cluster: Cluster, knob: Knob) -> float:
+    """Return what the model takes on these devices where the topology sets nothing."""
+    if knob.key == "constants.direct_combine_bandwidth" and not any(map(k.is_hopper, cluster.device)):
+        # only Hopper's combine has a rate of its own
+        return _value(cluster, Knob("tier.node.effective", "bandwidth")) or k.LL_COMBINE_BANDWIDTH.value
+    factor = k.floor_factor(cluster.device)
+    hopper = {
+        "direct_dispatch_floor": k.LL_DISPATCH_FLOOR_S,
+        "direct_combine_floor": k.LL_COMBINE_FLOOR_S,
+        "hierarchical_floor": k.NORMAL_DISPATCH_FLOOR_S,
+    }
+    path_s = k.FLOOR_PATH_S.value
+    floors = {name: (floor.value - path_s) * factor + path_s for name, floor in hopper.items()}
+    return {
+        "direct_combine_bandwidth": k.LL_COMBINE_BANDWIDTH.value,
+        "hierarchical_copy_bandwidth": k.SM_COPY_BANDWIDTH.value,
+        "collective_floor": collective_floor(cluster, 8).value,
+        "gemm_share": gemm_share(cluster).value,
+        "hbm_share": hbm_share(cluster).value,
+        "launch": k.LAUNCH_S.value,
+        "attention_share": k.ATTENTION_SHARE.value,
+        **floors,
+    }[knob.key.removeprefix("constants.")]
 
 
 def _reason(cluster: Cluster, knob: Knob, mine: Sequence[Observation]) -> str:

@@ -127,7 +127,7 @@ def read_profile(path: str | Path, cluster: Cluster, step: Step) -> list[Observa
     Raises
     ------
     FormatError
-        If it is no Chrome trace, or shows none of these kernels.
+        If it is no Chrome trace, or shows none of these kernels, or those of several GPUs.
     """
     name = Path(path).name
     seconds = _kernel_seconds(path)
@@ -174,7 +174,7 @@ def _scores_s(cluster: Cluster, step: Step) -> float:
 
 
 def _kernel_seconds(path: str | Path) -> dict[str, float]:
-    """Return the summed seconds of kernels by kind; streams of one device."""
+    """Return the summed seconds of kernels by kind; streams of one device, which torch.profiler numbers as ``pid``."""
     try:
         data: Any = json.loads(text_of(path))
     except (ValueError, RecursionError) as error:
@@ -183,6 +183,7 @@ def _kernel_seconds(path: str | Path) -> dict[str, float]:
     if not isinstance(events, list):
         raise FormatError(path, "traceEvents", "expected a list of events, as torch.profiler exports")
     totals: dict[str, float] = {}
+    devices: set[str] = set()
     for event in events:
         if not isinstance(event, dict) or str(event.get("cat", "")).lower() != "kernel":
             continue
@@ -190,4 +191,11 @@ def _kernel_seconds(path: str | Path) -> dict[str, float]:
         duration = event.get("dur")
         if kind is not None and isinstance(duration, int | float):
             totals[kind] = totals.get(kind, 0.0) + float(duration) * 1e-6
+            devices.add(str(event.get("pid")))
+    if len(devices) > 1:
+        raise FormatError(
+            path,
+            "traceEvents",
+            f"expected the kernels of one GPU, found those of {len(devices)} (pid); give the trace of a single rank",
+        )
     return totals

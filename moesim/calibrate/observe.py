@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,9 +36,14 @@ class Observation:
     decides
         Key of the constant that it can tell, as in a topology file; empty: it is compared, nothing is fitted to it.
     measured_s
-        Seconds.
+        Seconds, above 0.
     predict
         Seconds that the model says on a cluster.
+
+    Raises
+    ------
+    InputError
+        If the time is not above 0, or not finite.
     """
 
     source: str
@@ -45,6 +51,12 @@ class Observation:
     decides: str
     measured_s: float
     predict: Callable[[Cluster], float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.measured_s < math.inf:
+            raise InputError(
+                f"{self.source}: {self.label}: expected a time above 0, found {self.measured_s:g} s; measure again"
+            )
 
 
 def group(cluster: Cluster, nodes: int, gpus: int, source: str | Path) -> Cluster:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moesim.base.errors import InputError
 from moesim.base.files import write_text
 from moesim.base.units import count
 from moesim.base.version import VERSION
@@ -45,6 +46,23 @@ def overlay(fit: Fit, base: str, name: str) -> dict[str, Any]:
     return tables
 
 
+def base_of(topology: str, path: str | Path) -> str:
+    """Return how an overlay at ``path`` names the topology that it is laid over.
+
+    Raises
+    ------
+    InputError
+        If that is the overlay itself.
+    """
+    where = Path(path).resolve()
+    base = topology
+    if topology not in preset_names():
+        base = os.path.relpath(Path(topology).resolve(), where.parent)
+    if (where.parent / base).resolve() == where:
+        raise InputError(f"{path}: is the topology that is calibrated, and what is fitted refers to it; name another")
+    return base
+
+
 def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
     """Write the overlay atomically; ``solve``, ``simulate`` and ``compare`` take it as a topology.
 
@@ -52,9 +70,11 @@ def write_overlay(fit: Fit, topology: str, path: str | Path) -> None:
     ----------
     topology
         Preset or file that was calibrated, as it was named; a file is referred to from where the overlay lies.
+
+    Raises
+    ------
+    InputError
+        If the overlay would be written over that file.
     """
     where = Path(path)
-    base = topology
-    if topology not in preset_names():
-        base = os.path.relpath(Path(topology).resolve(), where.resolve().parent)
-    write_text(where, dumps(overlay(fit, base, where.stem)))
+    write_text(where, dumps(overlay(fit, base_of(topology, where), where.stem)))

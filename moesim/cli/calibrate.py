@@ -103,7 +103,13 @@ def calibrate(
     from moesim.calibrate.deepep import Setting, read_deepep
     from moesim.calibrate.kernels import read_kernel_table
     from moesim.calibrate.nccl import read_nccl
+    from moesim.calibrate.overlay import base_of
 
+    if output is not None:
+        base_of(topology, output)
+    given = [path.resolve() for paths in (nccl, deepep, kernels, profile) for path in paths or ()]
+    if twice := next((path for path in given if given.count(path) > 1), None):
+        raise InputError(f"{twice}: is given more than once, and its rows would count as often; give it once")
     cluster = load.cluster(topology)
     setting = Setting(nodes=nodes, gpus=gpus, tokens=tokens, experts=experts)
     found: list[Observation] = []

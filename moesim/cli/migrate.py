@@ -152,7 +152,7 @@ def print_recovery(found: Recovery) -> None:
     """Print the rows from staying to a whole re-plan."""
     facts = found.facts
     title = (
-        f"{facts['model']} on {facts['topology']}: {facts['share']:.0%} of the later traffic is of other domains; "
+        f"{facts['model']} on {facts['topology']}: {facts['drifted']:.0%} of the later traffic is of other domains; "
         f"{count(facts['slots_per_rank'], 'slot')} a rank, policy {facts['policy']}"
     )
     columns = (
@@ -172,8 +172,15 @@ def print_recovery(found: Recovery) -> None:
         even = "-" if row.break_even_s is None else show(row.break_even_s, "time")
         rows.append(
             [name, f"up to {row.most_moves_of_a_layer}", show(row.move_bytes, "bytes"), show(row.move_s, "time"),
-             show(row.step_s, "time"), f"{row.balance:.3f}", f"{row.recovered:.0%}",
-             f"{row.balance_recovered:.0%}", even]
+             show(row.step_s, "time"), f"{row.balance:.3f}", _part(row.recovered), _part(row.balance_recovered), even]
         )  # fmt: skip
     screen.print_table(columns, rows, title=title)
+    if found.rows[-1].recovered is None:
+        screen.stdout().print(
+            "the re-plan gains nothing on held-out traffic: there is nothing to recover", markup=False, soft_wrap=True
+        )
     screen.print_notes(facts["notes"])
+
+
+def _part(recovered: float | None) -> str:
+    return "-" if recovered is None else f"{recovered:.0%}"

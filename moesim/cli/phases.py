@@ -85,6 +85,8 @@ def _by_phase(option: str, text: str) -> dict[str, str]:
             raise InputError(f"{option}: expected PHASE=VALUE,..., got {text!r}")
         if name not in PHASES:
             raise UnknownName("phase", name, PHASES)
+        if name in found:
+            raise InputError(f"{option}: {name} is given twice, got {text!r}")
         found[name] = value
     return found
 

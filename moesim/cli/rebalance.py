@@ -156,10 +156,13 @@ def _answer(rows: list[dict[str, Any]]) -> str:
     best = max(real, key=lambda row: float(row["saved_share"]), default=None)
     ceiling = float(rows[-1]["saved_share"])
     end = f"; knowing the traffic and moving for free would save {ceiling:.1%}"
+    if real and not any(row["plans"] for row in real):
+        return f"no rule planned anew in these steps: take shorter intervals, lower thresholds or more steps{end}"
     if best is None or best["saved_share"] <= 0:
         return f"planning anew does not pay here: no rule beats the first plan{end}"
     even = best["break_even_interval_s"]
-    when = f"; it pays where plans are at least {show(even, 'time')} apart" if even is not None else ""
+    # what moves beside serving cost is in the steps, and no time between plans stands for it
+    when = f"; it pays where plans are at least {show(even, 'time')} apart" if even else ""
     return f"best: {best['rule']}, saves {best['saved_share']:.1%} of the time{when}{end}"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moesim.base.errors import UnknownName
+from moesim.base.errors import InputError, UnknownName
 from moesim.cli import inputs, load, screen
 from moesim.cli import options as opt
 
@@ -49,6 +49,8 @@ def survive(
     from moesim.solve.survival import KINDS, survival
 
     kinds = load.names(lose)
+    if not kinds:
+        raise InputError("--lose: expected gpu, node or both with a comma between them, got nothing")
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownName("kind of loss", kind, KINDS)

@@ -111,6 +111,12 @@ class Cluster(Sealed):
         """Name of each rank's GPU, ``node0.gpu3``."""
         return tuple(self.vertices[member] for member in self.paths.members.tolist())
 
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """Name of each node, ``node0``; the nodes of a part keep the names that they have in the whole."""
+        first = (self.rank_of_node(node)[0] for node in range(self.nodes))
+        return tuple(self.rank_names[rank].rpartition(".")[0] for rank in first)
+
     @cached_property
     def same_node(self) -> Array:
         """Whether two ranks share a node, bool [ranks, ranks]."""
@@ -144,7 +150,7 @@ class Cluster(Sealed):
 
     def ranks_of(self, name: str) -> list[int]:
         """Return the rank of a GPU, or those of all GPUs of a node, by its name; empty where nothing here has it."""
-        return [rank for rank, gpu in enumerate(self.rank_names) if gpu == name or gpu.startswith(f"{name}.")]
+        return [rank for rank, gpu in enumerate(self.rank_names) if name in (gpu, gpu.rpartition(".")[0])]
 
     def rank_of_node(self, node: int) -> Array:
         """Return the ranks of a node, ascending.

@@ -19,7 +19,7 @@ def graph(cluster: Cluster) -> networkx.MultiGraph:
     for number, name in enumerate(cluster.vertices):
         leaf_name = name.rsplit(".", 1)[-1]
         kind = "gpu" if number < gpus else "nic" if leaf_name.startswith("nic") and "." in name else "switch"
-        node = name.split(".")[0] if "." in name and not name.startswith("rail") else None
+        node = name.rpartition(".")[0] if "." in name and not name.startswith("rail") else None
         out.add_node(name, kind=kind, node=node, rank=rank_of.get(number) if number < gpus else None)
     for k in range(0, cluster.links, 2):
         out.add_edge(

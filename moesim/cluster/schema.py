@@ -109,7 +109,7 @@ class Gpu(Sourced):
     flops_bf16: Flops
     flops_fp8: Flops | None = None  # None: no fp8 units, fp8 runs at the bf16 rate
     hbm_bandwidth: Bandwidth
-    speed: Annotated[float, Field(gt=0)] = 1.0
+    speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class GpuChange(Sourced):
@@ -120,7 +120,7 @@ class GpuChange(Sourced):
     flops_bf16: Flops | None = None
     flops_fp8: Flops | None = None
     hbm_bandwidth: Bandwidth | None = None
-    speed: Annotated[float, Field(gt=0)] | None = None
+    speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 def _reachable(bandwidth: str | None, effective: str | None) -> None:
@@ -172,7 +172,7 @@ class SpineTier(Sourced):
     """Leaf to spine. The bandwidth of an uplink follows from the oversubscription unless it is given."""
 
     switches: Annotated[int, Field(ge=1)] = 1
-    oversubscription: Annotated[float, Field(gt=0)] | None = None
+    oversubscription: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     bandwidth: Bandwidth | None = None
     effective: Bandwidth | None = None
     latency: Latency

@@ -253,7 +253,7 @@ def _remove(layout: Layout, name: str) -> None:
     touched = _touched(layout, name, "without")
     layout.cables = [cable for cable in layout.cables if cable not in touched]
     layout.ranks = [rank for rank in layout.ranks if name not in (rank.name, rank.node)]
-    layout.others = [other for other in layout.others if other != name and other.split(".")[0] != name]
+    layout.others = [other for other in layout.others if other != name and _node_of(other) != name]
 
 
 def _touched(layout: Layout, name: str, key: str) -> set[Cable]:
@@ -268,12 +268,17 @@ def _touched(layout: Layout, name: str, key: str) -> set[Cable]:
     elif name in vertices:
         return {cable for cable in layout.cables if name in (cable.a, cable.b)}
     elif name in nodes:
-        return {cable for cable in layout.cables if any(end.split(".")[0] == name for end in (cable.a, cable.b))}
+        return {cable for cable in layout.cables if name in (_node_of(cable.a), _node_of(cable.b))}
     cables = {f"{cable.a}->{cable.b}" for cable in layout.cables}
     raise InputError(
         f"{key}: nothing is named {name!r}{_close(name, vertices | nodes | cables)}; name a node (node0), a GPU "
         "(node0.gpu3), a NIC (node0.nic3), a switch (rail2, spine0) or a link (a->b)"
     )
+
+
+def _node_of(vertex: str) -> str:
+    """Return the node of a GPU, a NIC or a switch inside it; host names hold dots themselves."""
+    return vertex.rpartition(".")[0]
 
 
 def _flat(layout: Layout, through_ranks: bool) -> Wiring:

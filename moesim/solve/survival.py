@@ -35,7 +35,7 @@ class Loss:
     Parameters
     ----------
     name, kind, ranks
-        What is lost: a GPU by its name in the topology or a node by its number, and how many ranks go with it.
+        What is lost, a GPU or a node by its name in the topology, and how many ranks go with it.
     experts, worst_layer_experts
         Experts that no rank holds any more, over all layers and in the layer with most of them.
     picks
@@ -143,7 +143,7 @@ def survival(
         if kind == "gpu":
             cases += [(cluster.rank_names[rank], kind, np.array([rank])) for rank in range(cluster.ranks)]
         elif cluster.nodes > 1:
-            cases += [(f"node{node}", kind, cluster.rank_of_node(node)) for node in range(cluster.nodes)]
+            cases += [(name, kind, cluster.rank_of_node(node)) for node, name in enumerate(cluster.node_names)]
     losses = []
     for name, kind, dead in cases:
         if len(dead) == cluster.ranks:

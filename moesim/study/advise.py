@@ -277,6 +277,11 @@ def advise(
         for where, placement in (("stay", stay), (fastest, best)):
             found = case.judge(placement, name, steps)
             options.append(case.option(f"{name}, {where}", "policy", found, name, slots, where))
+    of_few: dict[str, float] = {}
+    if slow:
+        # some steps gain more than others, so that what was judged on a few is compared on the same
+        found = case.judge(best, policy, few)
+        of_few = dict.fromkeys(slow, case.option(fastest, "placement", found, policy, slots, fastest).gain)
     say("planning on the held-out steps, to tell the regret")
     # the fastest re-placement is a candidate, so that no layer alone is worse; the whole may be by a little
     knowing_s = min(
@@ -321,7 +326,7 @@ def advise(
         facts=facts,
         now=now,
         options=tuple(options),
-        answers=answers(options, policy, slots),
+        answers=answers(options, policy, slots, of_few),
         regret=replanned.step_s / knowing_s - 1,
         plan=plans["re-plan" if choice is None else choice.name],
         advised=None if choice is None else choice.name,

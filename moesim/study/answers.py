@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,8 +60,17 @@ def advised(options: Sequence[Option]) -> Option | None:
     return min((o for o in paying if o.gain > 0.8 * top), key=lambda o: o.move_s or 0.0, default=None)
 
 
-def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
-    """Return one line a question: another placement, EPLB, another number of copies, another policy."""
+def answers(
+    options: list[Option], policy: str, slots: int, best_gain: Mapping[str, float] | None = None
+) -> dict[str, str]:
+    """Return one line a question: another placement, EPLB, another number of copies, another policy.
+
+    Parameters
+    ----------
+    best_gain
+        What the best re-placement under the present policy saves on the steps on which other policies were judged, by
+        their names, where those are not all.
+    """
     placed = [option for option in options if option.kind == "placement"]
     eplb = next(option for option in placed if option.solver == "eplb")
     best = min(placed, key=lambda option: option.step_s)
@@ -92,23 +101,28 @@ def answers(options: list[Option], policy: str, slots: int) -> dict[str, str]:
             or "no other number fits"
         )
     others = [option for option in options if option.kind == "policy"]
-    winning = [option for option in others if option.gain - max(best.gain, 0.0) > LEAST_GAIN]
+    replaced = {option.policy: best.gain for option in others} | dict(best_gain or {})
+
+    def beyond(option: Option) -> float:
+        return option.gain - max(replaced[option.policy], 0.0)
+
+    winning = [option for option in others if beyond(option) > LEAST_GAIN]
     today = [o for o in winning if o.engine != NEEDS_SUPPORT]
     parts = []
     if today:
-        pick = max(today, key=lambda option: option.gain)
-        parts.append(f"{pick.policy} ({pick.engine}) {_by_policy(pick, best, 'saves')}")
-    if winning and (not today or max(winning, key=lambda o: o.gain) is not max(today, key=lambda o: o.gain)):
-        pick = max(winning, key=lambda option: option.gain)
-        parts.append(f"{pick.policy} {_by_policy(pick, best, 'would save')}, but {pick.engine}")
+        pick = max(today, key=beyond)
+        parts.append(f"{pick.policy} ({pick.engine}) {_by_policy(pick, policy, replaced, 'saves')}")
+    if winning and (not today or max(winning, key=beyond) is not max(today, key=beyond)):
+        pick = max(winning, key=beyond)
+        parts.append(f"{pick.policy} {_by_policy(pick, policy, replaced, 'would save')}, but {pick.engine}")
     by_policy = "; ".join(parts) or f"keep policy {policy}: no other saves {LEAST_GAIN:.0%} beyond re-placing"
     return {"placement": place, "eplb": by_eplb, "slots": by_slots, "policy": by_policy}
 
 
-def _by_policy(option: Option, best: Option, verb: str) -> str:
+def _by_policy(option: Option, policy: str, replaced: Mapping[str, float], verb: str) -> str:
     if option.solver == "stay":
         return f"{verb} {option.gain:.1%} with the running placement"
-    return f"{verb} {option.gain:.1%} with {option.solver} ({best.policy}: {best.gain:.1%})"
+    return f"{verb} {option.gain:.1%} with {option.solver} ({policy}: {replaced[option.policy]:.1%})"
 
 
 def _saves(option: Option) -> str:

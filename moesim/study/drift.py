@@ -47,7 +47,7 @@ def drifting(
     Raises
     ------
     InputError
-        If there is only one domain, one does not fill a step, or a number is not at least 1.
+        If there is only one domain or one is named, one does not fill a step, or a number is not at least 1.
     """
     if block_steps < 1 or cycles < 1:
         raise InputError(f"drift: expected at least 1 step a block and 1 cycle, got {block_steps} and {cycles}")
@@ -55,6 +55,9 @@ def drifting(
         raise InputError(f"drift: expected at least 1 step, got {max_steps}")
     wanted = tuple(domains) or tuple(np.array(trace.domains)[np.unique(trace.domain)].tolist())
     if len(wanted) < 2:
+        if domains:
+            held = ", ".join(trace.domains)
+            raise InputError(f"drift: {wanted[0]!r} is one; name at least two of the domains {held}")
         raise InputError(f"drift: the trace has only the domain {wanted[0]!r}; give one with labelled domains")
     if phase is None:
         phase = PHASES[int(trace.phase.min())]

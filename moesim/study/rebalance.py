@@ -202,7 +202,7 @@ class World:
 def replay(
     world: World, start: Placement, how: Rebalancing, progress: Callable[[int, int], None] | None = None
 ) -> Replay:
-    """Run all steps, planning anew as ``how`` says.
+    """Run all steps, planning anew as ``how`` says; what is moving must have arrived before the next plan is made.
 
     Parameters
     ----------
@@ -216,7 +216,8 @@ def replay(
     # of the engine, as all other seconds are of the layers that the trace holds
     engine_stall_s = how.stall_s / world.costs.spec.stands_for
     for step in range(steps):
-        wanted = _wanted(world, how, step, planned_at, imbalance, fresh)
+        # one move at a time: the next plan waits until what moves beside serving has arrived
+        wanted = None if under_way > 0 else _wanted(world, how, step, planned_at, imbalance, fresh)
         old = running
         if wanted is not None:
             candidate = world.plan(*wanted, running)
@@ -235,7 +236,7 @@ def replay(
                 stall_s[step] = engine_stall_s + world.move_s(old, running)
             elif how.migrate == "overlap":
                 stall_s[step] = engine_stall_s
-                leaving, under_way = old, under_way + _steps_of_move(world, how, old, running, step)
+                leaving, under_way = old, _steps_of_move(world, how, old, running, step)
         if under_way > 0:
             # layers switch one after the other, so that in the mean half of them run the old plan
             part = min(under_way, how.repeat) / how.repeat
@@ -260,7 +261,7 @@ def _wanted(
     """Return the steps on which a new plan is to be fitted now, if one is wanted."""
     past = (max(0, step - how.window), step)
     if how.when == "oracle":
-        if step and world.labels[step] == world.labels[step - 1]:
+        if step and world.labels[step] == world.labels[planned_at]:
             return None
         last = step
         while last < len(world.labels) and world.labels[last] == world.labels[step]:

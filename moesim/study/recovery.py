@@ -38,7 +38,7 @@ class Row:
     step_s, balance
         Mean seconds of a step; mean over largest load of a rank, mean over steps and layers.
     recovered, balance_recovered
-        Part of what the whole re-plan gains over staying, in step time and in balance.
+        Part of what the whole re-plan gains over staying, in step time and in balance; None where it gains nothing.
     break_even_s
         Seconds of serving after which the move has paid off, None where it never does.
     """
@@ -49,8 +49,8 @@ class Row:
     move_s: float
     step_s: float
     balance: float
-    recovered: float
-    balance_recovered: float
+    recovered: float | None
+    balance_recovered: float | None
     break_even_s: float | None
 
 
@@ -164,7 +164,7 @@ def recover(
     gain = stay.mean_s - judgements[-1].mean_s
     uneven = float(stay.balance.mean())
     evened = float(judgements[-1].balance.mean()) - uneven
-    rows = [Row(0, 0, 0.0, 0.0, stay.mean_s, uneven, 0.0, 0.0, None)]
+    rows = [Row(0, 0, 0.0, 0.0, stay.mean_s, uneven, _part(0.0, gain), _part(0.0, evened), None)]
     for (budget, plan), found in zip(plans, judgements, strict=True):
         move = plan.terms["migration"]
         rows.append(
@@ -175,8 +175,8 @@ def recover(
                 move_s=move["move_s"],
                 step_s=found.mean_s,
                 balance=float(found.balance.mean()),
-                recovered=(stay.mean_s - found.mean_s) / gain if gain > 0 else 0.0,
-                balance_recovered=(float(found.balance.mean()) - uneven) / evened if evened > 0 else 0.0,
+                recovered=_part(stay.mean_s - found.mean_s, gain),
+                balance_recovered=_part(float(found.balance.mean()) - uneven, evened),
                 break_even_s=break_even_s(move["move_s"], stay.mean_s, found.mean_s, found.model_step_s),
             )
         )
@@ -193,6 +193,7 @@ def recover(
         "seed": seed,
         "notes": [
             *(f"before {note}" for note in old.notes),
+            *(f"fitted {note}" for note in fitted.notes),
             *(f"judged {note}" for note in judged.notes),
             *costs.notes,
             *(f"plan before: {note}" for note in _doubts(running)),
@@ -200,6 +201,10 @@ def recover(
         ],
     }
     return Recovery(facts, tuple(rows))
+
+
+def _part(won: float, whole: float) -> float | None:
+    return won / whole if whole > 0 else None
 
 
 def _budget(moves: int | None) -> str:

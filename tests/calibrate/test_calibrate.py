@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -139,8 +140,17 @@ def test_an_overlay_is_a_topology_that_keeps_provenance(tmp_path: Path) -> None:
     again = tmp_path / "again.toml"
     ours.edit({"constants.launch": "9 us"}).write(again)
     assert Cluster.read(again).sources["constants.launch"].startswith("assumed: set by")
-    write_overlay(calibrate(ours, read_nccl(log, ours)), str(out), tmp_path / "third.toml")
+    again_fitted = calibrate(ours, read_nccl(log, ours))
+    write_overlay(again_fitted, str(out), tmp_path / "third.toml")
     assert Cluster.read(tmp_path / "third.toml").ranks == 8
+    # over itself it would lose what it stands on
+    with pytest.raises(InputError, match=r"ours\.toml: is the topology that is calibrated"):
+        write_overlay(again_fitted, str(out), out)
+    with pytest.raises(InputError, match="h100-1x8: is the topology that is calibrated"):
+        write_overlay(fit, "h100-1x8", tmp_path / "h100-1x8")
+    told = CliRunner().invoke(app, ["calibrate", "-t", str(out), "--nccl", str(log), "-o", str(out)])
+    assert isinstance(told.exception, InputError)
+    assert Cluster.read(out) == ours
 
 
 def test_a_kernel_table_tells_arithmetic_memory_and_launches(tmp_path: Path) -> None:
@@ -199,6 +209,12 @@ def test_a_profile_tells_compute_and_only_compares_what_waits(tmp_path: Path) ->
     fit = calibrate(cluster, seen)
     assert {item.key for item in fit.fitted} == {"constants.gemm_share", "constants.attention_share"}
     assert all(item.error < 0.02 or item.limit for item in fit.fitted), fit.fitted
+    # joined traces of two ranks would tell of GPUs half as fast
+    path.unlink()
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        json.dump({"traceEvents": [*events, *({**event, "pid": 1} for event in events)]}, file)
+    with pytest.raises(FormatError, match="kernels of one GPU, found those of 2"):
+        read_profile(path, cluster, Step(spec, 4096, 32, 1, context=2048))
 
 
 def test_measured_rows_of_another_device_improve_on_sizes_that_were_not_fitted(
@@ -233,6 +249,8 @@ def test_the_verb_prints_writes_and_says_what_is_wrong(tmp_path: Path) -> None:
     assert set(facts) == {"fitted", "not_fitted", "residuals"}
     assert {item["key"] for item in facts["fitted"]} == {"tier.node.effective", "constants.collective_floor"}
     assert Cluster.read(out).ranks == 8
+    twice = run.invoke(app, ["calibrate", "-t", "h100-1x8", "--nccl", str(log), "--nccl", str(log)])
+    assert "given more than once" in str(twice.exception)
     table = run.invoke(app, ["calibrate", "-t", "h100-1x8", "--nccl", str(log)])
     (line,) = [line for line in table.output.splitlines() if "not fitted, no observation tells it: " in line]
     assert {"constants.gemm_share", "constants.launch"} <= set(line.split(": ", 2)[2].split(", "))
@@ -254,6 +272,80 @@ def test_times_that_no_constant_explains_change_nothing(tmp_path: Path) -> None:
     assert tier.effective == before.effective
     write_overlay(fit, "h100-1x8", out)
     assert "effective" not in out.read_text().split("[", 2)[-1]
+
+
+def test_what_does_not_decide_a_time_is_not_fitted_to_it(tmp_path: Path) -> None:
+    start = Cluster.preset("h100-4x8-rail")
+    # two nodes: forwarding decides, so that any NIC of 36 GB/s or more gives the same times
+    inter = tmp_path / "internode.txt"
+    inter.write_text(INTERNODE)
+    slower = start.edit({"tier.rail.effective": "38 GB/s"})
+    seen = read_deepep(inter, start, Setting(nodes=2))
+    mine = [dataclasses.replace(one, measured_s=one.predict(slower)) for one in seen]
+    fit = calibrate(start, mine)
+    assert not fit.fitted
+    why = dict(fit.not_fitted)["tier.rail.effective"]
+    assert (
+        why == "10% slower than 46 GB/s it would change none of its 2 observations by 1%: something else decides them"
+    )
+    # four nodes: the NICs do
+    mine = [
+        dataclasses.replace(one, measured_s=one.predict(slower)) for one in read_deepep(inter, start, Setting(nodes=4))
+    ]
+    (found,) = calibrate(start, mine).fitted
+    assert float(str(found.value).split()[0]) == pytest.approx(38, rel=0.01)
+    # few tokens across nodes: a floor that is off must not be taken for a slow NIC
+    low = tmp_path / "low.txt"
+    low.write_text(LOW_LATENCY)
+    assert [o.decides for o in read_deepep(low, start, Setting(nodes=4, tokens=1))] == ["", ""]
+    assert {o.decides for o in read_deepep(low, start, Setting(nodes=4, tokens=64))} == {"tier.rail.effective"}
+
+
+def test_logs_in_two_units_change_nothing(tmp_path: Path) -> None:
+    micro, milli = tmp_path / "alltoall.txt", tmp_path / "alltoall_ms.txt"
+    micro.write_text(nccl_log(TIMES))
+    milli.write_text(nccl_log({size: time * 1e3 for size, time in TIMES.items()}))
+    start = Cluster.preset("h100-1x8")
+    fit = calibrate(start, read_nccl(micro, start) + read_nccl(milli, start))
+    assert not fit.fitted
+    assert "check their units" in dict(fit.not_fitted)["constants.collective_floor"]
+
+
+@pytest.mark.parametrize(
+    ("topology", "device", "before"),
+    [
+        ("h100-4x8-rail", "H100", ("7.4 us", "9.7 us", "245 GB/s")),
+        ("a100-4x8-rail", "A100", ("15.8 us", "9.7 us", "203 GB/s")),
+        ("b200-4x8-rail", "B200", ("10.1 us", "12.92 us", "545 GB/s")),
+    ],
+)
+def test_before_is_what_the_model_took_on_this_device(
+    topology: str, device: str, before: tuple[str, str, str], tmp_path: Path
+) -> None:
+    nccl, low = tmp_path / "alltoall.txt", tmp_path / "low.txt"
+    nccl.write_text(nccl_log({size: 2 * time for size, time in TIMES.items()}).replace("H100", device))
+    low.write_text(LOW_LATENCY)
+    start = Cluster.preset(topology)
+    kinds = (read_nccl(nccl, start), read_deepep(low, start))
+    seen = [one for kind in kinds for one in kind]
+    by_key = {item.key: item for kind in kinds for item in calibrate(start, kind).fitted}
+    keys = ("collective_floor", "direct_dispatch_floor", "direct_combine_bandwidth")
+    assert tuple(by_key[f"constants.{key}"].before for key in keys) == before
+    for key, told in zip(keys, before, strict=True):
+        mine = [one for one in seen if one.decides == f"constants.{key}"]
+        assert error(start.edit({f"constants.{key}": told}), mine) == pytest.approx(error(start, mine), abs=0.03)
+
+
+@pytest.mark.parametrize("duration", [0, -5, float("nan"), float("inf")])
+def test_a_time_that_none_took_is_refused(duration: float, tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    kernel = {"ph": "X", "cat": "kernel", "name": "flash_fwd_kernel", "dur": duration, "ts": 0, "pid": 0}
+    path.write_text(json.dumps({"traceEvents": [kernel]}))
+    with pytest.raises(InputError, match=r"step\.json: attention, mean of 1 layer.*expected a time above 0, found"):
+        read_profile(path, Cluster.preset("h100-1x8"), Step(ModelSpec.preset("deepseek-v3"), 8, 8, 1))
+    path.write_text(LOW_LATENCY.replace("114.00", "0.00").replace("115.00", "0.00"))
+    with pytest.raises(InputError, match=r"step\.json: low latency combine.*expected a time above 0, found 0 s"):
+        read_deepep(path, Cluster.preset("h100-1x8"))
 
 
 def test_a_log_of_other_gpus_is_refused(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_losses_of_a_plan(trace_file: Path, setting: list[str], run: Run, runnin
     done = run("survive", trace_file, *setting, "--plan", running, "--steps", 1, "--lose", "gpu")
     assert "experts gone" in done.out
     refused(run("survive", trace_file, *setting, "--plan", running, "--lose", "gpus"), 1, "did you mean 'gpu'?")
+    refused(run("survive", trace_file, *setting, "--plan", running, "--lose", ","), 1, "--lose: expected gpu, node or")
 
 
 def test_a_lost_gpu_is_planned_around(trace_file: Path, setting: list[str], run: Run, running: Path) -> None:
@@ -289,6 +290,9 @@ def test_phases_say_where_steps_were_not_as_recorded(trace_file: Path, setting: 
     found = run("phases", trace_file, *where, "--json").json
     assert any(note.startswith("prefill, held-out steps resampled") for note in found["notes"])
     assert "note: prefill, held-out steps resampled" in run("phases", trace_file, *where).out
+    hurried = run("phases", trace_file, *where[:-1], 0.01, "--json").json["notes"]
+    for phase in ("prefill", "decode"):
+        assert any(note.startswith(f"plan for {phase}: the deadline ") for note in hurried)
 
 
 def test_prefill_and_decode_side_by_side(trace_file: Path, setting: list[str], run: Run, tmp_path: Path) -> None:
@@ -303,6 +307,8 @@ def test_prefill_and_decode_side_by_side(trace_file: Path, setting: list[str], r
         assert (tmp_path / "plans" / f"{phase}.json").exists()
     refused(run("phases", trace_file, *plain, "--tokens-per-rank", "64"), 1, "PHASE=VALUE")
     refused(run("phases", trace_file, *plain, "--policy", "prefil=nearest"), 1, "did you mean 'prefill'?")
+    twice = ("--tokens-per-rank", "decode=4,decode=8")
+    refused(run("phases", trace_file, *plain, *twice), 1, "--tokens-per-rank: decode is given twice")
 
 
 def test_serving_on_a_trace_that_is_too_short_advises_options_that_it_has(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,20 @@ def test_parts_are_taken_away(rail: Cluster) -> None:
     assert share[[less.link_tier[k] == "spine" for k in link]] == pytest.approx(np.full(6, 1 / 3))
     # taken away one after the other is taken away at once
     assert rail.edit(without=["node3"]).edit(without=["node2"]) == rail.edit(without=["node3", "node2"])
+
+
+def test_nodes_with_names_of_hosts_are_taken_away_and_degraded(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.toml"
+    nodes = "".join(f'[[node]]\nname = "{name}.example.org"\n' for name in "ab")
+    file.write_text(f'schema = 1\nbase = "h100-4x8-rail"\n{nodes}')
+    hosts = Cluster.read(file)
+    assert hosts.node_names == ("a.example.org", "b.example.org")
+    assert (hosts.ranks_of("a"), hosts.ranks_of("b.example.org")) == ([], list(range(8, 16)))
+    assert hosts.edit(without=["a.example.org"]).node_names == ("b.example.org",)
+    slower = hosts.edit(degrade={"b.example.org": 0.5}).link_bandwidth < hosts.link_bandwidth
+    assert all("b.example.org" in hosts.link_name[k] for k in np.flatnonzero(slower))
+    assert np.count_nonzero(slower) == 2 * 8 * 3
+    assert hosts.graph().nodes["a.example.org.nic0"]["node"] == "a.example.org"
 
 
 def test_a_gpu_that_lost_its_nic_needs_gpus_that_forward(rail: Cluster) -> None:

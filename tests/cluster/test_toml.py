@@ -198,6 +198,7 @@ WRONG = [
     ('model = "X"', 'model = "X"\nsource = "trust me"', r"gpu: source: expected \"measured: \.\.\.\""),
     ('model = "X"', 'model = "X"\nsource = {memory = "x"}', r"gpu: source\.memory: expected .*got 'x'"),
     ('model = "X"', 'model = "X"\nsource = {memry = "assumed: x"}', r"gpu: source.*'memry': did you mean 'memory'"),
+    ('model = "X"', 'model = "X"\nspeed = inf', r"gpu\.speed: input should be a finite number, got inf"),
     ("[gpu]", "[gpu", r"expected TOML: .*line"),
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_survival_tells_who_is_gone_and_what_a_step_then_costs() -> None:
     assert gone.to_dict()["gpu"]["never_survived"] == 6
     with pytest.raises(InputError, match="make the steps for them"):
         survival(placement, make_batches(tiny_trace(spec, 768), 4, tokens_per_rank=64), costs)
+
+
+def test_losses_have_the_names_of_the_topology(tmp_path: Path) -> None:
+    spec = tiny_spec(layers=1, experts=4)
+    file = tmp_path / "named.toml"
+    nodes = "".join(f'[[node]]\nname = "{name}"\n' for name in ("old", "spare", "new"))
+    file.write_text(f'schema = 1\nbase = "h100-4x8-rail"\n{nodes}')
+    left = Cluster.read(file).restrict([0, 1, 16, 17])
+    batches = make_batches(tiny_trace(spec, 768), 4, tokens_per_rank=64)
+    placement = Placement([[[0, 1], [2, 3], [0, 1], [2, 3]]], 4)
+    found = survival(placement, batches, Costs.default(spec, left))
+    assert [loss.name for loss in found.losses] == ["old.gpu0", "old.gpu1", "new.gpu0", "new.gpu1", "old", "new"]
 
 
 def test_a_step_after_a_loss_shares_attention_as_the_step_before() -> None:

@@ -176,6 +176,19 @@ def test_a_policy_that_no_engine_runs_is_told_apart() -> None:
     )
 
 
+def test_a_policy_is_compared_on_the_steps_on_which_it_was_judged() -> None:
+    placed = [option("eplb", "placement", 0.0, solver="eplb"), option("re-plan", "placement", 0.2)]
+    more = [
+        option("sglang, re-plan", "policy", 0.22, policy="sglang", solver="re-plan"),
+        option("batch-lp, re-plan", "policy", 0.24, policy="batch-lp", solver="re-plan"),
+    ]
+    # on the first steps, where batch-lp was judged, the re-plan alone saves as much
+    lines = answers([*placed, *more], "nearest", 3, {"batch-lp": 0.235})
+    assert lines["policy"] == "sglang (SGLang) saves 22.0% with re-plan (nearest: 20.0%)"
+    lines = answers([*placed, more[1]], "nearest", 3, {"batch-lp": 0.22})
+    assert lines["policy"].endswith("saves 24.0% with re-plan (nearest: 22.0%)")
+
+
 def test_a_search_that_the_shared_deadline_cut_says_so_and_not_that_somebody_asked(trace: Trace) -> None:
     fitted = steps_of(part_of(trace, "fit"), GROUP, tokens_per_rank=64, max_steps=2)
     with Budget(1e-6, 1).part() as stop:

@@ -60,8 +60,10 @@ def test_domains_may_be_patterns_and_must_be_there(trace: Trace):
     assert labels == (first, first, f"{second}|{third}", f"{second}|{third}")
     with pytest.raises(UnknownName, match="domain of this trace"):
         drifting(trace, 8, domains=[first, "nowhere"])
-    with pytest.raises(InputError, match="only the domain"):
+    with pytest.raises(InputError, match=f"{first!r} is one; name at least two of the domains {first}, {second}, "):
         drifting(trace, 8, domains=[first])
+    with pytest.raises(InputError, match="the trace has only the domain"):
+        drifting(trace.select(trace.domain == 0), 8)
     with pytest.raises(InputError, match="at least 1 step, got 0"):
         drifting(trace, 8, max_steps=0)
     with pytest.raises(InputError, match="fewer tokens per rank"):
@@ -90,6 +92,23 @@ def test_moves_are_paid_for(world: World):
     stalled = replay(world, start, Rebalancing("interval", interval=3, stall_s=0.5, repeat=10))
     moved = np.count_nonzero(runs["stop"].stall_s)
     assert stalled.total_s - runs["stop"].total_s == pytest.approx(0.5 * moved)
+
+
+def test_the_next_plan_waits_for_what_is_moving(world: World):
+    start, steps = world.plan(0, 2, None), len(world.batches)
+    found = {
+        (when, repeat): replay(world, start, Rebalancing(when, interval=1, migrate="overlap", repeat=repeat))
+        for when in ("interval", "oracle")
+        for repeat in (1, 100_000)
+    }
+    assert found["interval", 100_000].plans == steps - 1
+    assert found["oracle", 100_000].plans == 6
+    # a step is shorter than a move, so that hardly any of the copies of a plan a step could have been made
+    slow = found["interval", 1]
+    assert 0 < slow.plans < steps / 2
+    seconds = slow.moved_bytes / (GROUP.ranks * 320e9)
+    assert seconds < slow.serving_s
+    assert 0 < found["oracle", 1].plans <= 6
 
 
 def test_a_move_takes_as_long_as_the_rounds_of_its_schedule(world: World):
@@ -202,6 +221,20 @@ def test_the_verb_answers_in_one_line_and_in_json(trace: Trace, tmp_path: Path):
     assert data["rows"][0]["saved_share"] == 0
     assert "moving for free" in data["answer"]
     assert "How often to plan anew" in (tmp_path / "figure.html").read_text()
+
+
+def test_the_answer_claims_nothing_that_was_not_tried(trace: Trace, tmp_path: Path):
+    trace.write(tmp_path / "drift.parquet")
+    command = ["rebalance", str(tmp_path / "drift.parquet"), "-t", "h100-4x8-rail", "--ranks", "8", "--json"]
+    command += ["--block", "4", "--cycles", "1"]
+
+    def answer(*more: str) -> str:
+        return str(json.loads(CliRunner().invoke(app, [*command, *more], catch_exceptions=False).stdout)["answer"])
+
+    assert answer("--intervals", "100", "--thresholds", "9").startswith("no rule planned anew in these steps: take ")
+    beside = answer("--intervals", "2", "--thresholds", "9", "--migrate", "overlap", "--start", "first")
+    assert beside.startswith("best: every 2, saves ")
+    assert "apart" not in beside
 
 
 def test_a_plan_has_a_deadline_of_its_own_and_a_note_says_where_it_cut(trace: Trace, tmp_path: Path):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from moesim.base.errors import InputError
+from moesim.cli.migrate import print_recovery
+from moesim.cluster import Cluster
 from moesim.spec import ModelSpec
-from moesim.study.recovery import drifted
+from moesim.study.recovery import drifted, recover
 from moesim.trace import Trace
 from moesim.trace.synthetic import lognormal
 
@@ -41,3 +43,17 @@ def test_traffic_after_a_drift_is_of_other_domains_as_far_as_asked(share: float,
 def test_too_few_requests_to_drift() -> None:
     with pytest.raises(InputError, match="too few"):
         drifted(traffic(2, 0.5), 0.5)
+
+
+def test_where_a_re_plan_gains_nothing_no_part_of_it_is_recovered(capsys: pytest.CaptureFixture[str]) -> None:
+    # the two domains are of one and the same traffic, so that the first plan is as good as any
+    found = recover(
+        traffic(64, 0.5), Cluster.preset("h100-1x8").restrict(range(4)), slots_per_rank=2, budgets=(1,),
+        tokens_per_rank=8, seed=4,
+    )  # fmt: skip
+    stay, *plans = found.rows
+    assert stay.step_s <= plans[-1].step_s
+    assert [row.recovered for row in found.rows] == [None, None, None]
+    assert {note.split(" ")[0] for note in found.facts["notes"]} >= {"before", "fitted", "judged"}
+    print_recovery(found)
+    assert "the re-plan gains nothing on held-out traffic" in capsys.readouterr().out

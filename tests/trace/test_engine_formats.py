@@ -363,6 +363,7 @@ class TestMegatron:
         assert np.array_equal(trace.routes, whole.routes)
         assert np.array_equal(trace.step, whole.step)
         assert set(trace.phase) == {TRAIN}
+        assert trace.origin["phase"] == "assumed train, the files do not say"
         assert trace.spec.layer_ids == SPEC.layer_ids
 
     def test_ranks_are_sources(self, tmp_path, whole):
@@ -438,6 +439,11 @@ class TestExpertSelection:
         trace = read_any(tmp_path, model=SPEC)
         assert np.array_equal(trace.routes[:6], whole.routes[whole.request == 0])
 
+    def test_of_a_folder_the_broken_file_is_named(self, tmp_path, whole):
+        write_selection(tmp_path, whole)
+        (tmp_path / "law" / "7.json").write_text(json.dumps([{str(n): [[0, 8]] for n in SPEC.layer_ids}]))
+        refused(tmp_path, r"law/7\.json: .*expert id 8 is not in -1\.\.7", format="expert-selection")
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [
@@ -463,6 +469,8 @@ class TestFlame:
         assert np.array_equal(trace.routes, whole.routes)
         assert np.array_equal(trace.weights, weights.astype(np.float16))
         assert trace.origin["requests"] == "assumed to have 2048 tokens each, the files do not say"
+        assert trace.origin["phase"].startswith("assumed prefill")
+        assert "phase" not in read_any(tmp_path, model=SPEC, phase="train").origin
         assert read_any(tmp_path, model=SPEC, request_tokens=5).request.tolist() == (np.arange(18) // 5).tolist()
 
     def test_a_model_without_a_preset(self, tmp_path, whole, weights):
@@ -538,6 +546,34 @@ class TestJsonl:
         trace = read_any(path, model=SPEC)
         assert trace.routes[-1, -1].tolist() == [-1, -1]
         assert trace.origin["missing"] == "not recorded: 1 pick of tokens in layers"
+
+    def test_lines_of_a_token_agree_and_what_none_tells_is_said(self, tmp_path):
+        path = tmp_path / "picks.jsonl"
+        told = {"step": 3, "phase": "decode", "domain": "law"}
+
+        def write(*tokens: list[dict]) -> None:
+            lines = [
+                {"layer": layer, "topk_ids": [4, 5], "token_idx": token} | facts
+                for token, own in enumerate(tokens)
+                for layer, facts in zip(SPEC.layer_ids, own, strict=True)
+            ]
+            path.write_text("\n".join(json.dumps(line) for line in lines))
+
+        # one line of the token says it, or all do
+        for own in ([told, {}, {}], [told, told, told]):
+            write(own)
+            trace = read_any(path, model=SPEC)
+            assert (trace.step.tolist(), trace.phase.tolist(), trace.domains) == ([3], [DECODE], ("law",))
+            assert "phase" not in trace.origin
+        for key, other in (("step", 4), ("phase", "prefill"), ("domain", "code")):
+            write([told, told, told | {key: other}])
+            refused(path, f"line 3, {key}: token 0 has another {key} here than on its first line")
+        write([told, told, told], [{"step": 3}] * 3)
+        trace = read_any(path, model=SPEC)
+        assert trace.phase.tolist() == [DECODE, PREFILL]
+        assert trace.origin["phase"] == "assumed prefill, the file does not say it of 1 token"
+        write([told, told, told], [{}] * 3)
+        refused(path, "step: expected it for every token or for none")
 
     @pytest.mark.parametrize(
         ("line", "message"),

@@ -60,15 +60,16 @@ def parts(
             spec, routes, prompt = _request(file, whole, numbering)
             name = domain or (file.parent.name if Path(path).is_dir() else "unlabelled")
             row = np.arange(len(routes))
-            yield Trace(
-                spec,
-                routes,
-                request=np.full(len(routes), request),
-                position=row,
-                phase=np.where(row < prompt, PREFILL, DECODE),
-                domains=(name,),
-                origin=origin_of(path, "expert-selection", "core12345/MoE_expert_selection_trace", spec, origin),
-            )
+            with problems_of(file):
+                yield Trace(
+                    spec,
+                    routes,
+                    request=np.full(len(routes), request),
+                    position=row,
+                    phase=np.where(row < prompt, PREFILL, DECODE),
+                    domains=(name,),
+                    origin=origin_of(path, "expert-selection", "core12345/MoE_expert_selection_trace", spec, origin),
+                )
 
 
 def read(

@@ -129,6 +129,7 @@ def read(
                 spec,
                 origin,
                 iteration=folder.name,
+                phase="" if phase else "assumed prefill, as whole sequences are routed at once",
                 requests="" if request_tokens else f"assumed to have {length} tokens each, the files do not say",
             ),
         )

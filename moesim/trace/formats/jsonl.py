@@ -10,7 +10,7 @@ request and position, the n-th token of every layer is the same token.
 | ``topk_weights`` | ``weights`` | gate weights, for all lines or none |
 | ``request`` | ``req_id``, ``request_id`` | number or text |
 | ``position`` | ``token_idx``, ``token`` | of the (first) token in its request |
-| ``step``, ``domain``, ``phase`` | | |
+| ``step``, ``domain``, ``phase`` | | of the token, on one of its lines or on all |
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read(
     Raises
     ------
     FormatError
-        If a line is damaged, a token occurs twice in a layer, or layers disagree in their tokens.
+        If a line is damaged, a token occurs twice in a layer, or lines disagree in their tokens or in what a token is.
     """
     check_options(model=model, numbering=numbering, phase=phase, origin=origin)
     with problems_of(path):
@@ -88,7 +88,10 @@ def read(
             lines.add(place, record)
         if not lines.rows:
             raise FormatError(path, "", "expected lines with a layer and topk_ids, found none")
+        if 0 < lines.stepped < len(lines.rows):
+            raise FormatError(path, "step", "expected it for every token or for none")
         spec, layers = numbered_layers(path, "layer", lines.tokens_of, spec, numbering)
+        silent = len(lines.rows) - lines.phased
         routes, weights = lines.arrays(layers)
         missing = int((routes[:, :, 0] < 0).sum())
         request, position = np.array(list(lines.rows)).T
@@ -109,7 +112,9 @@ def read(
                 spec,
                 origin,
                 missing=f"not recorded: {count(missing, 'pick')} of tokens in layers" if missing else "",
-                phase="" if phase or lines.phased else "assumed prefill, the file does not say",
+                phase=""
+                if phase or not silent
+                else f"assumed prefill, the file does not say it of {count(silent, 'token')}",
             ),
         )
 
@@ -129,7 +134,8 @@ class _Lines:
         self.phase: list[int] = []
         self.domain: list[int] = []
         self.domains: dict[str, int] = {}
-        self.stepped = self.phased = self.placed = False
+        self.stepped = self.phased = 0
+        self.placed = False
         self._requests: dict[str, int] = {}
         self._next: dict[tuple[int, int], int] = {}
         self._cells: dict[tuple[int, int], tuple[Array, Array | None]] = {}
@@ -175,18 +181,25 @@ class _Lines:
         return weights
 
     def _row(self, place: str, record: Mapping[str, Any], request: int, position: int) -> int:
-        row = self.rows.setdefault((request, position), len(self.rows))
-        if row < len(self.step):
-            return row
-        self.stepped = self.stepped or "step" in record
-        self.step.append(integer(self.path, place, record, "step", 0))
-        name = record.get("phase")
+        step, name = integer(self.path, place, record, "step", 0), record.get("phase")
         if name is not None and name not in PHASES:
             raise FormatError(self.path, f"{place}, phase", f"expected one of {', '.join(PHASES)}, found {name!r:.60}")
-        self.phased = self.phased or name is not None
-        self.phase.append(self.default_phase if name is None else PHASES.index(name))
-        domain = str(record.get("domain", "unlabelled"))
-        self.domain.append(self.domains.setdefault(domain, len(self.domains)))
+        phase = self.default_phase if name is None else PHASES.index(name)
+        row = self.rows.setdefault((request, position), len(self.rows))
+        if row == len(self.step):
+            self.stepped += "step" in record
+            self.phased += name is not None
+            self.step.append(step)
+            self.phase.append(phase)
+            self.domain.append(self.domains.setdefault(str(record.get("domain", "unlabelled")), len(self.domains)))
+            return row
+        domain = self.domains.get(str(record.get("domain")), -1)
+        for key, own, first in (
+            ("step", step, self.step), ("phase", phase, self.phase), ("domain", domain, self.domain),
+        ):  # fmt: skip
+            if record.get(key) is not None and own != first[row]:
+                found = f"token {position} has another {key} here than on its first line; correct one of them"
+                raise FormatError(self.path, f"{place}, {key}", found)
         return row
 
     def arrays(self, layers: list[int]) -> tuple[Array, Array | None]:

@@ -77,6 +77,7 @@ def parts(
             origin,
             ranks=len(files),
             alike=f"left out, as others routed the same tokens: {count(alike, 'rank')}" if alike else "",
+            phase="" if phase else "assumed train, the files do not say",
             requests="not recorded: the tokens of a rank in a step count as one request",
             stages=f"{len(stages)} pipeline stages, their ranks paired in order" if len(stages) > 1 else "",
         )
