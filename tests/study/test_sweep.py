@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import FormatError, InputError
 from moesim.spec import ModelSpec
-from moesim.study.sweep import front, read_study, step, sweep
+from moesim.study.sweep import KINDS, front, read_study, step, sweep
 from moesim.study.sweep.runners import local
 from moesim.study.sweep.store import Store
 from moesim.study_report import _axis, study_html
@@ -285,23 +285,25 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path,
     assert not list((tmp_path / "out").glob("rows/*"))
 
 
+@pytest.mark.parametrize("kind", KINDS.names())
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (
-            ("pareto =", 'columns = ["step_ms"]\npareto ='),
-            "study.columns: unknown column 'step_ms': did you mean 'step_s'",
+            ("pareto =", 'columns = ["p99_step_ms"]\npareto ='),
+            "study.columns: unknown column 'p99_step_ms': did you mean",
         ),
         (('y = "tokens', 'y = "tokns'), r"study.pareto\[0\].y: unknown column 'tokns_per_s_per_gpu'"),
         (('by = "solver"', 'by = "solvr"'), r"study.pareto\[0\].by: unknown column 'solvr': did you mean 'solver'"),
     ],
 )
-def test_a_study_that_shows_what_no_point_has_is_told_so_and_keeps_its_points(study, tmp_path, change, says):
-    study.write_text(STUDY.replace(*change))
+def test_a_study_that_shows_what_no_point_has_is_told_so_before_anything_runs(study, tmp_path, kind, change, says):
+    x, y = {"step": ("step_s", "tokens_per_s_per_gpu")}.get(kind, KINDS.get(kind).COLUMNS[:2])
+    asked = STUDY.replace('name = "little"', f'name = "little"\nkind = "{kind}"').replace(*change)
+    study.write_text(asked.replace('"step_s"', f'"{x}"').replace('"tokens_per_s_per_gpu"', f'"{y}"'))
     with pytest.raises(FormatError, match=says):
-        sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
-    study.write_text(STUDY)
-    assert sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).computed == 0
+        sweep(read_study(study), tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_serving_run_has_no_single_phase(study: Path, tmp_path: Path):

@@ -20,6 +20,10 @@ COLUMNS: Final = (
     "experts_lost", "picks_lost", "outage_s", "before_tokens_per_s", "degraded_tokens_per_s", "after_tokens_per_s",
     "p99_ttft_s",
 )  # fmt: skip
+RESULTS: Final = (
+    *COLUMNS, "move_s", "mean_tpot_s", "good_share", "recomputed_tokens", "finished", "fewest_copies", "fit_step_s",
+    "notes",
+)  # fmt: skip
 
 
 class FailureSettings(Common):
