@@ -323,6 +323,21 @@ def test_what_if_edits_change_the_cluster(run: Run):
     assert "did you mean 'bandwidth'" in run("inspect", "h100-4x8-rail", "--set", "tier.rail.bandwith=1 GB/s").err
 
 
+def test_the_name_of_an_edited_cluster_says_so(run: Run, tmp_path: Path):
+    def name(*edits: str) -> str:
+        found: str = run("inspect", "h100-4x8-rail", *edits, "--json").json["name"]
+        return found
+
+    assert name() == name("--set", "nodes=4") == "h100-4x8-rail"
+    for edit in (["--set", "nodes=3"], ["--without", "node1"], ["--degrade", "node0.nic3=0.5"]):
+        assert name(*edit) == "h100-4x8-rail-edited"
+    # whoever names it himself has his way
+    assert name("--set", "nodes=3", "--set", 'name="small"') == "small"
+    # a written description keeps it
+    run("inspect", "h100-4x8-rail", "--set", "nodes=3", "-o", tmp_path / "mine.toml")
+    assert run("inspect", tmp_path / "mine.toml", "--json").json["name"] == "h100-4x8-rail-edited"
+
+
 def test_a_wider_network_is_faster(trace_file: Path, run: Run):
     how = ["--topology", "h100-4x8-rail", "--solver", "lpt", "--tokens-per-rank", "64", "--dims", "deepseek-v3"]
     steps = [
