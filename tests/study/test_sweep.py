@@ -165,6 +165,17 @@ def test_processes_map_the_trace_instead_of_copying_it():
     assert list(local(whose_memory, [1, 2, 3], {"trace": trace}, jobs=2)) == [True] * 3
 
 
+def blocked_signals(_task: int, _shared: Mapping[str, Any]) -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_an_interruption_is_the_business_of_the_first_process_alone():
+    """A terminal sends Ctrl-C to all: processes that are still starting would answer with tracebacks."""
+    before = blocked_signals(0, {})
+    assert all(signal.SIGINT in found for found in local(blocked_signals, [1, 2, 3], {}, jobs=2))
+    assert blocked_signals(0, {}) == before
+
+
 def test_a_killed_sweep_resumes_to_the_same_bytes(study: Path, tmp_path: Path):
     killed_and_resumed(study, tmp_path, after=6, points=24)
 
