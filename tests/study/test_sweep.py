@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import FormatError, InputError
 from moesim.spec import ModelSpec
-from moesim.study.sweep import KINDS, front, read_study, step, sweep
+from moesim.study.sweep import KINDS, failure, front, read_study, step, sweep
 from moesim.study.sweep.runners import local
 from moesim.study.sweep.store import Store
 from moesim.study_report import _axis, study_html
@@ -415,6 +415,14 @@ def test_weights_of_both_models_hold_their_shared_experts(study: Path, tmp_path:
     assert {row["architecture"] for row in rows} == {"moe", "dense"}
     each = 3 * spec.hidden * spec.weight_bytes
     assert {row["weight_bytes_per_gpu"] for row in rows} == {2 * each * (2 * spec.intermediate + 512)}
+
+
+def test_a_failure_of_what_there_is_not_is_told_before_a_plan_is_searched(study: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(failure, "solve", lambda *_, **__: pytest.fail("planned for nothing"))
+    asked = STUDY.replace("[study]", '[study]\nkind = "failure"').replace("steps = 1", 'steps = 1\nfailure = "node9"')
+    study.write_text(asked.replace("pareto = ", "#"))
+    rows = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).rows
+    assert all(row["status"].startswith("cannot run: failure of node9: h100-4x8-rail has no such") for row in rows)
 
 
 def test_ranks_that_serve_prompts_leave_some_for_answers(study: Path, tmp_path: Path):
