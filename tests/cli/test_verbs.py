@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_a_narrow_terminal_stacks_the_table_and_cuts_no_number(
     assert parts == {40: 5, 80: 2, None: 1}[width]
     longest = max(len(re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()) for line in out.splitlines())
     assert longest <= (width or 200)
+
+
+def test_on_a_terminal_the_seconds_go_on_while_one_thing_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    from moesim.cli.screen import progress
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress() as say:
+        say("planning with [moesim]")
+        time.sleep(1.7)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "planning with [moesim]  0 s" in shown
+    assert "planning with [moesim]  1 s" in shown
 
 
 def test_a_solver_that_cannot_run_here_is_listed_with_the_reason(trace_file: Path, run: Run):
