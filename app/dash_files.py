@@ -144,7 +144,8 @@ def take_upload(name: str, data: bytes, kind: str, read: Callable[[Path], Any]) 
             _bounded(path)
             return read(path)
         except MoesimError as error:
-            raise InputError(str(error).replace(str(path), name)) from None
+            # what is an argument in Python is a choice here
+            raise InputError(str(error).replace(str(path), name).replace(" model=", " the recorded model")) from None
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, RecursionError, MemoryError) as error:
             raise InputError(
                 f"{name}: cannot be read as a {kind}: {type(error).__name__}; check that the file is whole"
@@ -202,7 +203,10 @@ def _bounded(path: Path) -> None:
     elif path.suffix == ".parquet":
         import pyarrow.parquet
 
-        meta = pyarrow.parquet.read_metadata(path)
+        try:
+            meta = pyarrow.parquet.read_metadata(path)
+        except pyarrow.ArrowInvalid:
+            return  # not a whole one: who reads it says so in words
         unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     elif path.stat().st_size > _MOST_TEXT and path.suffix not in (".npy", ".jsonl"):
         raise InputError(f"{path}: {path.stat().st_size / 1e6:.0f} MB of text are more than {_MOST_TEXT / 1e6:.0f} MB")

@@ -28,6 +28,7 @@ from moesim.study import adopt, costs_of, fewest_slots, part_of, steps_of_parts
 from moesim.trace import Batches, Trace
 
 AUTO = "as recorded"
+BY_PHASE = "by phase"
 OWN = "its own"
 REST = "the rest of the same trace"
 BASELINE = "contiguous"
@@ -49,7 +50,7 @@ SHARED: dict[str, Any] = {
     "solver": "moesim",
     "slots": 0,
     "policy": "nearest",
-    "transport": AUTO,
+    "transport": BY_PHASE,
     "deadline": 30.0,
     "seed": 0,
     # what if

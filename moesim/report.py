@@ -49,6 +49,7 @@ table.text td { white-space: normal; text-align: left; vertical-align: top; }
 table.text td:first-child { width: 220px; }
 pre { background: var(--soft); padding: 10px 14px; border-radius: 8px; white-space: pre-wrap; font-size: 13px; }
 details summary { cursor: pointer; margin: 12px 0; } li { margin: 3px 0; }
+@media print { .plotly-graph-div, .card, tr { break-inside: avoid; } h2, h3, h3 + .quiet { break-after: avoid; } }
 </style>
 <script>$plotly</script>
 </head>

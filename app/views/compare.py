@@ -58,7 +58,7 @@ with left:
             st.rerun()
     misfit = len(state.plans()) - len(others)
     if misfit:
-        st.caption(f"{misfit} plan(s) are for other sizes than the inputs and cannot be judged here.")
+        st.caption(f"{count(misfit, 'plan')} of other sizes than the inputs cannot be judged here.")
 shown = {name: plan for name, plan in plans.items() if name in (chosen or [reference])}
 with right:
     ui.context(given)

@@ -23,7 +23,7 @@ from moesim.solve.objective import AIMS, RISKS, Objective
 NOTHING = "no plan"
 SOLVER_HELP = "moesim searches under the costs; the others balance load, or do what engines do."
 POLICY_HELP = "Which copy of an expert serves a token. nearest: the own GPU, else the own node; hash: vLLM."
-TRANSPORT_HELP = "How tokens travel. As recorded: direct in decode, else hierarchical."
+TRANSPORT_HELP = "How tokens travel. By phase: direct in decode, else hierarchical."
 
 left, right = ui.header(
     "Plan",
@@ -111,10 +111,10 @@ with left:
         slots = int(ui.number("Expert slots of a GPU and layer", "slots", fewest, max(fewest * 4, fewest + 8),
                               help=f"{fewest} hold every expert once; more hold copies of hot ones."))  # fmt: skip
         policy = ui.pick("Dispatch policy", "policy", POLICIES.names(), help=POLICY_HELP)
-        transport = ui.pick("Transport", "transport", [state.AUTO, *TRANSPORTS.names()], help=TRANSPORT_HELP)
+        transport = ui.pick("Transport", "transport", [state.BY_PHASE, *TRANSPORTS.names()], help=TRANSPORT_HELP)
         deadline = float(ui.number("Deadline (s)", "deadline", 1.0, 3600.0, step=5.0,
                                    help="The best placement so far is taken when time is up."))  # fmt: skip
-        how = {"slots": slots, "policy": policy, "transport": None if transport == state.AUTO else transport,
+        how = {"slots": slots, "policy": policy, "transport": None if transport == state.BY_PHASE else transport,
                "deadline_s": deadline}  # fmt: skip
         with st.expander("Constraints and options"):
             more = constraints()

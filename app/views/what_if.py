@@ -182,6 +182,9 @@ def results(name: str, wanted: Scenario) -> None:
         st.error(str(now))
         return
     a, b = now.report, then.report
+    if a.steps != len(given.judged):
+        st.caption(f"The formula looks at {count(a.steps, 'step')} and not at {len(given.judged)}: what is now differs "
+                   "a little from what other pages say. The full simulation takes all.")  # fmt: skip
     earned = b.tokens_per_s_per_gpu, a.tokens_per_s_per_gpu
 
     def against(attribute: str) -> str:

@@ -34,7 +34,10 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.new_tokens < 1 or self.temperature < 0:
-            raise InputError(f"capture: expected new tokens from 1 and a temperature from 0, got {self}")
+            raise InputError(
+                f"capture: expected new tokens from 1 and a temperature from 0, got {self.new_tokens} and "
+                f"{self.temperature:g}"
+            )
 
 
 class Dialect(Protocol):

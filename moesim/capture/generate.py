@@ -56,7 +56,8 @@ class Generation:
     def __post_init__(self) -> None:
         if self.new_tokens < 0 or self.prompt_tokens < 1 or self.batch < 1 or self.temperature < 0:
             raise InputError(
-                f"capture: expected new tokens and temperature from 0, prompt tokens and batch from 1, got {self}"
+                "capture: expected new tokens and temperature from 0, prompt tokens and batch from 1, got "
+                f"{self.new_tokens}, {self.temperature:g}, {self.prompt_tokens} and {self.batch}"
             )
 
 

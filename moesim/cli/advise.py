@@ -44,7 +44,8 @@ def advise(
         float,
         typer.Option(
             metavar="SECONDS",
-            help="Time that all searches may take together. Compiling, once after an installation, is not counted.",
+            help="Time that all searches may take together. Compiling, once after an installation, is not counted; "
+            "pricing what they try comes on top, and takes minutes where many layers meet large groups.",
         ),
     ] = 25.0,
     format: opt.Format = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,12 +64,19 @@ def cluster(
     like: str | None = None,
     degrade: Sequence[str] | None = None,
 ) -> Cluster:
-    """Read a cluster and make the what-if edits that were asked for."""
+    """Read a cluster and make the what-if edits that were asked for; its name then says that it was edited."""
     from moesim.cluster import Cluster
 
     found = Cluster.read(topology, **({} if like is None else {"like": like}))
     asked = edits(sets, without, degrade)
-    return found.edit(asked["set"], tuple(asked["without"]), asked["degrade"]) if any(asked.values()) else found
+    if not any(asked.values()):
+        return found
+    changed = found.edit(asked["set"], tuple(asked["without"]), asked["degrade"])
+    if changed == found or changed.name != found.name:
+        return changed
+    # figures of a preset that was edited would be read as figures of the preset
+    name = f"{found.name}-edited"
+    return dataclasses.replace(changed, name=name, description=changed.description.model_copy(update={"name": name}))
 
 
 def edits(sets: Sequence[str] | None, without: Sequence[str] | None, degrade: Sequence[str] | None) -> dict[str, Any]:

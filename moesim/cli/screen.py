@@ -61,10 +61,17 @@ def progress() -> Iterator[Any]:
             yield line
         return
     from rich.markup import escape
+    from rich.progress import Progress, SpinnerColumn, TextColumn
 
     console = stderr()
-    with console.status("starting") as status, when_compiling(lambda: console.print(f"[dim]{_COMPILING}")):
-        yield lambda line: status.update(f"{escape(line)}  [dim]{time.monotonic() - begin:.0f} s")
+    # the seconds go on while one thing takes minutes
+    columns = SpinnerColumn(), TextColumn("{task.description}  [dim]{task.elapsed:.0f} s")
+    with (
+        Progress(*columns, console=console, transient=True) as bar,
+        when_compiling(lambda: console.print(f"[dim]{_COMPILING}")),
+    ):
+        task = bar.add_task("starting", total=None)
+        yield lambda line: bar.update(task, description=escape(line))
 
 
 def print_facts(pairs: Iterable[tuple[str, object]], title: str = "") -> None:

@@ -121,14 +121,18 @@ def node_traffic(node_bytes: ArrayLike, *, steps: int = 1, dark: bool = False) -
     )
     result.add_trace(heat)
     if numbered:
-        inside = go.Scatter(
+        # a map of its own without colour: text of a map shrinks with its cells, that of a scatter runs over them
+        inside = go.Heatmap(
+            z=np.where(np.eye(nodes, dtype=bool), mean / factor, np.nan),
             x=names,
             y=names,
-            mode="text",
-            text=[_amount(mean[i, i] / factor) for i in range(nodes)],
+            colorscale=[[0.0, "rgba(0,0,0,0)"], [1.0, "rgba(0,0,0,0)"]],
+            showscale=False,
+            hoverongaps=False,
+            texttemplate="%{text}",
+            text=[[_amount(mean[i, j] / factor) if i == j else "" for j in range(nodes)] for i in range(nodes)],
             textfont={"color": theme.quiet(dark)},
             hovertemplate=f"inside %{{y}} (NVLink)<br>%{{text}} {unit} a step<extra></extra>",
-            showlegend=False,
         )
         result.add_trace(inside)
     return result

@@ -237,6 +237,16 @@ def test_every_look_at_a_what_if(start: Start, detail: str):
     assert titles(clean(session))[0] == "Step time on held-out steps"
 
 
+def test_what_is_now_is_what_other_pages_say_or_the_page_tells_why_not(start: Start):
+    session = start("plan", solver="eplb", steps="1")
+    session.button(key="start").click().run()
+    told = value(clean(finish(session)), "Step time, mean")
+    assert value(clean(session.switch_page("views/what_if.py").run()), "Step time") == told
+    assert not any("The formula looks at" in one.value for one in session.caption)
+    more = clean(start("what_if", steps="4"))
+    assert any("The formula looks at 2 steps and not at 4" in one.value for one in more.caption)
+
+
 def test_a_knob_changes_the_numbers_at_once_and_can_be_put_back(start: Start):
     session = start("what_if", ranks="16")
     before = value(session, "Step time")

@@ -56,6 +56,19 @@ def test_a_pickle_is_never_opened_under_any_name(files: ModuleType, tmp_path: Pa
         assert not mark.exists()
 
 
+def test_what_is_wrong_with_an_upload_is_said_in_the_words_of_the_page(files: ModuleType):
+    for data, message in (
+        (b"", "no trace format knows this file"),
+        (b"PAR1 and no more", "not a complete Parquet file"),
+    ):
+        with pytest.raises(InputError, match=rf"^cut\.parquet: {message}"):
+            files.upload_trace("cut.parquet", data, None)
+    counts = io.BytesIO()
+    np.savez(counts, counts=np.ones((3, 16), int))
+    with pytest.raises(InputError, match=r"^counts\.npz: .* give the recorded model \("):
+        files.upload_trace("counts.npz", counts.getvalue(), None)
+
+
 @pytest.mark.parametrize(
     "reference",
     ["data:0/../secret.parquet", "data:0//etc/passwd", "data:1/monday.parquet", "data:x/monday.parquet",

@@ -347,7 +347,8 @@ def test_stopped_it_writes_what_it_has_and_goes_on_later(kind, sent, tmp_path, c
     ("more", "message"),
     [
         (["--concurrency", "0"], "expected concurrency from 1"),
-        (["--new-tokens", "0"], "expected new tokens from 1"),
+        (["--new-tokens", "0"], "a temperature from 0, got 0 and 1\n"),
+        (["--temperature", "-1"], "a temperature from 0, got 4 and -1\n"),
         (["--api-key-env", "NO_SUCH"], "the environment has no such variable"),
         (["--timeout", "0"], "a timeout above 0"),
         (["--column", "nope"], "expected a prompt under 'nope'"),

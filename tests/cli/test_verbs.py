@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_a_narrow_terminal_stacks_the_table_and_cuts_no_number(
     assert parts == {40: 5, 80: 2, None: 1}[width]
     longest = max(len(re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()) for line in out.splitlines())
     assert longest <= (width or 200)
+
+
+def test_on_a_terminal_the_seconds_go_on_while_one_thing_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    from moesim.cli.screen import progress
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress() as say:
+        say("planning with [moesim]")
+        time.sleep(1.7)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "planning with [moesim]  0 s" in shown
+    assert "planning with [moesim]  1 s" in shown
 
 
 def test_a_solver_that_cannot_run_here_is_listed_with_the_reason(trace_file: Path, run: Run):
@@ -321,6 +337,21 @@ def test_what_if_edits_change_the_cluster(run: Run):
     assert half["worst_pair"]["bandwidth"] == 0.5 * 46e9
     assert "NAME=PART" in run("inspect", "h100-4x8-rail", "--degrade", "node1.nic3").err
     assert "did you mean 'bandwidth'" in run("inspect", "h100-4x8-rail", "--set", "tier.rail.bandwith=1 GB/s").err
+
+
+def test_the_name_of_an_edited_cluster_says_so(run: Run, tmp_path: Path):
+    def name(*edits: str) -> str:
+        found: str = run("inspect", "h100-4x8-rail", *edits, "--json").json["name"]
+        return found
+
+    assert name() == name("--set", "nodes=4") == "h100-4x8-rail"
+    for edit in (["--set", "nodes=3"], ["--without", "node1"], ["--degrade", "node0.nic3=0.5"]):
+        assert name(*edit) == "h100-4x8-rail-edited"
+    # whoever names it himself has his way
+    assert name("--set", "nodes=3", "--set", 'name="small"') == "small"
+    # a written description keeps it
+    run("inspect", "h100-4x8-rail", "--set", "nodes=3", "-o", tmp_path / "mine.toml")
+    assert run("inspect", tmp_path / "mine.toml", "--json").json["name"] == "h100-4x8-rail-edited"
 
 
 def test_a_wider_network_is_faster(trace_file: Path, run: Run):

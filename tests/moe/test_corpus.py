@@ -120,8 +120,10 @@ def test_the_packed_corpus_comes_back(tmp_path):
 
 
 def test_an_absent_corpus_says_how_to_make_one(tmp_path):
-    with pytest.raises(MoesimError, match=r"python -m moesim\.moe\.corpus --out"):
-        read_corpus(tmp_path)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        for path in (folder, folder / "corpus.parquet"):
+            with pytest.raises(MoesimError, match=rf"python -m moesim\.moe\.corpus --out {folder}`"):
+                read_corpus(path)
 
 
 def test_something_else_in_its_place_is_refused(tmp_path):

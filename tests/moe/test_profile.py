@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moesim.base.errors import InputError
+from moesim.base.errors import InputError, UnknownName
 from moesim.cluster import Cluster
 from moesim.costs import Costs
 from moesim.costs.table import read_tables
@@ -57,6 +57,14 @@ def test_an_interpreter_measures_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="an interpreter's times are no device's"):
         profile(tmp_path, TINY, device="cpu")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_model_is_told_before_anything_is_measured(tmp_path):
+    said: list[str] = []
+    with pytest.raises(UnknownName, match="did you mean 'deepseek-v3'"):
+        profile(tmp_path / "out", replace(TINY, models=("bundled", "deepsek-v3")), device="cpu", say=said.append)
+    assert not said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

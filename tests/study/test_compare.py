@@ -159,6 +159,15 @@ def test_fewest_slots_hold_every_expert(experts: int, ranks: int, slots: int):
     assert fewest_slots(experts, ranks) == slots
 
 
+def test_on_paper_no_figure_is_cut_and_no_heading_is_left_behind(found: Comparison):
+    (rules,) = [line for line in html(found).splitlines() if line.startswith("@media print")]
+    # the classes are those of the page
+    assert ".plotly-graph-div" in rules
+    assert 'class="plotly-graph-div"' in html(found)
+    assert '</h3>\n<p class="quiet">' in html(found)
+    assert "h3 + .quiet" in rules
+
+
 def test_the_report_is_the_same_text_every_time_and_holds_the_table(found: Comparison):
     page = html(found, commands=["moesim compare x"])
     assert page == html(found, commands=["moesim compare x"])

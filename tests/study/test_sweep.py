@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import FormatError, InputError
 from moesim.spec import ModelSpec
-from moesim.study.sweep import front, read_study, step, sweep
+from moesim.study.sweep import KINDS, failure, front, read_study, step, sweep
 from moesim.study.sweep.runners import local
 from moesim.study.sweep.store import Store
 from moesim.study_report import _axis, study_html
@@ -165,6 +165,17 @@ def test_processes_map_the_trace_instead_of_copying_it():
     assert list(local(whose_memory, [1, 2, 3], {"trace": trace}, jobs=2)) == [True] * 3
 
 
+def blocked_signals(_task: int, _shared: Mapping[str, Any]) -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_an_interruption_is_the_business_of_the_first_process_alone():
+    """A terminal sends Ctrl-C to all: processes that are still starting would answer with tracebacks."""
+    before = blocked_signals(0, {})
+    assert all(signal.SIGINT in found for found in local(blocked_signals, [1, 2, 3], {}, jobs=2))
+    assert blocked_signals(0, {}) == before
+
+
 def test_a_killed_sweep_resumes_to_the_same_bytes(study: Path, tmp_path: Path):
     killed_and_resumed(study, tmp_path, after=6, points=24)
 
@@ -285,23 +296,25 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path,
     assert not list((tmp_path / "out").glob("rows/*"))
 
 
+@pytest.mark.parametrize("kind", KINDS.names())
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (
-            ("pareto =", 'columns = ["step_ms"]\npareto ='),
-            "study.columns: unknown column 'step_ms': did you mean 'step_s'",
+            ("pareto =", 'columns = ["p99_step_ms"]\npareto ='),
+            "study.columns: unknown column 'p99_step_ms': did you mean",
         ),
         (('y = "tokens', 'y = "tokns'), r"study.pareto\[0\].y: unknown column 'tokns_per_s_per_gpu'"),
         (('by = "solver"', 'by = "solvr"'), r"study.pareto\[0\].by: unknown column 'solvr': did you mean 'solver'"),
     ],
 )
-def test_a_study_that_shows_what_no_point_has_is_told_so_and_keeps_its_points(study, tmp_path, change, says):
-    study.write_text(STUDY.replace(*change))
+def test_a_study_that_shows_what_no_point_has_is_told_so_before_anything_runs(study, tmp_path, kind, change, says):
+    x, y = {"step": ("step_s", "tokens_per_s_per_gpu")}.get(kind, KINDS.get(kind).COLUMNS[:2])
+    asked = STUDY.replace('name = "little"', f'name = "little"\nkind = "{kind}"').replace(*change)
+    study.write_text(asked.replace('"step_s"', f'"{x}"').replace('"tokens_per_s_per_gpu"', f'"{y}"'))
     with pytest.raises(FormatError, match=says):
-        sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1)
-    study.write_text(STUDY)
-    assert sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).computed == 0
+        sweep(read_study(study), tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_serving_run_has_no_single_phase(study: Path, tmp_path: Path):
@@ -402,6 +415,14 @@ def test_weights_of_both_models_hold_their_shared_experts(study: Path, tmp_path:
     assert {row["architecture"] for row in rows} == {"moe", "dense"}
     each = 3 * spec.hidden * spec.weight_bytes
     assert {row["weight_bytes_per_gpu"] for row in rows} == {2 * each * (2 * spec.intermediate + 512)}
+
+
+def test_a_failure_of_what_there_is_not_is_told_before_a_plan_is_searched(study: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(failure, "solve", lambda *_, **__: pytest.fail("planned for nothing"))
+    asked = STUDY.replace("[study]", '[study]\nkind = "failure"').replace("steps = 1", 'steps = 1\nfailure = "node9"')
+    study.write_text(asked.replace("pareto = ", "#"))
+    rows = sweep(read_study(study, smoke=True), tmp_path / "out", jobs=1).rows
+    assert all(row["status"].startswith("cannot run: failure of node9: h100-4x8-rail has no such") for row in rows)
 
 
 def test_ranks_that_serve_prompts_leave_some_for_answers(study: Path, tmp_path: Path):

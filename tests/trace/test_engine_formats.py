@@ -351,6 +351,18 @@ class TestTrtllm:
         refused(path, "100_1: expected counts from 0 up")
         (tmp_path / "rank2.safetensors").write_bytes(b"\xff" * 20)
         refused(path, r"rank2\.safetensors: not a complete safetensors file")
+        # a rank that lacks a layer or an iteration which the others have
+        for lacking in ((100, SPEC.layer_ids[-1]), (102, SPEC.layer_ids[0])):
+            counts = {(100 + step, layer): np.ones(8) for step in range(whole.steps) for layer in SPEC.layer_ids}
+            del counts[lacking]
+            text = {f"{step}_{layer}": array for (step, layer), array in counts.items()}
+            (tmp_path / "rank2.safetensors").write_bytes(safetensors(text))
+            place = "{}_{}".format(*lacking)
+            refused(path, rf"rank2\.safetensors: {place}: expected these counts as in rank0\.safetensors, found none")
+        nothing = {f"{100 + step}_{layer}": np.zeros(8) for step in range(2) for layer in SPEC.layer_ids}
+        for rank in range(3):
+            (tmp_path / f"rank{rank}.safetensors").write_bytes(safetensors(nothing))
+        refused(path, "expected counts, found none; record while requests run")
         for rank in range(3):
             (tmp_path / f"rank{rank}.safetensors").unlink()
         refused(path, "expected files rank0.safetensors")

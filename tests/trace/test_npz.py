@@ -188,6 +188,8 @@ GOOD = random_trace(0, [3, 4, 5]).routes.astype(np.int64)
         ),
         ({"a_counts": np.ones((2, 8), int), "b_counts": np.ones((3, 8), int)}, "b_counts: expected integer counts"),
         ({"counts": np.ones((2, 8))}, "counts: expected integer counts"),
+        ({"counts": np.zeros((2, 8), int)}, "counts: expected counts, found zeros only; record while requests run"),
+        ({"experts": np.full((3, 2, 2), -1)}, "experts: expected picks, found -1 .none. only"),
         ({"counts": -np.ones((2, 8), int)}, "step 0, layer 0, expert 0: negative count"),
         (
             {"counts": np.full((2, 8), 2**61)},

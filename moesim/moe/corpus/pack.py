@@ -107,7 +107,7 @@ def read_corpus(path: str | Path, *, part: str | None = None, domain: str | None
         The file is absent or is not a packed corpus, or has no such part or domain.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or not (path.suffix or path.exists()):
         path = path / "corpus.parquet"
     if not path.is_file():
         raise MoesimError(f"{path}: no corpus here; make one with `python -m moesim.moe.corpus --out {path.parent}`")

@@ -64,6 +64,8 @@ def profile(
     plan = plan or Plan()
     begin = time.monotonic()
     found = find_device(device)
+    for name in plan.models:
+        shape_of(name)  # a misspelt one is told before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     journal = _Journal(out / "rows.jsonl", provenance(found))
     clock = Clock(found, plan.seconds)

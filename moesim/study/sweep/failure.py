@@ -9,7 +9,7 @@ from typing import Any, Final
 from moesim.simulate.serving import poisson
 from moesim.solve import solve
 from moesim.solve.constraints import Constraints
-from moesim.study.failures import Recovery, fail
+from moesim.study.failures import Recovery, fail, what_is_left
 from moesim.study.serving import Serving
 from moesim.study.sweep.kinds import Row
 from moesim.study.sweep.settings import Common, at_least, check_fit, check_load, parse
@@ -19,6 +19,10 @@ from moesim.trace import Trace
 COLUMNS: Final = (
     "experts_lost", "picks_lost", "outage_s", "before_tokens_per_s", "degraded_tokens_per_s", "after_tokens_per_s",
     "p99_ttft_s",
+)  # fmt: skip
+RESULTS: Final = (
+    *COLUMNS, "move_s", "mean_tpot_s", "good_share", "recomputed_tokens", "finished", "fewest_copies", "fit_step_s",
+    "notes",
 )  # fmt: skip
 
 
@@ -61,6 +65,7 @@ def run(settings: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) ->
     trace: Trace = shared[chosen.trace_key]
     group = chosen.group(shared)
     dims = chosen.dimensions(trace)
+    what_is_left(group, chosen.failure)  # refuses what there is not before a plan is searched
     fitted = steps_of(
         part_of(trace, "fit", fit=chosen.fit, seed=chosen.seed), group, phase=chosen.phase,
         tokens_per_rank=chosen.tokens_per_rank, max_steps=chosen.steps, seed=chosen.seed,

@@ -22,13 +22,15 @@ def hiding(row: Mapping[str, Any], settings: Iterable[str]) -> list[str]:
 
 
 class Kind(Protocol):
-    """A kind of point; a module with these two functions and a list of columns.
+    """A kind of point; a module with these two functions and two lists of columns.
 
     No result has the name of a setting: a sweep refuses it, as one would hide the other in its table.
     """
 
     COLUMNS: tuple[str, ...]
     """Results that tables for people show."""
+    RESULTS: tuple[str, ...]
+    """All results that a row may hold: a study that shows another is refused before any point runs."""
 
     def needs(self, settings: Mapping[str, Any], folder: Path) -> Mapping[str, Callable[[], Any]]:
         """Check the settings of a point and return what it needs from files: a key, and how it is read.

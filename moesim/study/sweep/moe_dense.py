@@ -28,6 +28,7 @@ from moesim.study.windows import costs_of, steps_of
 from moesim.trace import DECODE, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "attention_s", "weight_bytes_per_gpu")
+RESULTS: Final = (*moe.RESULTS, "weight_bytes_per_gpu")
 
 
 class MoeDenseSettings(moe.StepSettings):

@@ -19,6 +19,9 @@ from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import Trace
 
 COLUMNS: Final = ("saved_share", "total_s", "stopped_s", "plans", "moved_bytes", "interval_s", "break_even_interval_s")
+RESULTS: Final = (
+    *COLUMNS, "replayed_steps", "step_s", "never_step_s", "never_s", "moves", "imbalance", "never_imbalance", "notes",
+)  # fmt: skip
 _STARTS: Final = ("mixed", "first")
 _WORLDS_KEPT: Final = 2
 

@@ -14,7 +14,7 @@ from moesim.base.errors import FormatError, Infeasible, InputError, MoesimError,
 from moesim.base.units import count
 from moesim.base.version import VERSION
 from moesim.study.sweep.file import Study
-from moesim.study.sweep.kinds import KINDS, Row, hiding
+from moesim.study.sweep.kinds import KINDS, RESERVED, Kind, Row, hiding
 from moesim.study.sweep.runners import RUNNERS
 from moesim.study.sweep.store import TABLE, Store
 
@@ -100,14 +100,15 @@ def sweep(
     Raises
     ------
     InputError
-        If a setting of any point cannot be, before any point is run; or, after all have run, a point is broken by a
-        defect, or the study shows a column that no point has.
+        If a setting of any point cannot be, or the study shows a column that its kind does not have, before any point
+        is run; or, after all have run, a point is broken by a defect.
     """
     begin = time.monotonic()
     kind, run = KINDS.get(study.kind), RUNNERS.get(runner)
     say = progress or (lambda _done, _all: None)
     points = [_located(settings, study.folder) for settings in study.points]
     needs = [_needs(kind, study, settings) for settings in points]
+    _check_columns(study, kind)
     readers = {key: read for found in needs for key, read in found.items()}
     shared = {key: _read(study, key, read) for key, read in readers.items()}
     named = {key: _digest_of(value) for key, value in shared.items()}
@@ -140,23 +141,19 @@ def sweep(
         )
     varied = [{key: settings.get(key) for key in study.varied} for settings in study.points]
     rows = store.finish(identities, varied)
-    _check_columns(study, rows)
     return Swept(study, tuple(rows), len(missing), len(done), time.monotonic() - begin, store.folder / TABLE)
 
 
-def _check_columns(study: Study, rows: Sequence[Row]) -> None:
-    """Refuse a study that wants to show what no point has; points that cannot run have nothing."""
-    known = {name for row in rows for name in row}
-    if not any(row["status"] == "done" for row in rows):
-        return
+def _check_columns(study: Study, kind: Kind) -> None:
+    """Refuse a study that wants to show what no point of its kind has."""
+    known = (*RESERVED, *study.varied, *kind.RESULTS)
     asked = [("study.columns", name) for name in study.columns]
     for number, front in enumerate(study.pareto):
         wanted = {"x": front.x, "y": front.y, "by": front.by}
         asked += [(f"study.pareto[{number}].{key}", name) for key, name in wanted.items() if name is not None]
     for place, name in asked:
         if name not in known:
-            problem = UnknownName("column", name, known, "the points are kept, run again with another name")
-            raise FormatError(study.path, place, str(problem))
+            raise FormatError(study.path, place, str(UnknownName("column", name, known)))
 
 
 def run_task(task: Task, shared: Mapping[str, Any]) -> tuple[str, Row, float, str]:

@@ -7,7 +7,9 @@ its object store.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any, Final, Protocol, TypeVar
 
 from joblib import Parallel, delayed
@@ -55,7 +57,14 @@ def local(
         n_jobs=wanted, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs", max_nbytes="1M",
         mmap_mode="r",
     )  # fmt: skip
-    yield from parallel(delayed(function)(task, shared) for task in tasks)
+    # Ctrl-C goes to all processes of a terminal: those started here never see it, and this one ends them
+    resource_tracker.ensure_running()  # which lets signals in again when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        found = parallel(delayed(function)(task, shared) for task in tasks)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from found
 
 
 def ray(

@@ -18,6 +18,11 @@ from moesim.study.windows import costs_of, part_of, steps_of
 from moesim.trace import DECODE, PHASES, PREFILL, Trace
 
 COLUMNS: Final = ("mean_ttft_s", "p99_ttft_s", "mean_tpot_s", "out_tokens_per_s_per_gpu", "good_share", "stepping")
+RESULTS: Final = (
+    "gpus", "finished", "rejected", "preempted", "mean_ttft_s", "p50_ttft_s", "p90_ttft_s", "p99_ttft_s", "mean_tpot_s",
+    "p50_tpot_s", "p90_tpot_s", "p99_tpot_s", "out_tokens_per_s", "out_tokens_per_s_per_gpu", "requests_per_s",
+    "goodput_requests_per_s", "good_share", "stepping", "mean_step_s", "most_waiting", "notes",
+)  # fmt: skip
 
 
 class ServeSettings(Common):

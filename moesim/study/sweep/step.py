@@ -24,6 +24,12 @@ from moesim.study.windows import costs_of, part_notes, parts_of, steps_of, steps
 from moesim.trace import PHASES, Batches, Trace
 
 COLUMNS: Final = ("step_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s", "batch_imbalance", "cross_node_bytes")
+RESULTS: Final = (
+    "gpus", "nodes", "slots_per_rank", "redundant_experts", "transport_used", "phase_used", "tokens_per_step", "step_s",
+    "p99_step_s", "layer_s", "model_step_s", "tokens_per_s", "tokens_per_s_per_gpu", "all_to_all_s", "compute_s",
+    "attention_s", "wait_s", "imbalance", "batch_imbalance", "cross_node_bytes", "expert_bytes_per_gpu", "bound_s",
+    "gap", "plan_digest", "bottleneck", "notes",
+)  # fmt: skip
 _PLANS_KEPT: Final = 16
 """Plans that a worker remembers: neighbouring points of a grid often differ in what a plan does not depend on."""
 

@@ -128,6 +128,10 @@ def read(
             dims=dims,
             layers=layers,
         )
+        if counted and not array.any():
+            raise FormatError(path, "counts", "expected counts, found zeros only; record while requests run")
+        if not counted and array.size and array.max() < 0:
+            raise FormatError(path, "experts", "expected picks, found -1 (none) only; record again")
         facts["model"] = spec.name
         return Trace(spec=spec, **parts, origin=facts | dict(origin or {}))
     except (FormatError, UnknownName):

@@ -84,10 +84,14 @@ def read(
         if not files:
             raise FormatError(meta.parent, "", "expected files rank0.safetensors, ..., found none")
         cells: dict[tuple[int, int], Array] = {}
+        held: dict[Path, set[tuple[int, int]]] = {}
         for file in files:
-            for cell, counts in _tensors(file, spec):
+            mine = dict(_tensors(file, spec))
+            _check_alike(file, {*mine}, held)
+            held[file] = {*mine}
+            for cell, counts in mine.items():
                 cells[cell] = cells.get(cell, 0) + counts
-        if not cells:
+        if not any(counts.any() for counts in cells.values()):
             raise FormatError(files[0], "", "expected counts, found none; record while requests run")
         # layers that predict further tokens are numbered behind those of the model
         decoder = {layer for _, layer in cells if layer < spec.num_hidden_layers}
@@ -114,6 +118,20 @@ def read(
                 phase="" if phase else "assumed prefill, the files do not say",
             ),
         )
+
+
+def _check_alike(file: Path, mine: set[tuple[int, int]], held: Mapping[Path, set[tuple[int, int]]]) -> None:
+    """Refuse a rank that lacks some of what another has counted: summed, the rest would weigh too much.
+
+    Ranks of another pipeline stage have nothing in common.
+    """
+    for other, theirs in held.items():
+        if mine & theirs and mine != theirs:
+            step, layer = min(mine ^ theirs)
+            poor, rich = (file, other) if (step, layer) in theirs else (other, file)
+            raise FormatError(
+                poor, f"{step}_{layer}", f"expected these counts as in {rich.name}, found none; copy it again"
+            )
 
 
 def _meta(path: str | Path) -> Path:
