@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
@@ -21,6 +21,34 @@ def compiled_as_numpy(function: Function) -> Function:
     """Compile like :func:`compiled`, but division by zero is as in numpy: loops without that test vectorise."""
     result: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     return result
+
+
+def plain(number: int) -> int:
+    """Return a constant to call compiled functions with: they are compiled anew for every ``1`` written as it is."""
+    return cast("int", np.int64(number))
+
+
+ZERO: Final = plain(0)
+ONE: Final = plain(1)
+
+
+@compiled
+def overwrite(target: Any, source: Any) -> None:
+    """Copy one matrix into another of its shape.
+
+    ``target[:] = source`` compiles the text of an error about shapes into every loop that has it, which takes seconds;
+    so do rows that are assigned or added up as a whole.
+    """
+    for row in range(source.shape[0]):
+        for column in range(source.shape[1]):
+            target[row, column] = source[row, column]
+
+
+@compiled
+def write_row(target: Any, row: int, source: Any) -> None:
+    """Copy ``source`` into a row of the matrix ``target``, see :func:`overwrite`."""
+    for column in range(len(source)):
+        target[row, column] = source[column]
 
 
 @compiled

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.compiled import compiled
+from moesim.base.compiled import ZERO, compiled
 
 
 @compiled
@@ -89,14 +89,14 @@ def trace_pair(
     core_share: Array,
 ) -> int:
     """Write the whole path of a pair into the buffers and return its number of links."""
-    filled = 0
+    filled = ZERO
     plane = 0
     if node[s] != node[t]:
         plane = 1
         if relay.size > 0:
             proxy = relay[t, node[s]]
             filled = trace_leg(
-                0, s, proxy, link, share, filled, attach, chain_start, chain_link, chain_vertex, row, column,
+                ZERO, s, proxy, link, share, filled, attach, chain_start, chain_link, chain_vertex, row, column,
                 core_start, core_link, core_share,
             )  # fmt: skip
             s = proxy

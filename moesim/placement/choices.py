@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.compiled import compiled, splitmix64
+from moesim.base.compiled import compiled, splitmix64, write_row
 
 
 @compiled
@@ -61,12 +61,15 @@ def nearest_layer(indptr: Array, rank: Array, slot: Array, node: Array, table: A
     scratch = np.empty((2, node.max() + 1), np.int64)
     column = np.empty(len(node), np.int32)
     # most experts have one copy, the same for every source
-    table[:] = slot[indptr[:-1]]
+    for source in range(len(node)):
+        for expert in range(len(indptr) - 1):
+            table[source, expert] = slot[indptr[expert]]
+    by_expert = table.T
     for expert in range(len(indptr) - 1):
         first, last = indptr[expert], indptr[expert + 1]
         if last - first > 1:
             nearest_column(expert, rank[first:last], slot[first:last], node, column, scratch)
-            table[:, expert] = column
+            write_row(by_expert, expert, column)
 
 
 @compiled

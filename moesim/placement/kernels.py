@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.compiled import compiled
+from moesim.base.compiled import compiled, write_row
 
 
 @compiled
@@ -75,7 +75,7 @@ def _store_row(
 ) -> None:
     # the same for all ranks at once, which is faster where most of them are reached
     if rank_copies.size:
-        rank_copies[home] = copies
+        write_row(rank_copies, home, copies)
     if forward.size:
         for target in range(len(node)):
             if copies[target] != 0:
@@ -161,7 +161,7 @@ def flow_table(
                     _store(home, target, by_rank[target], node, position, landing, rank_copies, forward)
                     by_rank[target] = 0
         if node_copies.size:
-            node_copies[home] = by_node
+            write_row(node_copies, home, by_node)
 
 
 @compiled
@@ -213,7 +213,7 @@ def flow_slots(
                 node_seen[place] = token
         if ranks <= (last - first) * picks:
             if pairs.size:
-                pairs[home] = per_rank
+                write_row(pairs, home, per_rank)
             _store_row(home, by_rank, node, position, landing, rank_copies, forward)
             per_rank[:] = 0
         else:
@@ -229,9 +229,10 @@ def flow_slots(
                         per_rank[target] = 0
                         by_rank[target] = 0
         if node_copies.size:
-            node_copies[home] = by_node
+            write_row(node_copies, home, by_node)
     if slot_tokens.size:
-        slot_tokens[:] = per_slot
+        for index in range(len(per_slot)):
+            slot_tokens[index] = per_slot[index]
 
 
 @compiled
@@ -347,4 +348,4 @@ def flow_shares(
                     _store(home, rank, by_rank[rank], node, position, landing, rank_copies, forward)
                     by_rank[rank] = 0.0
         if node_copies.size:
-            node_copies[home] = by_node
+            write_row(node_copies, home, by_node)

@@ -133,7 +133,8 @@ def _fill(flat: Any, slots: int, node: Any, experts: int, words: Any, used: Any,
             following[flat[slot]] += 1
     for expert in range(experts):
         copies = begin[expert + 1] - begin[expert]
-        copy[:copies] = order[begin[expert] : begin[expert + 1]]
+        for index in range(copies):
+            copy[index] = order[begin[expert] + index]
         if copies == 1:
             table[:, expert] = copy[0]
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.base.arrays import Array
-from moesim.base.compiled import compiled
+from moesim.base.compiled import ONE, ZERO, compiled
 from moesim.base.errors import InputError
 from moesim.simulate.clocks import exchange_end
 from moesim.simulate.phases import ATTENTION, COMBINE, DISPATCH, EXPERTS, PHASES, SHARED
@@ -81,11 +81,11 @@ def _layers(
             start[SHARED, layer] = np.maximum(start[SHARED, layer], end[SHARED, layer - 1])
         end[SHARED, layer] = start[SHARED, layer] + shared[layer]
         start[DISPATCH, layer] = end[SHARED, layer] if blocking else end[ATTENTION, layer]
-        _exchange(0, layer, arrive, own, word, everyone, sends, start[DISPATCH, layer], end[DISPATCH, layer])
+        _exchange(ZERO, layer, arrive, own, word, everyone, sends, start[DISPATCH, layer], end[DISPATCH, layer])
         start[EXPERTS, layer] = end[DISPATCH, layer]
         end[EXPERTS, layer] = start[EXPERTS, layer] + experts[layer]
         start[COMBINE, layer] = end[EXPERTS, layer]
-        _exchange(1, layer, arrive, own, word, everyone, sends, start[COMBINE, layer], end[COMBINE, layer])
+        _exchange(ONE, layer, arrive, own, word, everyone, sends, start[COMBINE, layer], end[COMBINE, layer])
 
 
 @compiled

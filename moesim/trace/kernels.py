@@ -86,8 +86,8 @@ def mix_picks(picks: Array, swaps: int, state: Array) -> None:
     layers, tokens, top_k = picks.shape
     for layer in range(layers):
         for _ in range(swaps):
-            first, second = draw_below(state, tokens), draw_below(state, tokens)
-            here, there = draw_below(state, top_k), draw_below(state, top_k)
+            first, second = draw(state) % tokens, draw(state) % tokens
+            here, there = draw(state) % top_k, draw(state) % top_k
             old, new = picks[layer, first, here], picks[layer, second, there]
             twice = False
             for place in range(top_k):
@@ -98,8 +98,8 @@ def mix_picks(picks: Array, swaps: int, state: Array) -> None:
 
 
 @compiled
-def draw_below(state: Array, many: int) -> int:
-    """Return a whole number below ``many`` and move ``state`` uint64 [1] on (SplitMix64)."""
+def draw(state: Array) -> int:
+    """Return a whole number of 31 bits and move ``state`` uint64 [1] on (SplitMix64)."""
     drawn = splitmix64(state[0])
     state[0] += np.uint64(0x9E3779B97F4A7C15)
-    return int(drawn >> np.uint64(33)) % many
+    return int(drawn >> np.uint64(33))

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.compiled import compiled
+from moesim.base.compiled import ONE, ZERO, compiled, overwrite, plain, write_row
 from moesim.placement.clock import working_s
 from moesim.solve.rules import Rules, broken, fee, no_rules, undoing
 from moesim.solve.search.cost import Prices, cost, network_s, powers_s, priced
@@ -19,7 +19,7 @@ from moesim.solve.search.settle import settle
 from moesim.solve.search.sharing import find_spots, keep_shares, share_anew, share_load
 from moesim.solve.search.shift import shift, take, working
 from moesim.solve.search.state import COVER, NEAREST, NOTHING, TOKENS, State, choose, evenly, refresh, spread
-from moesim.trace.kernels import draw_below
+from moesim.trace.kernels import draw
 
 MOVE: Final = 400
 """Work of a move beside the rows it touches, in rows: drawing it, pricing it, taking it back."""
@@ -27,7 +27,7 @@ _REFUSED: Final = 100
 """Work of a move that a constraint forbids."""
 _GAIN: Final = 0.05
 """Most that one move is taken to save of the network's time: one that unbalances by more is not looked at further."""
-_SAMPLED: Final = 4
+_SAMPLED: Final = plain(4)
 _DOUBT: Final = 0.003
 """Where rows are looked at one by one, one in so many is looked at first, and a move is given up where these make the
 network slower by more than a doubt, a share of its time."""
@@ -62,7 +62,7 @@ def _exchange(
     slots: Any, held: Any, copies: Any, rank: int, slot: int, other: int, other_slot: int, new: int
 ) -> None:  # fmt: skip
     """Put ``new`` into a slot, and what was there into the other slot if there is one."""
-    old = slots[rank, slot]
+    old: Any = np.int64(slots[rank, slot])
     _place(slots, held, copies, rank, slot, old, new)
     if other >= 0:
         _place(slots, held, copies, other, other_slot, new, old)
@@ -93,25 +93,28 @@ def _use_up(
     anywhere are swapped.
     """
     ranks, most = slots.shape
-    rank, slot = draw_below(rng, ranks), draw_below(rng, most)
+    rank, slot = draw(rng) % ranks, draw(rng) % most
     if not rules.open[rank, slot]:
         return 0
     old = slots[rank, slot]
     other = other_slot = -1
-    if homeless >= 0 and draw_below(rng, 2) == 0:
+    if homeless >= 0 and draw(rng) % 2 == 0:
         new = homeless
         if held[new, rank] or (old >= 0 and copies[old] < 2):
             return 0
     else:
-        other, other_slot = draw_below(rng, ranks), draw_below(rng, most)
+        other, other_slot = draw(rng) % ranks, draw(rng) % most
         new = slots[other, other_slot]
         if other == rank or new == old or new < 0 or old < 0 or held[new, rank] or held[old, other]:
             return 0
-    _step(steps, 1, rank, slot, other, other_slot, old)
+    _step(steps, ONE, rank, slot, other, other_slot, old)
     _exchange(slots, held, copies, rank, slot, other, other_slot, new)
     for index in range(2):
         expert = steps[1, 4] if index else slots[rank, slot]
-        if expert >= 0 and not (pair[:several] == expert).any():
+        known = expert < 0
+        for before in range(several):
+            known |= pair[before] == expert
+        if not known:
             pair[several] = expert
             several += 1
     return several
@@ -165,8 +168,13 @@ def _anneal(
     work_of = working(load, scale)
     total, reference, each = work_of.total_then, work_of.reference, work_of.each
     # compute time if all ranks were even and as fast as the fastest: no placement's is less
-    ideal = demand.sum(axis=0) * (scale[TOKENS].min() / ranks)
-    level = priced(powers_s(np.full(scenarios, float(ranks)), ranks, ideal, worst, each), prices)
+    ideal, even_powers = np.zeros(scenarios), np.zeros(scenarios)
+    for scenario in range(scenarios):
+        for expert in range(experts):
+            ideal[scenario] += demand[expert, scenario]
+        ideal[scenario] *= scale[TOKENS].min() / ranks
+        even_powers[scenario] = ranks
+    level = priced(powers_s(even_powers, ranks, ideal, worst, each), prices)
     if shares:
         # poured from scratch it is a little other than move by move
         now = cost(state, prices) * (1 + fee(rules, held))
@@ -174,48 +182,48 @@ def _anneal(
     column, column_was = np.zeros((4, ranks), np.int32), np.zeros((4, ranks), np.int32)
     served, served_was = np.zeros(4, np.int32), np.zeros(4, np.int32)
     part = np.zeros((4, ranks))
-    pair = np.zeros(4, np.int32)
+    pair = np.zeros(4, np.int64)
     # what is exchanged: rank, slot, other rank and slot if any, and what was in the first one
     steps = np.zeros((2, 5), np.int64)
     while spent < until:
         temperature = start * hot * (cold / hot) ** (spent / work)
         spent += MOVE
-        rank = draw_below(rng, ranks)
-        if draw_below(rng, 4) == 0:
+        rank = draw(rng) % ranks
+        if draw(rng) % 4 == 0:
             # the fullest rank decides: it is looked at more often
-            scenario = draw_below(rng, scenarios)
+            scenario = draw(rng) % scenarios
             for candidate in range(ranks):
                 if load[candidate, scenario] > load[rank, scenario]:
                     rank = candidate
-        slot = draw_below(rng, most)
+        slot = draw(rng) % most
         if not open_slots[rank, slot]:
             continue
         old = slots[rank, slot]
         other = other_slot = -1
         goes_on = False
-        if budget >= 0 and draw_below(rng, 3) == 0:
-            turn = draw_below(rng, 1 << 20)
+        if budget >= 0 and draw(rng) % 3 == 0:
+            turn = draw(rng) % (1 << 20)
             slot, other, other_slot, new = undoing(rules, slots, held, copies, rank, turn)
             if slot < 0:
                 continue
             old = slots[rank, slot]
-            goes_on = draw_below(rng, 2) == 0
-        elif spare and draw_below(rng, 2) == 0:
+            goes_on = draw(rng) % 2 == 0
+        elif spare and draw(rng) % 2 == 0:
             if old >= 0 and copies[old] < 2:
                 continue
-            new = draw_below(rng, experts)
+            new = draw(rng) % experts
             if held[new, rank]:
                 continue
         else:
-            other = draw_below(rng, ranks)
-            other_slot = draw_below(rng, most)
+            other = draw(rng) % ranks
+            other_slot = draw(rng) % most
             new = slots[other, other_slot]
             if other == rank or new == old or new < 0 or old < 0 or held[new, rank] or held[old, other]:
                 continue
         _exchange(slots, held, copies, rank, slot, other, other_slot, new)
         pair[0], pair[1] = new, old
         several = 1 if old < 0 else 2
-        _step(steps, 0, rank, slot, other, other_slot, old)
+        _step(steps, ZERO, rank, slot, other, other_slot, old)
         stride = 1
         if goes_on:
             several = _use_up(slots, held, copies, rules, rng, steps, pair, several, old if spare else -1)
@@ -225,7 +233,7 @@ def _anneal(
             spent -= MOVE - _REFUSED
             continue
         moves += 1
-        limit = now - temperature * np.log((draw_below(rng, 1 << 30) + 1) / (1 << 30))
+        limit = now - temperature * np.log((draw(rng) % (1 << 30) + 1) / (1 << 30))
         fees = 1 + fee(rules, held) if priced_rules else 1.0
         least = network * (1 - _GAIN)
         change = 0.0
@@ -249,12 +257,12 @@ def _anneal(
         compute = priced(powers_s(total, ranks, reference, worst, each), prices)
         looked = not blind and (compute + least) * fees <= limit
         if looked and hashed:
-            counts[:] = present
+            overwrite(counts, present)
             for index in range(several):
                 spent += outlook_hashed(state, pair[index], column, index, served[index], counts, _SAMPLED)
             looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
         if looked and not covered:
-            counts[:] = present
+            overwrite(counts, present)
             for index in range(several):
                 if near:
                     spent += outlook_nearest(
@@ -262,14 +270,14 @@ def _anneal(
                         serves, column, index, left, came, counts,
                     )  # fmt: skip
                 elif hashed:
-                    spent += outlook_hashed(state, pair[index], column, index, served[index], counts, 1)
+                    spent += outlook_hashed(state, pair[index], column, index, served[index], counts, ONE)
             seen = network_s(counts, scale)
             if stride == 1:
                 learn(fit, change, seen - network)
             looked = (compute + seen) * fees <= limit
         refreshed = looked and covered
         if refreshed:
-            counts[:] = present
+            overwrite(counts, present)
             # both are where they will be before a row that has both is looked at
             state.log[0, 0] = 0
             for expert in pair[:several]:
@@ -279,9 +287,10 @@ def _anneal(
             looked = (compute + network_s(counts, scale) - _DOUBT * network) * fees <= limit
         then = compute * fees if blind else np.inf
         if looked:
-            counts[:] = present
+            overwrite(counts, present)
             for index in range(several):
-                column_was[index], served_was[index] = serves[pair[index]], state.served[pair[index]]
+                served_was[index] = state.served[pair[index]]
+                write_row(column_was, index, serves[pair[index]])
                 spent += reroute(state, pair[index], column, index, served[index])
             network_then = network_s(present, scale)
             if stride == 1 and covered:
@@ -296,10 +305,10 @@ def _anneal(
             for index in range(several if looked else 0):
                 look_at(screen, node, held, pair[index])
                 if not shares:
-                    parts[pair[index]] = part[index]
+                    write_row(parts, pair[index], part[index])
             if now < best:
                 best = now
-                best_slots[:] = slots
+                overwrite(best_slots, slots)
             continue
         _undo(slots, held, copies, steps, stride)
         if shares:
@@ -314,7 +323,7 @@ def _anneal(
             for index in range(several):
                 spent += reroute(state, pair[index], column_was, index, served_was[index])
         if looked:
-            present[:] = counts
+            overwrite(present, counts)
     progress[0], progress[2], progress[3], progress[4] = spent, now, best, moves
 
 

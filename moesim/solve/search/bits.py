@@ -84,7 +84,7 @@ def ones(word: Any) -> Any:
 @compiled
 def look(
     sets: Sets, some: Any, more: Any, place: Any, expert: int, before: Any, after: Any, index: int, left: Any,
-    came: Any, kind: int,
+    came: Any,
 ) -> int:  # fmt: skip
     """Look at where the picks of an expert go; return the words looked at.
 
@@ -97,14 +97,14 @@ def look(
     before, after
         Serving ranks of every home, ``before[expert]`` and ``after[index]``, int32 [..., ranks].
     left, came
-        Out, int64 [kinds of places, ranks], in row ``kind``: of each home's rows those that leave a place, and reach
-        one, by this pick alone; where the place stays the same 0.
+        Out, int64 [ranks]: of each home's rows those that leave a place, and reach one, by this pick alone; where the
+        place stays the same 0.
     """
     picked, first, last, mask = sets
     looked = 0
     for home in range(len(place)):
         old, new = place[before[expert, home]], place[after[index, home]]
-        left[kind, home] = came[kind, home] = 0
+        left[home] = came[home] = 0
         if old == new:
             continue
         gone = reached = np.uint64(0)
@@ -113,21 +113,20 @@ def look(
             rows = picked[expert, word] & within
             gone += ones(rows & ~more[old, word])
             reached += ones(rows & ~some[new, word])
-        left[kind, home], came[kind, home] = gone, reached
+        left[home], came[home] = gone, reached
         looked += last[home] - first[home]
     return looked
 
 
 @compiled
 def carry(
-    sets: Sets, crowd: Crowd, place: Any, expert: int, before: Any, after: Any, index: int, left: Any, came: Any,
-    kind: int,
-) -> int:  # fmt: skip
+    sets: Sets, crowd: Crowd, place: Any, expert: int, before: Any, after: Any, index: int, left: Any, came: Any
+) -> int:
     """Carry the picks of an expert to where they go; for all else see :func:`look`."""
     picked, first, last, mask = sets
     some, more, digits = crowd
     # rows of different homes are different bits: none of what is carried below changes what is seen here
-    looked = look(sets, some, more, place, expert, before, after, index, left, came, kind)
+    looked = look(sets, some, more, place, expert, before, after, index, left, came)
     for home in range(len(place)):
         old, new = place[before[expert, home]], place[after[index, home]]
         if old == new:

@@ -56,7 +56,8 @@ def reference_s(load: Any, scale: Any) -> Any:
     ranks, scenarios = load.shape
     found = np.zeros(scenarios)
     for rank in range(ranks):
-        found += load[rank] * (scale[TOKENS, rank] / ranks)
+        for scenario in range(scenarios):
+            found[scenario] += load[rank, scenario] * (scale[TOKENS, rank] / ranks)
     return found
 
 
@@ -81,7 +82,15 @@ def powers_s(total: Any, ranks: int, reference: Any, worst: int, each: Any) -> f
         each[scenario] = reference[scenario] * np.sqrt(np.sqrt(np.sqrt(np.sqrt(total[scenario] / ranks))))
         found += each[scenario]
     if 0 < worst < scenarios:
-        return float(np.sort(each)[scenarios - worst :].sum() / worst)
+        found = 0.0
+        for _ in range(worst):
+            slowest = 0
+            for scenario in range(scenarios):
+                if each[scenario] > each[slowest]:
+                    slowest = scenario
+            found += each[slowest]
+            each[slowest] = -1.0
+        return float(found / worst)
     return float(found / scenarios)
 
 
@@ -102,7 +111,8 @@ def compute_s(load: Any, scale: Any, worst: int) -> float:
     fill_powers(powers, load, scale, reference)
     total = np.zeros(load.shape[1])
     for rank in range(len(powers)):
-        total += powers[rank]
+        for scenario in range(len(total)):
+            total[scenario] += powers[rank, scenario]
     return powers_s(total, len(powers), reference, worst, np.zeros(load.shape[1]))
 
 

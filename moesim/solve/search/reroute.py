@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.base.compiled import compiled
+from moesim.base.compiled import ONE, compiled, write_row
 from moesim.solve.search.bits import Sets, carry, look
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.state import (
@@ -140,14 +140,14 @@ def reroute(state: State, expert: int, serves: Any, index: int, served: int) -> 
     left, came, sets = state.left, state.came, state.sets
     looked = 0
     if mode in (PER_RANK, PER_NODE):
-        looked += CARRYING * carry(sets, state.on_rank, state.itself, expert, before, serves, index, left, came, 0)
+        looked += CARRYING * carry(sets, state.on_rank, state.itself, expert, before, serves, index, left[0], came[0])
     if mode == PER_NODE:
-        looked += CARRYING * carry(sets, state.on_node, node, expert, before, serves, index, left, came, 1)
+        looked += CARRYING * carry(sets, state.on_node, node, expert, before, serves, index, left[1], came[1])
     if mode != NOTHING:
         looked += tally(
             state.counts, node, state.landing, mode, state.indptr, expert, before, serves, index, left, came
         )
-    before[expert] = serves[index]
+    write_row(before, expert, serves[index])
     state.served[expert] = served
     return looked
 
@@ -167,9 +167,9 @@ def outlook_nearest(
     """
     looked = 0
     if mode != DIRECT:
-        looked += LOOKING * look(sets, some, more, itself, expert, before, after, index, left, came, 0)
+        looked += LOOKING * look(sets, some, more, itself, expert, before, after, index, left[0], came[0])
     if mode == PER_NODE:
-        looked += LOOKING * look(sets, node_some, node_more, node, expert, before, after, index, left, came, 1)
+        looked += LOOKING * look(sets, node_some, node_more, node, expert, before, after, index, left[1], came[1])
     return looked + tally(counts, node, landing, mode, indptr, expert, before, after, index, left, came)
 
 
@@ -180,7 +180,7 @@ def outlook_hashed(state: State, expert: int, serves: Any, index: int, served: i
     present, before = state.serves[expert], state.served[expert]
     first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
     for position in range(first + expert % every, last, every):
-        row = state.rows[position]
+        row: Any = np.int64(state.rows[position])
         key = pick_key(policy, state.key, row, expert)
         old, new = present[key % before if before > 1 else 0], serves[index, key % served if served > 1 else 0]
         if old == new:
@@ -193,7 +193,8 @@ def outlook_hashed(state: State, expert: int, serves: Any, index: int, served: i
                 left_node = every * (state.at_node[node[old], row] == 1)
                 came_node = every * (state.at_node[node[new], row] == 0)
             left, came = (left_rank, left_node), (came_rank, came_node)
-        moved(counts, node, state.landing, mode, state.home[row], old, new, every, left, came)
+        home: Any = np.int64(state.home[row])
+        moved(counts, node, state.landing, mode, home, old, new, every, left, came)
     return _HASHING_LOOK * int(last - first) // every
 
 
@@ -227,15 +228,15 @@ def _reroute_cover(state: State, expert: int, before: Any) -> int:
         first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
         looked += last - first
         for position in range(first, last):
-            row = state.rows[position]
+            row: Any = np.int64(state.rows[position])
             visited = state.visits[row]
             now = cover_row(state.routes[row], state.mask, own, row, nodes)
             if now != visited:
                 filled += 1
                 state.log[filled, 0], state.log[filled, 1] = row, visited
                 state.visits[row] = now
-                count_cover(state.counts, state.landing[home], home, visited & ~now, -1)
-                count_cover(state.counts, state.landing[home], home, now & ~visited, 1)
+                count_cover(state.counts, state.landing[home], home, visited & ~now, -ONE)
+                count_cover(state.counts, state.landing[home], home, now & ~visited, ONE)
     state.log[0, 0] = filled
     return COVERING * looked
 
@@ -258,8 +259,11 @@ def outlook_cover(state: State, expert: int, other: int, counts: Any, every: int
         first, last = state.indptr[expert * ranks + home], state.indptr[expert * ranks + home + 1]
         # cells are short: begin elsewhere in each, so that every row has its turn
         for position in range(first + (expert + home) % every, last, every):
-            row = state.rows[position]
-            if other >= 0 and (state.routes[row] == other).any():
+            row: Any = np.int64(state.rows[position])
+            both = False
+            for expert_of_row in state.routes[row]:
+                both |= other >= 0 and expert_of_row == other
+            if both:
                 continue
             looked += 1
             visited = state.visits[row]
@@ -284,13 +288,14 @@ def _reroute_hashed(state: State, expert: int, serves: Any, served: int) -> int:
     ranks, mode, node, policy = len(state.node), state.mode[0], state.node, state.policy[0]
     before = state.served[expert]
     holder = state.serves[expert, :before].copy()
-    state.serves[expert] = serves
+    write_row(state.serves, expert, serves)
     state.served[expert] = served
     first, last = state.indptr[expert * ranks], state.indptr[(expert + 1) * ranks]
     if mode == NOTHING:
         return 0
     for position in range(first, last):
-        row = state.rows[position]
+        row: Any = np.int64(state.rows[position])
+        home: Any = np.int64(state.home[row])
         old = holder[pick_key(policy, state.key, row, expert) % before]
         new = serving_rank(policy, state.serves, state.served, state.home, state.key, row, expert)
         if old == new:
@@ -301,7 +306,7 @@ def _reroute_hashed(state: State, expert: int, serves: Any, served: int) -> int:
             if mode == PER_NODE and node[old] != node[new]:
                 left_node, came_node = _leaves(state.at_node, row, node[old]), _comes(state.at_node, row, node[new])
         moved(
-            state.counts, node, state.landing, mode, state.home[row], old, new, 1,
+            state.counts, node, state.landing, mode, home, old, new, ONE,
             (left_rank, left_node), (came_rank, came_node),
         )  # fmt: skip
     return HASHING * int(last - first)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.base.compiled import compiled
+from moesim.base.compiled import ONE, compiled, overwrite
 from moesim.solve.search.bits import fill, make_crowd, make_sets
 from moesim.solve.search.cover import count_cover, cover_row
 from moesim.solve.search.reroute import edge, hop
@@ -61,26 +61,26 @@ def recount(state: State) -> Any:
     if mode == NOTHING:
         return counts
     for row in range(rows):
-        home = state.home[row]
+        home: Any = np.int64(state.home[row])
         own = state.node[home]
         if state.policy[0] == COVER:
             visited = cover_row(state.routes[row], state.mask, own, row, state.landing.shape[1])
-            count_cover(counts, state.landing[home], home, visited, 1)
+            count_cover(counts, state.landing[home], home, visited, ONE)
             continue
         for pick in range(picks):
-            expert = state.routes[row, pick]
+            expert: Any = np.int64(state.routes[row, pick])
             if expert < 0:
                 continue
             rank = serving_rank(state.policy[0], state.serves, state.served, state.home, state.key, row, expert)
             if mode == DIRECT:
-                edge(counts, state.node, home, rank, 1)
+                edge(counts, state.node, home, rank, ONE)
                 continue
             if rank_seen[rank] != row:
                 rank_seen[rank] = row
                 if mode == PER_RANK:
-                    edge(counts, state.node, home, rank, 1)
+                    edge(counts, state.node, home, rank, ONE)
                 else:
-                    hop(counts, state.landing[home, state.node[rank]], rank, 1)
+                    hop(counts, state.landing[home, state.node[rank]], rank, ONE)
             there = state.node[rank]
             if mode == PER_NODE and there != own and node_seen[there] != row:
                 node_seen[there] = row
@@ -110,6 +110,7 @@ def make_state(
     wanted = np.array(demand, dtype=np.float64)
     wanted = np.ascontiguousarray(wanted.T)  # scenarios side by side
     experts, scenarios = wanted.shape
+    routes = np.ascontiguousarray(routes, dtype=np.int16)
     indptr, rows = _index(routes, home, experts, ranks)
     covered = policy == COVER
     merged = not covered and mode in (PER_RANK, PER_NODE)
@@ -118,7 +119,7 @@ def make_state(
     nodes = int(np.max(node)) + 1
     sets = make_sets(routes[: len(home) * as_bits], home[: len(home) * as_bits], experts, ranks)
     state = State(
-        routes=np.ascontiguousarray(routes, dtype=np.int16),
+        routes=routes,
         home=np.array(home, dtype=np.int32),
         key=np.arange(len(home)) if key is None else np.array(key, dtype=np.int64),
         indptr=indptr,
@@ -175,18 +176,21 @@ def settle(state: State) -> None:
     for expert in range(experts):
         refresh(state, expert)
         for rank in range(ranks):
-            state.load[rank] += state.part[expert, rank] * state.demand[expert]
+            for scenario in range(state.load.shape[1]):
+                state.load[rank, scenario] += state.part[expert, rank] * state.demand[expert, scenario]
     if state.poured[0]:
         share_load(state)
     for row in range(len(state.visits)):
         own = state.node[state.home[row]]
         state.visits[row] = cover_row(state.routes[row], state.mask, own, row, state.landing.shape[1])
-    state.before[:] = state.mask
+    for expert in range(experts):
+        state.before[expert] = state.mask[expert]
     state.log[0, 0] = 0
     state.at_rank[:] = 0
     state.at_node[:] = 0
     for row in range(state.at_rank.shape[1]):
-        for expert in state.routes[row]:
+        for picked in state.routes[row]:
+            expert = int(np.int64(picked))
             if expert >= 0:
                 rank = serving_rank(state.policy[0], state.serves, state.served, state.home, state.key, row, expert)
                 state.at_rank[rank, row] += np.uint8(1)
@@ -196,4 +200,4 @@ def settle(state: State) -> None:
         fill(state.sets, state.on_rank, state.itself, state.serves)
         if len(state.on_node.some):
             fill(state.sets, state.on_node, state.node, state.serves)
-    state.counts[:] = recount(state)
+    overwrite(state.counts, recount(state))

@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from moesim.base.compiled import compiled, compiled_as_numpy
+from moesim.base.compiled import compiled, compiled_as_numpy, overwrite, plain
 from moesim.solve.search.cost import steep_power
 from moesim.solve.search.state import State
 
-ROUNDS: Final = 2
+ROUNDS: Final = plain(2)
 """Rounds of pouring after a move."""
-_FIRST: Final = 30
+_FIRST: Final = plain(30)
 """Rounds from scratch."""
 POURING: Final = 2
 """Work of an expert that is poured, in one scenario."""
@@ -99,8 +99,8 @@ def share_anew(sharing: Sharing, slots: Any, held: Any, demand: Any, pair: Any, 
     """
     unit, time, flow, spots, many = sharing.unit, sharing.time_then, sharing.flow_then, sharing.spots, sharing.many
     each = slots.shape[1]
-    time[:] = sharing.time
-    flow[:] = sharing.flow
+    overwrite(time, sharing.time)
+    overwrite(flow, sharing.flow)
     for index in range(several):
         _draw_off(unit, time, flow, spots, pair[index], many[pair[index]], each)
         find_spots(sharing, slots, held, pair[index])
@@ -117,12 +117,13 @@ def share_anew(sharing: Sharing, slots: Any, held: Any, demand: Any, pair: Any, 
 @compiled
 def keep_shares(sharing: Sharing, load: Any) -> None:
     """Let what was worked out last happen; ``load`` float64 [ranks, scenarios]."""
-    sharing.time[:] = sharing.time_then
-    sharing.flow[:] = sharing.flow_then
-    each = len(sharing.flow) // len(load)
+    flow, each = sharing.flow, len(sharing.flow) // len(load)
+    overwrite(sharing.time, sharing.time_then)
+    overwrite(flow, sharing.flow_then)
     load[:] = 0.0
-    for spot in range(len(sharing.flow)):
-        load[spot // each] += sharing.flow[spot]
+    for spot in range(len(flow)):
+        for scenario in range(load.shape[1]):
+            load[spot // each, scenario] += flow[spot, scenario]
 
 
 @compiled_as_numpy

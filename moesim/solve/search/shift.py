@@ -41,8 +41,8 @@ def working(load: Any, scale: Any) -> Working:
     total = np.zeros(scenarios)
     unit = np.zeros((ranks, scenarios))
     for rank in range(ranks):
-        total += powers[rank]
         for scenario in range(scenarios):
+            total[scenario] += powers[rank, scenario]
             if reference[scenario] > 0:
                 unit[rank, scenario] = scale[TOKENS, rank] / reference[scenario]
     return Working(
