@@ -20,6 +20,7 @@ from moesim.base.arrays import Array, Sealed, seal
 from moesim.base.errors import InputError
 from moesim.placement.migrate import Migration
 from moesim.placement.placement import EMPTY, Placement
+from moesim.placement.seats import seats
 
 STORAGE: Final = -1
 """Source of an expert that no rank holds: host memory or disk."""
@@ -140,18 +141,8 @@ def keep_slots(running: ArrayLike, planned: Placement) -> Placement:
         Experts now, int [layers, ranks, slots], of the same shape.
     """
     before = np.asarray(running)
-    experts = np.full(before.shape, EMPTY, np.int32)
-    has = planned.has
-    for layer, rank in np.ndindex(*before.shape[:2]):
-        old = before[layer, rank]
-        stays = (old != EMPTY) & has[layer, old, rank]
-        experts[layer, rank, stays] = old[stays]
-        new = np.setdiff1d(np.flatnonzero(has[layer, :, rank]), old[stays])
-        # an empty slot costs nobody his place
-        free = np.flatnonzero(~stays)
-        free = free[np.argsort(old[free] != EMPTY, kind="stable")]
-        experts[layer, rank, free[: len(new)]] = new
-    return replace(planned, experts=experts)
+    # an empty slot costs nobody his place
+    return replace(planned, experts=seats(planned.has, before, np.array(True), before != EMPTY))
 
 
 def schedule(

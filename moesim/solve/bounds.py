@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from moesim.base.arrays import Array, Sealed, seal
 from moesim.base.errors import InputError
@@ -72,11 +73,20 @@ _KNOWN: Final[weakref.WeakKeyDictionary[Costs, dict[tuple[tuple[str, ...], int],
 
 
 def step_bound(
-    batches: Batches | Sequence[Batches], cluster: Cluster, costs: Costs, slots_per_rank: int
+    batches: Batches | Sequence[Batches], cluster: Cluster, costs: Costs, slots_per_rank: int, jobs: int = 1
 ) -> BoundReport:
     """Return seconds that no placement with so many slots can beat on these steps.
 
     It is remembered as long as the costs live: every solver of a comparison has the same bound.
+
+    Parameters
+    ----------
+    batches
+        Steps, or windows of them.
+    slots_per_rank
+        Experts that a rank can hold in a layer.
+    jobs
+        Threads that steps are shared among.
 
     Raises
     ------
@@ -89,19 +99,15 @@ def step_bound(
     known = _KNOWN.setdefault(costs, {})
     key = (tuple(window.digest for window in windows), slots_per_rank)
     if key not in known:
-        known[key] = _bound(windows, costs, slots_per_rank)
+        known[key] = _bound(windows, costs, slots_per_rank, jobs)
     return known[key]
 
 
-def _bound(windows: Sequence[Batches], costs: Costs, slots_per_rank: int) -> BoundReport:
+def _bound(windows: Sequence[Batches], costs: Costs, slots_per_rank: int, jobs: int) -> BoundReport:
     ways = Way.of(costs, "dispatch"), Way.of(costs, "combine")
-    steps, alone, load, traffic = [], [], [], []
-    for window, step in every_step(windows):
-        part = _step(window, step, costs, slots_per_rank, ways)
-        steps.append(part[0])
-        alone.append(part[1])
-        load.append(part[2])
-        traffic.append(part[3])
+    parallel = Parallel(n_jobs=jobs, backend="threading")
+    parts = parallel(delayed(_step)(window, step, costs, slots_per_rank, ways) for window, step in every_step(windows))
+    steps, alone, load, traffic = zip(*parts, strict=True)
     return BoundReport(np.array(steps), np.mean(alone, axis=0), np.mean(load, axis=0), np.mean(traffic, axis=0))
 
 

@@ -10,7 +10,7 @@ from joblib import Parallel, delayed
 from moesim.base.arrays import Array
 from moesim.base.errors import Infeasible, InputError
 from moesim.base.units import count
-from moesim.placement import EMPTY
+from moesim.placement.seats import seats
 from moesim.solve.limits import Limits, holders
 
 _MOST_S: Final = 60.0
@@ -63,16 +63,8 @@ def seated(held: Array, experts: Array, room: Array) -> Array:
     room
         Slots that each rank may fill, int [layers, ranks].
     """
-    out = np.full(experts.shape, EMPTY, np.int32)
-    slots = np.arange(experts.shape[2])
-    for layer, rank in np.ndindex(*room.shape):
-        before = experts[layer, rank]
-        stays = (before != EMPTY) & held[layer, before, rank] & (slots < room[layer, rank])
-        out[layer, rank, stays] = before[stays]
-        new = np.setdiff1d(np.flatnonzero(held[layer, :, rank]), before[stays])
-        free = np.flatnonzero(~stays & (slots < room[layer, rank]))
-        out[layer, rank, free[: len(new)]] = new
-    return out
+    usable = np.arange(experts.shape[2]) < room[:, :, None]
+    return seats(held, experts, usable, np.array(False))
 
 
 def _nearest(target: Array, limits: Limits, load: Array, layer: int) -> Array:

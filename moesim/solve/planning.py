@@ -166,7 +166,7 @@ def solve(
         problem.note(f"{reason} after {time.monotonic() - began:.0f} s: the best placement until then")
     problem.tell("done", scored.mean_s, 1.0)
     wall_s = time.monotonic() - began  # the bound is none of the solver's time
-    bound = step_bound(problem.batches, group, costs, slots_per_rank)
+    bound = step_bound(problem.batches, group, costs, slots_per_rank, problem.jobs)
     terms = report(placement, scored, problem)
     return Plan(
         placement=placement,

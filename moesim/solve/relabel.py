@@ -6,6 +6,8 @@ network between all of them is alike too. Layers are independent, so each is rel
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from moesim.base.arrays import Array
@@ -71,13 +73,17 @@ def assign(cost: Array) -> Array:
     """Return the column of every row, int64 [rows], that together cost least; ``cost`` whole numbers [rows, rows]."""
     from ortools.graph.python import linear_sum_assignment
 
-    rows, columns = np.indices(cost.shape)
     problem = linear_sum_assignment.SimpleLinearSumAssignment()
-    problem.add_arcs_with_cost(
-        rows.ravel().astype(np.int32), columns.ravel().astype(np.int32), cost.ravel().astype(np.int64)
-    )
+    problem.add_arcs_with_cost(*_arcs(*cost.shape), cost.ravel().astype(np.int64))
     problem.solve()
     return np.array([problem.right_mate(row) for row in range(len(cost))], np.int64)
+
+
+@cache
+def _arcs(rows: int, columns: int) -> tuple[Array, Array]:
+    """Return row and column of every cell, int32 [rows * columns] each."""
+    row, column = np.indices((rows, columns), np.int32)
+    return row.ravel(), column.ravel()
 
 
 def rank_kinds(cluster: Cluster) -> Array:
