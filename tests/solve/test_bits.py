@@ -34,7 +34,7 @@ def test_looking_and_carrying_count_rows(ranks: int, rows: int, seed: int) -> No
     fill(sets, crowd, place, serves)
     if not rows:
         return
-    left, came = np.zeros((2, ranks), np.int64), np.zeros((2, ranks), np.int64)
+    left, came = np.zeros(ranks, np.int64), np.zeros(ranks, np.int64)
     for _ in range(10):
         expert = int(rng.integers(EXPERTS))
         after = serves[expert : expert + 1].copy()
@@ -49,11 +49,11 @@ def test_looking_and_carrying_count_rows(ranks: int, rows: int, seed: int) -> No
             mine = picking & (home == rank)
             if old != new:
                 expected[:, rank] = (at[old, mine] == 1).sum(), (at[new, mine] == 0).sum()
-        look(sets, crowd.some, crowd.more, place, expert, serves, after, 0, left, came, 1)
-        np.testing.assert_array_equal([left[1], came[1]], expected)
+        look(sets, crowd.some, crowd.more, place, expert, serves, after, 0, left, came)
+        np.testing.assert_array_equal([left, came], expected)
         left[:] = came[:] = -1
-        carry(sets, crowd, place, expert, serves, after, 0, left, came, 1)
-        np.testing.assert_array_equal([left[1], came[1]], expected)
+        carry(sets, crowd, place, expert, serves, after, 0, left, came)
+        np.testing.assert_array_equal([left, came], expected)
         serves[expert] = after[0]
         kept = [part.copy() for part in crowd]
         fill(sets, crowd, place, serves)

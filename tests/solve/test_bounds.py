@@ -308,5 +308,5 @@ def test_solvers_of_a_comparison_have_one_bound_between_them(
         (problem.batches, problem.costs, 4), (fewer, problem.costs, 3), (problem.batches, others, 3),
     ):  # fmt: skip
         found = step_bound(steps, problem.cluster, costs, slots)
-        assert found.step_s == real(steps, costs, slots).step_s
+        assert found.step_s == real(steps, costs, slots, 2).step_s
     assert len(made) == 4
