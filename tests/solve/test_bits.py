@@ -12,6 +12,7 @@ from moesim.solve.search.bits import WORD, carry, fill, look, make_crowd, make_s
 EXPERTS, PICKS = 9, 5
 
 
+@settings(deadline=None)
 @given(word=st.integers(0, 2**64 - 1))
 def test_ones_counts_bits(word: int) -> None:
     assert ones(np.uint64(word)) == word.bit_count()
