@@ -161,7 +161,6 @@ def _answer(rows: list[dict[str, Any]]) -> str:
     if best is None or best["saved_share"] <= 0:
         return f"planning anew does not pay here: no rule beats the first plan{end}"
     even = best["break_even_interval_s"]
-    # what moves beside serving cost is in the steps, and no time between plans stands for it
     when = f"; it pays where plans are at least {show(even, 'time')} apart" if even else ""
     return f"best: {best['rule']}, saves {best['saved_share']:.1%} of the time{when}{end}"
 

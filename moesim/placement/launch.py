@@ -147,6 +147,12 @@ def _sglang(case: _Case) -> Launch:
             )
     if case.node is None:
         notes += ("on several nodes add --nnodes, with ranks in the order of the plan",)
+    elif over := _node_flags(case):
+        last = int(over[1]) - 1
+        notes += (
+            f"start it on every node, with --node-rank 0 to {last} in the order of the plan and --dist-init-addr HOST:PORT "
+            "of the first",
+        )
     notes += (
         "these flags split the attention of a token over all ranks; for requests of its own on every rank, as plans "
         f"and simulations have it unless told otherwise, add --enable-dp-attention --dp-size {case.ranks}",

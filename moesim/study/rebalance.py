@@ -90,6 +90,9 @@ class Replay:
         float64 [steps]: seconds of one real step, mean over those it stands for.
     stall_s
         float64 [steps]: seconds that serving stopped before each step.
+    beside_s
+        float64 [steps]: seconds of the real steps, all together, that they took longer because experts moved beside
+        them; below 0 where the placement that is left is the faster one.
     imbalance
         float64 [steps]: max over mean tokens of a rank, mean over layers.
     plans, moves, moved_bytes
@@ -102,6 +105,7 @@ class Replay:
 
     step_s: Array
     stall_s: Array
+    beside_s: Array
     imbalance: Array
     plans: int
     moves: int
@@ -210,7 +214,7 @@ def replay(
         Placement that runs at the beginning.
     """
     steps = len(world.batches)
-    step_s, stall_s, imbalance = np.zeros(steps), np.zeros(steps), np.zeros(steps)
+    step_s, stall_s, beside_s, imbalance = np.zeros((4, steps))
     running, plans, cut, moves, moved, planned_at, fresh = start, 0, 0, 0, 0.0, 0, 0.0
     leaving, under_way = start, 0.0
     # of the engine, as all other seconds are of the layers that the trace holds
@@ -240,11 +244,13 @@ def replay(
         if under_way > 0:
             # layers switch one after the other, so that in the mean half of them run the old plan
             part = min(under_way, how.repeat) / how.repeat
-            step_s[step] += (world.price(leaving, step)[0] - seconds) / 2 * part
+            longer = (world.price(leaving, step)[0] - seconds) / 2 * part
+            step_s[step] += longer
+            beside_s[step] = longer * how.repeat
             under_way = max(under_way - how.repeat, 0.0)
         if progress is not None:
             progress(step + 1, steps)
-    return Replay(step_s, stall_s, imbalance, plans, moves, moved, how.repeat, cut)
+    return Replay(step_s, stall_s, beside_s, imbalance, plans, moves, moved, how.repeat, cut)
 
 
 def cut_note(cut: int, plans: int, deadline_s: float) -> tuple[str, ...]:

@@ -57,6 +57,8 @@ def test_sglang_is_told_how_attention_was_planned() -> None:
 def test_sglang_counts_nodes_off() -> None:
     flags = launch(PLACEMENT, "e.json", "sglang", spec=SPEC, policy="nearest", node=[3, 3, 5, 5]).flags
     assert flags[-2:] == ("--nnodes", "2")
+    notes = " ".join(launch(PLACEMENT, "e.json", "sglang", spec=SPEC, policy="nearest", node=[0, 0, 1, 1]).notes)
+    assert "--node-rank 0 to 1 in the order of the plan and --dist-init-addr" in notes
     assert "--nnodes" not in launch(PLACEMENT, "e.json", "sglang", spec=SPEC, policy="nearest", node=[0] * 4).flags
     for node in ([0, 1, 0, 1], [0, 0, 0, 1], [0, 1, 1, 0]):
         with pytest.raises(InputError, match=r"SGLang.*rule 'nodes'"):

@@ -155,6 +155,22 @@ def test_at_the_break_even_interval_planning_anew_costs_what_it_saves(world: Wor
     assert saved[0] < 0 < saved[1]
 
 
+def test_what_moves_beside_serving_cost_counts_towards_the_break_even_interval(world: World):
+    start = world.plan(0, 2, None)
+    rule = Rebalancing("interval", interval=2, migrate="overlap", repeat=1000)
+    found = replay(world, start, rule)
+    row = row_of(found, replay(world, start, Rebalancing("never", repeat=1000)), rule)
+    free = replay(world, start, dataclasses.replace(rule, migrate="free"))
+    assert found.beside_s.sum() == pytest.approx(found.serving_s - free.serving_s)
+    assert found.beside_s.sum() > 0 == row["stopped_s"]
+    even = row["break_even_interval_s"]
+    assert even == pytest.approx(row["interval_s"] * found.beside_s.sum() / (row["never_s"] - free.total_s))
+    # a tenth of the real steps pay for moves as long: the interval is as many seconds as before
+    tenth = dataclasses.replace(rule, repeat=100)
+    again = row_of(replay(world, start, tenth), replay(world, start, Rebalancing("never", repeat=100)), tenth)
+    assert again["break_even_interval_s"] == pytest.approx(even, rel=0.02)
+
+
 def test_a_threshold_plans_where_balance_falls_and_a_gain_is_asked_for(world: World):
     start = world.plan(0, 2, None)
     loose = replay(world, start, Rebalancing("threshold", threshold=0.05))
@@ -234,7 +250,8 @@ def test_the_answer_claims_nothing_that_was_not_tried(trace: Trace, tmp_path: Pa
     assert answer("--intervals", "100", "--thresholds", "9").startswith("no rule planned anew in these steps: take ")
     beside = answer("--intervals", "2", "--thresholds", "9", "--migrate", "overlap", "--start", "first")
     assert beside.startswith("best: every 2, saves ")
-    assert "apart" not in beside
+    assert "apart" in beside
+    assert " 0 s apart" not in beside
 
 
 def test_a_plan_has_a_deadline_of_its_own_and_a_note_says_where_it_cut(trace: Trace, tmp_path: Path):

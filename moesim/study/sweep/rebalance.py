@@ -128,10 +128,11 @@ def world_of(chosen: RebalanceSettings, shared: Mapping[str, Any]) -> tuple[Worl
 def row_of(found: Replay, never: Replay, rule: Rebalancing) -> Row:
     """Return what one rule is worth, as a row."""
     stopped_s = float(found.stall_s.sum())
-    saved_s = never.serving_s - found.serving_s
+    # what a plan costs, stopped or beside serving, does not grow with the time between plans; what it saves does
+    paid_s = stopped_s + float(found.beside_s.sum())
+    saved_s = never.total_s - found.total_s + paid_s
     step_s = float(found.step_s.mean())
-    # stalls do not grow with the time between plans, what a plan saves does
-    even = rule.interval * rule.repeat * step_s * stopped_s / saved_s if saved_s > 0 else None
+    even = rule.interval * rule.repeat * step_s * max(paid_s, 0.0) / saved_s if saved_s > 0 else None
     return {
         "replayed_steps": len(found.step_s),
         "step_s": step_s,
