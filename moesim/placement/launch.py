@@ -150,8 +150,8 @@ def _sglang(case: _Case) -> Launch:
     elif over := _node_flags(case):
         last = int(over[1]) - 1
         notes += (
-            f"start it on every node, with --node-rank 0 to {last} in the order of the plan and --dist-init-addr HOST:PORT "
-            "of the first",
+            f"start it on every node, with --node-rank 0 to {last} in the order of the plan and --dist-init-addr "
+            "HOST:PORT of the first",
         )
     notes += (
         "these flags split the attention of a token over all ranks; for requests of its own on every rank, as plans "
