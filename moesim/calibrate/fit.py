@@ -15,6 +15,7 @@ from moesim.calibrate.observe import Observation
 from moesim.costs import constants as k
 from moesim.costs.roofline import gemm_share, hbm_share
 from moesim.costs.transports.channels import collective_floor
+from moesim.costs.transports.parts import net_floor
 
 if TYPE_CHECKING:
     from moesim.cluster import Cluster
@@ -260,8 +261,7 @@ def _published(cluster: Cluster, knob: Knob) -> float:
         "direct_combine_floor": k.LL_COMBINE_FLOOR_S,
         "hierarchical_floor": k.NORMAL_DISPATCH_FLOOR_S,
     }
-    path_s = k.FLOOR_PATH_S.value
-    floors = {name: (floor.value - path_s) * factor + path_s for name, floor in hopper.items()}
+    floors = {name: net_floor(floor) * factor + k.FLOOR_PATH_S.value for name, floor in hopper.items()}
     return {
         "direct_combine_bandwidth": k.LL_COMBINE_BANDWIDTH.value,
         "hierarchical_copy_bandwidth": k.SM_COPY_BANDWIDTH.value,
