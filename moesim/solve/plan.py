@@ -41,7 +41,7 @@ class Plan(Sealed):
     solver, options, seed
         How it was made.
     wall_s
-        Seconds that solving took.
+        Seconds that solving took, without those in which kernels were compiled.
     inputs
         Digests and ids of everything it was made from: trace, origin, steps, requests, batches, cluster, model.
     notes

@@ -165,7 +165,8 @@ def solve(
         reason = why if isinstance(why, str) else "stopped on request"
         problem.note(f"{reason} after {time.monotonic() - began:.0f} s: the best placement until then")
     problem.tell("done", scored.mean_s, 1.0)
-    wall_s = time.monotonic() - began  # the bound is none of the solver's time
+    # the bound is none of the solver's time, nor is the compiler; another thread may end a compilation begun before
+    wall_s = max(working_s() - started, 0.0)
     bound = step_bound(problem.batches, group, costs, slots_per_rank, problem.jobs)
     terms = report(placement, scored, problem)
     return Plan(

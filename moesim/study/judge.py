@@ -38,7 +38,7 @@ class Row:
     bound_s, gap
         Seconds that no placement can beat, and ``step_s / bound_s - 1``.
     solve_s
-        Seconds that planning took.
+        Seconds that planning took, without those in which kernels were compiled.
     fit_step_s
         Mean seconds of a step on the traffic that the plan was fitted to.
     worst_step_s
