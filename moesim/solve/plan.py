@@ -118,6 +118,11 @@ class Plan(Sealed):
         """The notes that say that the clock ended the search, or bought less of it than asked for."""
         return tuple(note for note in self.notes if note.startswith("the deadline ") or "the clock cut" in note)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The notes that tell how much of the plan is the search's, the clock's and chance."""
+        return tuple(note for note in self.notes if note in self.cut or note.startswith("few to fit "))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         placement = self.placement

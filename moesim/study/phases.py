@@ -124,8 +124,7 @@ def side_by_side(
             fitted, cluster, slots_per_rank=slots_per_rank, policy=runs[name], dims=dims, costs=costs[name], seed=seed,
             deadline_s=deadline_s,
         )  # fmt: skip
-        cut, told = plans[name].cut, plans[name].notes
-        notes += [f"plan for {name}: {note}" for note in told if note in cut or note.startswith("few to fit ")]
+        notes += [f"plan for {name}: {note}" for note in plans[name].doubts]
     rows = []
     for name in names:
         found = {plan: score(judged[name], plans[plan].placement, costs[name], runs[name], seed) for plan in names}

@@ -196,8 +196,8 @@ def recover(
             *(f"fitted {note}" for note in fitted.notes),
             *(f"judged {note}" for note in judged.notes),
             *costs.notes,
-            *(f"plan before: {note}" for note in _doubts(running)),
-            *(f"plan with {_budget(budget)}: {note}" for budget, plan in plans for note in _doubts(plan)),
+            *(f"plan before: {note}" for note in running.doubts),
+            *(f"plan with {_budget(budget)}: {note}" for budget, plan in plans for note in plan.doubts),
         ],
     }
     return Recovery(facts, tuple(rows))
@@ -209,8 +209,3 @@ def _part(won: float, whole: float) -> float | None:
 
 def _budget(moves: int | None) -> str:
     return "any number of moves" if moves is None else f"{count(moves, 'move')} a layer"
-
-
-def _doubts(plan: Plan) -> list[str]:
-    """Return the notes that tell how much of a plan is the search's, the clock's and chance."""
-    return [note for note in plan.notes if note in plan.cut or note.startswith("few to fit ")]
